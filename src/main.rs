@@ -1,0 +1,5 @@
+//! `sandbox`: a command in a container that systemd owns.
+
+mod error;
+
+fn main() {}
