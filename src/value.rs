@@ -159,7 +159,8 @@ pub(crate) fn permyriad_unbounded(text: &str) -> Result<u64> {
         let (decimal, rest) = Decimal::take(text.trim_end_matches(['%', '‰', '‱']))?;
         rest.is_empty().then(|| decimal.times_exactly(factor))?
     };
-    parse().ok_or_else(|| wrong(text, "a percentage", "numbers with at most two decimals and a percent sign (20%, 12.5%)"))
+    parse()
+        .ok_or_else(|| wrong(text, "a percentage", "numbers with at most two decimals and a percent sign (20%, 12.5%)"))
 }
 
 /// Parses a percentage of 0 to 100 into hundredths of a percent.
@@ -261,7 +262,13 @@ pub(crate) fn time_span_in(text: &str, default_unit: u64) -> Result<u64> {
         }
         Some(total)
     };
-    parse().ok_or_else(|| wrong(text, "a time span", "seconds, or numbers with us, ms, s, min, h, d, w, M, y (100ms, 1min 30s), or `infinity`"))
+    parse().ok_or_else(|| {
+        wrong(
+            text,
+            "a time span",
+            "seconds, or numbers with us, ms, s, min, h, d, w, M, y (100ms, 1min 30s), or `infinity`",
+        )
+    })
 }
 
 /// A set of CPU or memory node numbers.
@@ -467,7 +474,17 @@ mod tests {
                 ("-5%", None),
             ],
         );
-        check(cpus, &[("1.5", Some(1_500_000)), ("0.001", Some(1_000)), ("2", Some(2_000_000)), ("0", None), ("x", None), ("1.5c", None)]);
+        check(
+            cpus,
+            &[
+                ("1.5", Some(1_500_000)),
+                ("0.001", Some(1_000)),
+                ("2", Some(2_000_000)),
+                ("0", None),
+                ("x", None),
+                ("1.5c", None),
+            ],
+        );
     }
 
     #[test]

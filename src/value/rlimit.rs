@@ -67,7 +67,9 @@ impl Rlimit {
         let (soft, hard) = value.split_once(':').unwrap_or((value, value));
         let (soft, hard) = (amount(soft, *unit)?, amount(hard, *unit)?);
         if soft > hard {
-            return Err(fault(format!("`{value}`: the soft limit is above the hard one")).hint(format!("{name}={hard}")).into());
+            return Err(fault(format!("`{value}`: the soft limit is above the hard one"))
+                .hint(format!("{name}={hard}"))
+                .into());
         }
         Ok(Rlimit { resource: *resource, soft, hard })
     }
