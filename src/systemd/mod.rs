@@ -3,6 +3,7 @@
 mod cgroup;
 mod own;
 mod property;
+mod show;
 mod translate;
 
 pub(crate) use cgroup::CgroupMode;

@@ -155,7 +155,7 @@ fn same_device(a: &Value, b: &Value) -> bool {
 }
 
 /// A value as the user would write it, for the notes.
-fn shown(value: &Value) -> String {
+pub(super) fn shown(value: &Value) -> String {
     match value {
         Value::U64(u64::MAX) => "infinity".to_owned(),
         Value::U64(number) => number.to_string(),
