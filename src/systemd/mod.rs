@@ -1,12 +1,17 @@
 //! The only place that speaks D-Bus: properties of units, and their translation for this machine's cgroups.
 
+mod bus;
 mod cgroup;
 mod own;
 mod property;
+mod scope;
 mod show;
 mod translate;
+mod wire;
 
+pub(crate) use bus::Bus;
 pub(crate) use cgroup::CgroupMode;
 pub(crate) use own::{OwnSetting, exec_setting};
 pub(crate) use property::{Asked, Assignment, Setting, Value, since};
+pub(crate) use scope::{PendingScope, ScopeRequest, StartedScope};
 pub(crate) use translate::{Translated, translate};
