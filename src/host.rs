@@ -37,7 +37,7 @@ pub(crate) struct Host {
     pub(crate) terminal: bool,
     /// The caller's environment.
     pub(crate) environment: BTreeMap<OsString, OsString>,
-    /// Subordinate user and group IDs of the caller: first and count (subuid(5)).
+    /// Subordinate user and group IDs of the caller (subuid(5)), where newuidmap(1) and newgidmap(1) can map them.
     pub(crate) subordinate_ids: Option<(IdRange, IdRange)>,
     /// IDs that somebody owns already: of /etc/subuid, /etc/subgid, /etc/passwd and /etc/group.
     pub(crate) taken_ids: Vec<IdRange>,
@@ -134,7 +134,7 @@ impl Host {
             mounts: visible(&parse_mountinfo(&mounts)),
             terminal: std::io::stdin().is_terminal() && std::io::stdout().is_terminal(),
             environment: std::env::vars_os().collect(),
-            subordinate_ids: own(&subuid).zip(own(&subgid)),
+            subordinate_ids: own(&subuid).zip(own(&subgid)).filter(|_| has_map_tools()),
             taken_ids: taken_ids(&[&subuid, &subgid], &[&passwd, &group]),
             view: HostView::default(),
             user,
@@ -244,6 +244,11 @@ pub(crate) fn is_kernel(fstype: &str) -> bool {
         "pstore", "bpf", "efivarfs", "configfs", "fusectl", "selinuxfs", "binfmt_misc", "nsfs", "rpc_pipefs", "smackfs", "nfsd",
     ];
     KERNEL.contains(&fstype)
+}
+
+fn has_map_tools() -> bool {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    ["newuidmap", "newgidmap"].iter().all(|tool| std::env::split_paths(&path).any(|directory| directory.join(tool).is_file()))
 }
 
 fn random_id() -> Result<String> {

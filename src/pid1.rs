@@ -14,6 +14,7 @@ use rustix::process::{Pid, WaitOptions};
 
 use crate::child;
 use crate::error::Result;
+use crate::layer::Namespace;
 use crate::part::process::Identity;
 use crate::plan::Plan;
 use crate::sync::{ChildEnd, Failure, ToChild, ToParent};
@@ -44,8 +45,18 @@ pub(crate) fn supervise(plan: &Plan, end: &ChildEnd, identity: &Identity, termin
     }
     end.send(&ToParent::Executed).context("tell the launcher")?;
     let status = Stub { end, signals, payload }.watch()?;
+    if plan.namespaces.has(Namespace::Pid) {
+        end_the_rest();
+    }
     end.send(&ToParent::Exited(status)).context("tell the launcher")?;
     Ok(0)
+}
+
+/// Kills whatever the payload left and waits for its end, so that nothing of it runs any more when the launcher returns; the mounts
+/// go a moment later with this process. Only as PID 1 of a namespace: kill(2) with -1 reaches everything in it.
+fn end_the_rest() {
+    drop(nix::sys::signal::kill(nix::unistd::Pid::from_raw(-1), Signal::SIGKILL));
+    while !matches!(rustix::process::wait(WaitOptions::empty()), Err(rustix::io::Errno::CHILD)) {}
 }
 
 fn watch_signals() -> Result<SignalFd> {

@@ -156,6 +156,15 @@ impl Running<'_> {
         }
     }
 
+    /// Waits for the end of the first process inside; the status it leads to.
+    fn wait_for_child(&mut self) -> Result<u8> {
+        let status = rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED)
+            .context("wait for the child")?;
+        self.ended = true;
+        let parts = status.map(|status| (status.exit_status(), status.terminating_signal()));
+        Ok(parts.map_or(exit::FAILED, |(exited, signaled)| exit::from_waitid(exited, signaled)))
+    }
+
     /// When the child reported a failure, that is the cause of whatever this side saw.
     fn first_failure(&mut self, error: anyhow::Error) -> anyhow::Error {
         drop(rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL));
@@ -181,16 +190,17 @@ impl Running<'_> {
             Err(error) => return Err(self.first_failure(error)),
         };
         let out_of_memory = self.unit.as_ref().and_then(Unit::oom_kills).filter(|kills| *kills > 0);
-        let ended = rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED)
-            .context("wait for the child")?;
-        self.ended = true;
         drop(relay);
-        timings.mark("ended");
-        let status = match (reported, ended) {
-            (Some(status), _) => exit::from_wait_status(status),
-            (None, Some(status)) => exit::from_waitid(status.exit_status(), status.terminating_signal()),
-            (None, None) => exit::FAILED,
+        let status = match reported {
+            Some(status) => exit::from_wait_status(status),
+            None => self.wait_for_child()?,
         };
+        // With a kept upper the next sandbox may start at once: this one's overlay has to be gone.
+        if self.plan.root.as_ref().is_some_and(|root| root.upper.is_some()) && !self.ended {
+            self.wait_for_child()?;
+        }
+        self.ended = true;
+        timings.mark("ended");
         if let Some(kills) = out_of_memory {
             log::warn!("out of memory: the kernel killed {kills} of the sandbox's processes (memory.events)");
         }

@@ -76,7 +76,7 @@ impl Failure {
         let fault = error.chain().find_map(|cause| cause.downcast_ref::<Fault>());
         Failure {
             status: fault.map_or(125, Fault::exit_status),
-            message: format!("{error:#}"),
+            message: crate::error::line(error),
             hint: fault.and_then(Fault::hint_text).unwrap_or_default().to_owned(),
         }
     }

@@ -116,7 +116,8 @@ impl Scratch {
     fn make(plan: &RootPlan, upper: Option<OwnedFd>) -> Result<Scratch> {
         let mut options = vec![("mode", "0755".to_owned())];
         options.extend(plan.memory.map(|size| ("size", size.to_string())));
-        let directory = new_file_system("tmpfs", &options, MountAttrFlags::MOUNT_ATTR_NODEV)
+        let attributes = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOSUID;
+        let directory = new_file_system("tmpfs", &options, attributes)
             .context("make a tmpfs for the root's writes")?;
         let attach = |place: &PathBuf| {
             rustix::mount::move_mount(&directory, "", CWD, place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).is_ok()
@@ -127,7 +128,7 @@ impl Scratch {
         // Relative paths keep option strings short; absolute ones could be covered.
         rustix::process::fchdir(&directory).context("enter the scratch tmpfs")?;
         let scratch = Scratch { directory, kept: upper.is_some() };
-        for name in ["root", "layers", "init", "upper", "work", "kept"] {
+        for name in ["root", "layers", "init", "upper", "work", "kept", "fresh"] {
             scratch.make_directory(name)?;
         }
         if let Some(upper) = upper {
@@ -202,12 +203,25 @@ impl Assembly<'_> {
         Ok(())
     }
 
+    /// Without a size of its own a tmpfs is a directory of the scratch one: one file system less to make and to take down, and
+    /// one limit for all memory that the root takes.
     fn tmpfs(&mut self, tmpfs: &Tmpfs) -> Result<()> {
-        let id = self.ids.base.to_string();
-        let mut options = vec![("mode", format!("{:o}", tmpfs.mode)), ("uid", id.clone()), ("gid", id)];
-        options.extend(tmpfs.size.map(|size| ("size", size.to_string())));
-        let attributes = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOSUID;
-        let mount = new_file_system("tmpfs", &options, attributes)?;
+        let mount = match tmpfs.size {
+            Some(size) => {
+                let id = self.ids.base.to_string();
+                let mode = format!("{:o}", tmpfs.mode);
+                let options = [("mode", mode), ("uid", id.clone()), ("gid", id), ("size", size.to_string())];
+                let attributes = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOSUID;
+                new_file_system("tmpfs", &options, attributes)?
+            }
+            None => {
+                let place = Path::new("fresh").join(escape(&tmpfs.at));
+                self.scratch.make_directory(&place)?;
+                own(&place, self.ids.base, self.ids.base, tmpfs.mode)?;
+                let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+                rustix::mount::open_tree(CWD, &place, flags)?
+            }
+        };
         self.attach(&mount, &tmpfs.at, Make::Directory)
     }
 
@@ -341,8 +355,9 @@ impl Assembly<'_> {
         // The kernel mounts an overlay read-only if its work directory cannot be written by the one who mounts: with an idmapped
         // upper only a user of the map can.
         let _as_owner = if self.scratch.kept { Some(AsOwner::of(self.ids)?) } else { None };
-        let mut options: Vec<(&str, String)> =
-            ["redirect_dir", "index", "metacopy", "xino"].map(|key| (key, "off".to_owned())).to_vec();
+        // userxattr means redirect_dir=nofollow and metacopy=off by itself, and refuses to hear of redirect_dir=off.
+        let off: &[&str] = if self.plan.userxattr { &["index", "xino"] } else { &["redirect_dir", "index", "metacopy", "xino"] };
+        let mut options: Vec<(&str, String)> = off.iter().map(|key| (*key, "off".to_owned())).collect();
         options.push(("upperdir", display(upper)));
         options.push(("workdir", display(work)));
         if self.plan.many_layers {
@@ -353,6 +368,7 @@ impl Assembly<'_> {
 
     fn mount_overlay_by_key(&self, lowers: &[PathBuf], options: &[(&str, String)]) -> Result<OwnedFd> {
         let file_system = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        rustix::mount::fsconfig_set_string(&file_system, "source", "overlay")?;
         // The topmost comes first, kernel's Documentation/filesystems/overlayfs.rst.
         for lower in lowers.iter().rev() {
             rustix::mount::fsconfig_set_string(&file_system, "lowerdir+", lower)?;
@@ -472,6 +488,7 @@ pub(crate) fn new_file_system(
     attributes: MountAttrFlags,
 ) -> io::Result<OwnedFd> {
     let file_system = rustix::mount::fsopen(name, FsOpenFlags::FSOPEN_CLOEXEC)?;
+    rustix::mount::fsconfig_set_string(&file_system, "source", name)?;
     for (key, value) in options {
         rustix::mount::fsconfig_set_string(&file_system, *key, value.as_str())?;
     }

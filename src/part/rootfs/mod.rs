@@ -23,7 +23,7 @@ pub(crate) struct RootPlan {
     pub(crate) upper: Option<PathBuf>,
     /// No overlay can be written to.
     pub(crate) read_only: bool,
-    /// Overlays keep their marks in `user.overlay.*` (a plain user may not write `trusted.*`).
+    /// A plain user's root: made by the child, with overlays that keep their marks in `user.overlay.*`.
     pub(crate) userxattr: bool,
     /// `lowerdir+` exists (Linux 6.5), so the number of layers is not bounded by one page of options.
     pub(crate) many_layers: bool,
@@ -112,7 +112,7 @@ pub(crate) struct Tmpfs {
     pub(crate) at: PathBuf,
     /// Mode of the directory.
     pub(crate) mode: u32,
-    /// Size in bytes; `None`: half of the machine's memory.
+    /// Size in bytes; `None`: what [`RootPlan::memory`] leaves.
     pub(crate) size: Option<u64>,
 }
 
@@ -161,6 +161,9 @@ pub(crate) fn plan(spec: &Spec, host: &Host, owners: Owners, share_sys: bool, sh
     operations.extend(kernel_directories(share_sys, share_proc));
     operations.extend(devices());
     operations.extend(asked(spec, host, owners)?);
+    if rootless && host.kernel < (6, 6) {
+        without_user_xattrs(spec, host, &mut operations)?;
+    }
     let (memory, upper) = match &spec.root.upper {
         Upper::Memory(size) => (*size, None),
         Upper::Directory(path) => (None, Some(path.clone())),
@@ -179,6 +182,23 @@ pub(crate) fn plan(spec: &Spec, host: &Host, owners: Owners, share_sys: bool, sh
         many_layers: host.kernel >= (6, 5),
         scratch: ["/tmp", "/mnt", "/run", "/usr"].map(PathBuf::from).to_vec(),
     })
+}
+
+/// Before 6.6 a tmpfs has no user.* attributes, so it can be neither the upper of a plain user's overlay (removing a directory and
+/// making it again would give EIO) nor hold an opaque directory: what is hidden is absent then, not empty.
+fn without_user_xattrs(spec: &Spec, host: &Host, operations: &mut [Operation]) -> Result<()> {
+    if matches!(spec.root.upper, Upper::Memory(_)) {
+        let (major, minor) = host.kernel;
+        return Err(fault(format!("overlay root: on Linux {major}.{minor} a plain user's needs a place on a disk for its writes (6.6 does not)"))
+            .hint("--upper DIR, a directory that need not exist yet; or run as root")
+            .into());
+    }
+    for operation in operations {
+        if let Operation::Overlay(overlay) = operation {
+            overlay.init.iter_mut().filter(|entry| entry.what == InitKind::Empty).for_each(|entry| entry.what = InitKind::Absent);
+        }
+    }
+    Ok(())
 }
 
 /// Whether `mount` can be idmapped: the file systems that can, with the first kernel where each can (FS_ALLOW_IDMAP in the
@@ -277,7 +297,7 @@ fn kernel_directories(share_sys: bool, share_proc: bool) -> Vec<Operation> {
 
 fn devices() -> Vec<Operation> {
     let tmpfs = |at: &str, mode| Operation::Tmpfs(Tmpfs { at: at.into(), mode, size: None });
-    let mut operations = vec![Operation::Tmpfs(Tmpfs { at: "/dev".into(), mode: 0o755, size: Some(4 << 20) })];
+    let mut operations = vec![tmpfs("/dev", 0o755)];
     operations.extend(DEVICES.iter().map(|name| {
         let path = Path::new("/dev").join(name);
         Operation::Bind(BindPlan {

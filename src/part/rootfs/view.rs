@@ -98,7 +98,7 @@ impl View<'_> {
     /// A plain user's overlay cannot have a layer with mounts below it (they are locked, and the kernel refuses to show what is
     /// under them), so directories with mounts are made anew and what they hold is brought one by one.
     fn by_entry(&self) -> Vec<Operation> {
-        let mut operations = vec![Operation::Tmpfs(Tmpfs { at: "/".into(), mode: 0o755, size: Some(16 << 20) })];
+        let mut operations = vec![Operation::Tmpfs(Tmpfs { at: "/".into(), mode: 0o755, size: None })];
         for (directory, entries) in &self.host.view.entries {
             if is_elsewhere(directory) || self.is_hidden(directory) {
                 continue;
