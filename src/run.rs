@@ -80,7 +80,7 @@ struct Running<'a> {
     pid: Pid,
     pidfd: OwnedFd,
     helper: Option<Pid>,
-    unit: Option<Unit>,
+    unit: Option<Unit<'a>>,
     ended: bool,
 }
 
@@ -103,20 +103,25 @@ impl Drop for Running<'_> {
 impl Running<'_> {
     /// Everything up to Go. The child and the helper work while systemd does; the master of the sandbox's terminal is returned.
     fn start(&mut self, claim: Option<&Claim>, timings: &mut Timings) -> Result<Option<OwnedFd>> {
+        if let Some(plan) = &self.plan.unit {
+            self.unit = Some(Unit::begin(plan, self.pid, self.pidfd.as_fd())?);
+            timings.mark("unit asked for");
+        }
         self.map_ids(claim)?;
         self.start_helper(claim)?;
-        timings.mark("id maps, helper");
-        if let Some(plan) = &self.plan.unit {
-            self.unit = Some(Unit::start(plan, self.pid, self.pidfd.as_fd(), timings)?);
-        }
         self.plan.process.apply_from_outside(self.pid)?;
+        timings.mark("id maps, helper");
+        if let Some(unit) = &mut self.unit {
+            unit.finish(self.pidfd.as_fd())?;
+            timings.mark("unit started");
+        }
         let master = match self.end.receive()? {
             Some(ToParent::Ready(master)) => master,
             other => return Err(unexpected(other)),
         };
         timings.mark("child ready");
         if let Some(unit) = &mut self.unit {
-            unit.verify(self.pid)?;
+            unit.verify()?;
             timings.mark("limits verified");
         }
         self.end.send(&ToChild::Go).context("tell the child")?;
