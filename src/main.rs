@@ -1,5 +1,64 @@
 //! `sandbox`: a command in a container that systemd owns.
+//!
+//! The way through the code: arguments → [`layer::Layer`] → [`spec::Spec`] → (with [`host::Host`]) [`plan::Plan`] →
+//! [`run::run`] → exit status. Decisions happen before the plan, effects after it.
 
+mod child;
+mod cli;
 mod error;
+mod exit;
+mod host;
+mod layer;
+mod part;
+mod pid1;
+mod plan;
+mod relay;
+mod run;
+mod signals;
+mod spec;
+mod sync;
+mod sys;
+mod systemd;
+mod timings;
+mod unit;
+mod value;
 
-fn main() {}
+use std::io::Write;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    log_to_stderr();
+    match cli::main() {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => ExitCode::from(report(&error)),
+    }
+}
+
+/// Warnings as `sandbox: warning: …`; more with `SANDBOX_LOG=debug`.
+fn log_to_stderr() {
+    env_logger::Builder::new()
+        .filter_level(log::LevelFilter::Warn)
+        .parse_env("SANDBOX_LOG")
+        .format(|out, record| {
+            let level = match record.level() {
+                log::Level::Warn => "warning",
+                log::Level::Error => "error",
+                log::Level::Info => "info",
+                log::Level::Debug | log::Level::Trace => "debug",
+            };
+            writeln!(out, "sandbox: {level}: {}", record.args())
+        })
+        .init();
+}
+
+/// Prints an error: one line, and the hint; the exit status it leads to.
+fn report(error: &anyhow::Error) -> u8 {
+    let fault = error.chain().find_map(|cause| cause.downcast_ref::<error::Fault>());
+    let mut text = format!("sandbox: {error:#}\n");
+    if let Some(hint) = fault.and_then(error::Fault::hint_text) {
+        text.push_str(&format!("hint: {hint}\n"));
+    }
+    // Without a standard error there is nobody to tell.
+    drop(std::io::stderr().write_all(text.as_bytes()));
+    fault.map_or(exit::FAILED, error::Fault::exit_status)
+}

@@ -1,0 +1,129 @@
+//! The child's side of a start: one flat list of steps. It becomes the stub, PID 1 inside, or with `--as-pid1` the payload.
+
+use std::os::fd::{AsFd, OwnedFd};
+
+use anyhow::Context;
+use rustix::process::{DumpableBehavior, Signal};
+
+use crate::error::{Fault, Result, fault};
+use crate::exit;
+use crate::layer::Namespace;
+use crate::part::caps;
+use crate::part::mounts;
+use crate::part::network;
+use crate::part::process::Identity;
+use crate::part::rootfs::assemble::{Ids, assemble};
+use crate::part::terminal;
+use crate::part::users::{self, Claim, UserPlan};
+use crate::pid1;
+use crate::plan::Plan;
+use crate::sync::{ChildEnd, Failure, ToChild, ToParent};
+use crate::sys;
+
+/// Runs the child to its end. What fails is reported to the launcher, which prints it; nothing is printed here.
+pub(crate) fn enter(plan: &Plan, end: &ChildEnd, claim: Option<&Claim>) -> ! {
+    let status = steps(plan, end, claim).unwrap_or_else(|error| {
+        // If the launcher is gone there is nobody to tell.
+        drop(end.send(&ToParent::Failed(Failure::from_error(&error))));
+        exit::FAILED
+    });
+    sys::exit_now(status)
+}
+
+fn steps(plan: &Plan, end: &ChildEnd, claim: Option<&Claim>) -> Result<u8> {
+    // The lock stays: the range of IDs is claimed as long as anything inside lives.
+    let keep: Vec<_> = [end.as_fd()].into_iter().chain(claim.map(|claim| claim.lock().as_fd())).collect();
+    sys::close_all_but(&keep).context("close inherited descriptors")?;
+    if !matches!(plan.users, UserPlan::Host) {
+        wait_for_maps(end)?;
+        users::become_root(&plan.users)?;
+    }
+    // After the last change of credentials, which clears it; a launcher that died before is seen as the end of the socket.
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("tie the child to its launcher")?;
+    if plan.namespaces.has(Namespace::Uts) {
+        nix::unistd::sethostname(&plan.hostname).context("set the hostname")?;
+    }
+    // Before sysfs is mounted, which shows the network namespace of whoever mounts it.
+    if plan.namespaces.has(Namespace::Net) {
+        network::unshare()?;
+    }
+    if let Some(root) = &plan.root {
+        let tree = if root.userxattr { assemble(root, &Ids { base: 0, userns: None })? } else { wait_for_tree(end)? };
+        mounts::enter(&plan.kernel_mounts, &tree)?;
+    }
+    let terminal = plan.process.terminal.then(terminal::open).transpose()?;
+    let identity = plan.process.identity()?;
+    let (master, terminal) = terminal.map_or((None, None), |(master, terminal)| (Some(master), Some(terminal)));
+    end.send(&ToParent::Ready(master)).context("tell the launcher")?;
+    wait_for_go(end)?;
+    // The process is in its unit now: its cgroup becomes the root of what it sees.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable).context("own /proc/self")?;
+    plan.namespaces.enter_late()?;
+    if plan.kernel_mounts.cgroup {
+        mounts::mount_cgroup()?;
+    }
+    if plan.process.as_pid1 {
+        return Err(become_payload(plan, &identity, terminal.as_ref()));
+    }
+    pid1::supervise(plan, end, &identity, terminal)
+}
+
+fn unexpected(message: Option<ToChild>) -> anyhow::Error {
+    match message {
+        Some(ToChild::Failed(failure)) => failure.into_error(),
+        None => fault("the launcher is gone").into(),
+        Some(other) => fault(format!("the launcher sent {other:?} out of turn")).into(),
+    }
+}
+
+fn wait_for_maps(end: &ChildEnd) -> Result<()> {
+    match end.receive()? {
+        Some(ToChild::Mapped) => Ok(()),
+        other => Err(unexpected(other)),
+    }
+}
+
+fn wait_for_tree(end: &ChildEnd) -> Result<OwnedFd> {
+    match end.receive()? {
+        Some(ToChild::Tree(tree)) => Ok(tree),
+        other => Err(unexpected(other)),
+    }
+}
+
+fn wait_for_go(end: &ChildEnd) -> Result<()> {
+    match end.receive()? {
+        Some(ToChild::Go) => Ok(()),
+        other => Err(unexpected(other)),
+    }
+}
+
+/// The last steps, in the process that becomes the payload; returns only why it could not.
+pub(crate) fn become_payload(plan: &Plan, identity: &Identity, terminal: Option<&OwnedFd>) -> anyhow::Error {
+    match prepare_payload(plan, identity, terminal) {
+        Ok(()) => Fault::into(plan.process.exec(identity)),
+        Err(error) => error,
+    }
+}
+
+fn prepare_payload(plan: &Plan, identity: &Identity, terminal: Option<&OwnedFd>) -> Result<()> {
+    // A session of its own: no terminal of the caller can be pushed input (TIOCSTI), and its ^C reaches the launcher alone.
+    rustix::process::setsid().context("make a session")?;
+    if let Some(terminal) = terminal {
+        terminal::take(terminal, (identity.uid, identity.gid))?;
+    }
+    sys::default_signals().context("reset signals")?;
+    // The bounding set while this is still root of its user namespace, the sets in force after the user switch has shrunk them.
+    plan.capabilities.apply()?;
+    plan.process.apply(identity)?;
+    plan.capabilities.limit()?;
+    // Cleared by the user switch, so here; the stub, or with --as-pid1 the launcher, is the parent.
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("tie the payload to its parent")?;
+    // Last but the system call filter: execve gives no new privileges, set-user-ID bits have no effect.
+    rustix::thread::set_no_new_privs(true).context("set no_new_privs")
+}
+
+/// Gives up what the stub does not need once the payload is its own process.
+pub(crate) fn shrink_stub() -> Result<()> {
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("hide the stub's memory")?;
+    caps::limit_stub()
+}

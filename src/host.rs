@@ -1,0 +1,397 @@
+//! Facts of this machine, read once before anything is decided. Tests make their own [`Host`].
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io::IsTerminal;
+use std::os::unix::ffi::OsStringExt;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+
+use crate::error::Result;
+use crate::part::account;
+use crate::systemd::CgroupMode;
+
+/// What was read of this machine.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Host {
+    /// Effective user ID of the launcher.
+    pub(crate) uid: u32,
+    /// Effective group ID of the launcher.
+    pub(crate) gid: u32,
+    /// Login name of that user, or its number where it has none.
+    pub(crate) user: String,
+    /// The caller's working directory.
+    pub(crate) cwd: PathBuf,
+    /// The kernel's version, major and minor.
+    pub(crate) kernel: (u32, u32),
+    /// Layout of the cgroup hierarchies, where there are any.
+    pub(crate) cgroup: Option<CgroupMode>,
+    /// Six hex digits, drawn for this start.
+    pub(crate) id: String,
+    /// systemd is this machine's PID 1 (sd_booted(3)).
+    pub(crate) booted_by_systemd: bool,
+    /// The mounts that a path can reach, sorted by where they are; see [`visible`].
+    pub(crate) mounts: Vec<Mount>,
+    /// Standard input and output are both terminals.
+    pub(crate) terminal: bool,
+    /// The caller's environment.
+    pub(crate) environment: BTreeMap<OsString, OsString>,
+    /// Subordinate user and group IDs of the caller: first and count (subuid(5)).
+    pub(crate) subordinate_ids: Option<(IdRange, IdRange)>,
+    /// IDs that somebody owns already: of /etc/subuid, /etc/subgid, /etc/passwd and /etc/group.
+    pub(crate) taken_ids: Vec<IdRange>,
+    /// What the host view needs to know; read only when it is the root.
+    pub(crate) view: HostView,
+}
+
+/// A contiguous range of user or group IDs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub(crate) struct IdRange {
+    /// The first ID.
+    pub(crate) first: u32,
+    /// How many there are.
+    pub(crate) count: u32,
+}
+
+impl IdRange {
+    /// Whether the two have an ID in common.
+    pub(crate) fn overlaps(self, other: IdRange) -> bool {
+        u64::from(self.first) < u64::from(other.first) + u64::from(other.count)
+            && u64::from(other.first) < u64::from(self.first) + u64::from(self.count)
+    }
+}
+
+/// One line of /proc/PID/mountinfo, proc_pid_mountinfo(5).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Mount {
+    /// ID of the mount.
+    pub(crate) id: u32,
+    /// ID of the mount that it is on.
+    pub(crate) parent: u32,
+    /// The directory (or file) of the file system that is the root of this mount.
+    pub(crate) root: PathBuf,
+    /// Where it is.
+    pub(crate) point: PathBuf,
+    /// The mount or its file system is read-only.
+    pub(crate) read_only: bool,
+    /// Type of the file system (`ext4`, `fuse.sshfs`).
+    pub(crate) fstype: String,
+    /// Mount options of the file system, comma-separated.
+    pub(crate) super_options: String,
+}
+
+/// What an entry of a directory is, without following a symbolic link.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A directory.
+    Directory,
+    /// A symbolic link to this.
+    Link(PathBuf),
+    /// A regular file.
+    File,
+    /// A device, fifo or socket.
+    Special,
+}
+
+/// Files and directories of the host that its view as a root is made of.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct HostView {
+    /// The paths among [`crate::part::secrets`] that exist, with whether each is a directory.
+    pub(crate) secrets: Vec<(PathBuf, bool)>,
+    /// Entries of / and of every directory below which something is mounted.
+    pub(crate) entries: BTreeMap<PathBuf, Vec<(OsString, Kind)>>,
+    /// Content of /etc/hosts.
+    pub(crate) hosts: String,
+    /// Content of /etc/resolv.conf, wherever it really is.
+    pub(crate) resolv_conf: Vec<u8>,
+    /// Mount points that are files, not directories.
+    pub(crate) file_mounts: Vec<PathBuf>,
+}
+
+impl Host {
+    /// Reads the facts that every start needs.
+    ///
+    /// # Errors
+    /// When /proc is missing or unreadable, or the working directory is gone.
+    pub(crate) fn read() -> Result<Host> {
+        let mounts = std::fs::read("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
+        let uid = rustix::process::geteuid().as_raw();
+        let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+        let group = std::fs::read_to_string("/etc/group").unwrap_or_default();
+        let user = account::by_uid(&passwd, uid).map_or_else(|| uid.to_string(), |entry| entry.name);
+        let [subuid, subgid] =
+            ["/etc/subuid", "/etc/subgid"].map(|path| std::fs::read_to_string(path).unwrap_or_default());
+        let own = |text: &str| subordinate_ranges(text).into_iter().find(|(owner, _)| *owner == user).map(|(_, r)| r);
+        Ok(Host {
+            uid,
+            gid: rustix::process::getegid().as_raw(),
+            cwd: std::env::current_dir().context("find the working directory")?,
+            kernel: parse_kernel(rustix::system::uname().release().to_string_lossy().as_ref()),
+            cgroup: CgroupMode::read().ok(),
+            id: random_id()?,
+            booted_by_systemd: Path::new("/run/systemd/system").is_dir(),
+            mounts: visible(&parse_mountinfo(&mounts)),
+            terminal: std::io::stdin().is_terminal() && std::io::stdout().is_terminal(),
+            environment: std::env::vars_os().collect(),
+            subordinate_ids: own(&subuid).zip(own(&subgid)),
+            taken_ids: taken_ids(&[&subuid, &subgid], &[&passwd, &group]),
+            view: HostView::default(),
+            user,
+        })
+    }
+
+    /// Reads what the host view needs: what of it exists, and the files that every sandbox gets a copy of.
+    ///
+    /// # Errors
+    /// When a local directory that holds a mount cannot be listed for another reason than permission.
+    pub(crate) fn read_view(&mut self) -> Result<()> {
+        self.view.hosts = std::fs::read_to_string("/etc/hosts").unwrap_or_default();
+        self.view.resolv_conf = std::fs::read("/etc/resolv.conf").unwrap_or_default();
+        self.view.secrets = crate::part::secrets::existing(self);
+        self.view.file_mounts = self
+            .mounts
+            .iter()
+            .filter(|mount| mount.root != Path::new("/") && self.is_local(&mount.point))
+            .filter(|mount| std::fs::symlink_metadata(&mount.point).is_ok_and(|meta| !meta.is_dir()))
+            .map(|mount| mount.point.clone())
+            .collect();
+        if self.uid != 0 {
+            self.view.entries = self.entries_above_mounts();
+        }
+        Ok(())
+    }
+
+    /// The mount that `path` is on; the path is taken as it is, no link in it is followed.
+    pub(crate) fn mount_of(&self, path: &Path) -> Option<&Mount> {
+        self.mounts.iter().filter(|m| path.starts_with(&m.point)).max_by_key(|m| m.point.as_os_str().len())
+    }
+
+    /// Whether `path` can be looked at without asking a server: nothing at it or above it is on the network, FUSE or automount.
+    pub(crate) fn is_local(&self, path: &Path) -> bool {
+        !self.mounts.iter().any(|m| path.starts_with(&m.point) && is_remote(&m.fstype))
+    }
+
+    /// An overlay in a user namespace cannot be made of a directory with mounts below it, so the plain user's view is made of
+    /// what those directories hold.
+    fn entries_above_mounts(&self) -> BTreeMap<PathBuf, Vec<(OsString, Kind)>> {
+        let mut directories = std::collections::BTreeSet::from([PathBuf::from("/")]);
+        for mount in &self.mounts {
+            directories.extend(mount.point.ancestors().skip(1).map(Path::to_path_buf));
+        }
+        let files = |path: &Path| self.is_local(path) && self.mount_of(path).is_some_and(|m| !is_kernel(&m.fstype));
+        directories.into_iter().filter(|d| files(d)).filter_map(|d| entries(&d).map(|list| (d, list))).collect()
+    }
+}
+
+/// The mounts that a path can reach, sorted by where they are: at each place the topmost, whose own parents are reachable.
+fn visible(mounts: &[Mount]) -> Vec<Mount> {
+    // Several mounts on / are stacked, each on the one before: only the last is seen.
+    let Some(root) = mounts.iter().rfind(|m| m.point == Path::new("/")) else { return Vec::new() };
+    let mut visible = Vec::new();
+    let mut todo = vec![root];
+    while let Some(mount) = todo.pop() {
+        let children: Vec<&Mount> = mounts.iter().filter(|m| m.parent == mount.id && m.id != mount.id).collect();
+        if let Some(cover) = children.iter().rfind(|child| child.point == mount.point) {
+            todo.push(cover);
+            continue;
+        }
+        let is_covered = |index: usize, child: &Mount| {
+            children.iter().skip(index + 1).any(|later| later.id > child.id && child.point.starts_with(&later.point))
+        };
+        todo.extend(children.iter().enumerate().filter(|(index, child)| !is_covered(*index, child)).map(|(_, c)| *c));
+        visible.push(mount.clone());
+    }
+    visible.sort_by(|a, b| a.point.cmp(&b.point));
+    visible
+}
+
+fn entries(directory: &Path) -> Option<Vec<(OsString, Kind)>> {
+    let mut list = Vec::new();
+    for entry in std::fs::read_dir(directory).ok()?.flatten() {
+        let Ok(file_type) = entry.file_type() else { continue };
+        let kind = if file_type.is_dir() {
+            Kind::Directory
+        } else if file_type.is_symlink() {
+            match std::fs::read_link(entry.path()) {
+                Ok(target) => Kind::Link(target),
+                Err(_) => continue,
+            }
+        } else if file_type.is_file() {
+            Kind::File
+        } else {
+            Kind::Special
+        };
+        list.push((entry.file_name(), kind));
+    }
+    list.sort_by(|a, b| a.0.cmp(&b.0));
+    Some(list)
+}
+
+/// File systems whose server may be dead or elsewhere: touching one can hang for ever, so nothing below one is ever looked at.
+pub(crate) fn is_remote(fstype: &str) -> bool {
+    const REMOTE: &[&str] = &[
+        "nfs", "nfs4", "cifs", "smb3", "smbfs", "ceph", "afs", "9p", "gfs2", "ocfs2", "glusterfs", "lustre", "autofs", "ncpfs",
+        "coda", "orangefs", "virtiofs", "fuse", "fuseblk", "beegfs", "gpfs",
+    ];
+    fstype.starts_with("fuse.") || REMOTE.contains(&fstype)
+}
+
+/// File systems that are no files: the kernel's own views.
+pub(crate) fn is_kernel(fstype: &str) -> bool {
+    const KERNEL: &[&str] = &[
+        "proc", "sysfs", "devtmpfs", "devpts", "cgroup", "cgroup2", "mqueue", "hugetlbfs", "debugfs", "tracefs", "securityfs",
+        "pstore", "bpf", "efivarfs", "configfs", "fusectl", "selinuxfs", "binfmt_misc", "nsfs", "rpc_pipefs", "smackfs", "nfsd",
+    ];
+    KERNEL.contains(&fstype)
+}
+
+fn random_id() -> Result<String> {
+    let mut bytes = [0; 3];
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).context("draw a random number")?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+/// Parses a release such as `6.1.0-56-cloud-amd64`.
+fn parse_kernel(release: &str) -> (u32, u32) {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
+    (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
+}
+
+/// Parses the text of /proc/PID/mountinfo; lines that are none are passed over.
+pub(crate) fn parse_mountinfo(text: &[u8]) -> Vec<Mount> {
+    text.split(|b| *b == b'\n').filter_map(parse_mountinfo_line).collect()
+}
+
+fn parse_mountinfo_line(line: &[u8]) -> Option<Mount> {
+    let fields: Vec<&[u8]> = line.split(|b| *b == b' ').collect();
+    let dash = fields.iter().position(|f| *f == b"-")?;
+    let text = |index: usize| fields.get(index).map(|f| String::from_utf8_lossy(f).into_owned());
+    let options = text(5)?;
+    let super_options = text(dash + 3)?;
+    let read_only = [&options, &super_options].iter().any(|list| list.split(',').any(|o| o == "ro"));
+    Some(Mount {
+        id: text(0)?.parse().ok()?,
+        parent: text(1)?.parse().ok()?,
+        root: unescape(fields.get(3)?),
+        point: unescape(fields.get(4)?),
+        read_only,
+        fstype: text(dash + 1)?,
+        super_options,
+    })
+}
+
+/// Undoes the octal escapes of mountinfo (`\040` is a space).
+fn unescape(field: &[u8]) -> PathBuf {
+    let mut bytes = Vec::with_capacity(field.len());
+    let mut rest = field;
+    while let Some((first, tail)) = rest.split_first() {
+        let code = tail.get(..3).and_then(|d| std::str::from_utf8(d).ok()).and_then(|d| u8::from_str_radix(d, 8).ok());
+        match code {
+            Some(byte) if *first == b'\\' => {
+                bytes.push(byte);
+                rest = &tail[3..];
+            }
+            _ => {
+                bytes.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    PathBuf::from(OsString::from_vec(bytes))
+}
+
+/// Parses /etc/subuid or /etc/subgid: owner and range of each line, subuid(5).
+fn subordinate_ranges(text: &str) -> Vec<(&str, IdRange)> {
+    text.lines()
+        .filter_map(|line| {
+            let mut fields = line.trim().split(':');
+            let owner = fields.next()?;
+            let first = fields.next()?.parse().ok()?;
+            let count = fields.next()?.parse().ok()?;
+            Some((owner, IdRange { first, count }))
+        })
+        .collect()
+}
+
+fn taken_ids(subordinate: &[&str], accounts: &[&str]) -> Vec<IdRange> {
+    let ranges = subordinate.iter().flat_map(|text| subordinate_ranges(text)).map(|(_, range)| range);
+    let single = accounts
+        .iter()
+        .flat_map(|text| text.lines())
+        .filter_map(|line| line.split(':').nth(2)?.parse().ok())
+        .map(|first| IdRange { first, count: 1 });
+    ranges.chain(single).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount(id: u32, parent: u32, point: &str, fstype: &str) -> Mount {
+        Mount {
+            id,
+            parent,
+            root: "/".into(),
+            point: point.into(),
+            read_only: false,
+            fstype: fstype.into(),
+            super_options: String::new(),
+        }
+    }
+
+    #[test]
+    fn a_mountinfo_line_is_read_with_its_escapes_and_optional_fields() {
+        let text = b"36 35 98:0 /mnt1 /mnt\\0402 rw,noatime master:1 shared:2 - ext3 /dev/root ro,errors=continue\ngarbage\n";
+        let mounts = parse_mountinfo(text);
+        assert_eq!(mounts.len(), 1);
+        assert_eq!(mounts[0].point, PathBuf::from("/mnt 2"));
+        assert_eq!((mounts[0].id, mounts[0].parent), (36, 35));
+        assert_eq!(mounts[0].fstype, "ext3");
+        assert!(mounts[0].read_only);
+    }
+
+    #[test]
+    fn covered_mounts_are_not_visible() {
+        let host = Host {
+            mounts: visible(&[
+                mount(1, 0, "/", "rootfs"),
+                mount(2, 1, "/", "ext4"),
+                mount(3, 2, "/srv/data", "xfs"),
+                mount(4, 2, "/srv", "ext4"),
+                mount(5, 2, "/usr", "ext4"),
+                mount(6, 5, "/usr", "squashfs"),
+                mount(7, 6, "/usr/local", "ext4"),
+                mount(8, 2, "/mnt", "nfs4"),
+                mount(9, 8, "/mnt/disk", "ext4"),
+            ]),
+            ..Host::default()
+        };
+        let points: Vec<_> = host.mounts.iter().map(|m| (m.id, m.point.to_str().unwrap())).collect();
+        assert_eq!(points, [(2, "/"), (8, "/mnt"), (9, "/mnt/disk"), (4, "/srv"), (6, "/usr"), (7, "/usr/local")]);
+        assert!(host.is_local(Path::new("/usr/local/x")) && !host.is_local(Path::new("/mnt/disk/x")));
+        assert_eq!(host.mount_of(Path::new("/usr/local/bin")).unwrap().id, 7);
+        assert_eq!(host.mount_of(Path::new("/usrx")).unwrap().id, 2);
+    }
+
+    #[test]
+    fn ranges_that_touch_do_not_overlap() {
+        let range = |first, count| IdRange { first, count };
+        assert!(!range(0, 10).overlaps(range(10, 10)));
+        assert!(range(0, 11).overlaps(range(10, 10)));
+        assert!(range(u32::MAX, 1).overlaps(range(u32::MAX - 5, 6)));
+    }
+
+    #[test]
+    fn taken_ids_come_from_all_files_and_bad_lines_are_passed_over() {
+        let taken = taken_ids(&["me:100000:65536\nbad\n:x:y\n"], &["root:x:0:0::/:/bin/sh\nx\n"]);
+        assert_eq!(taken, [IdRange { first: 100_000, count: 65536 }, IdRange { first: 0, count: 1 }]);
+    }
+
+    #[test]
+    fn kernel_releases_are_read() {
+        assert_eq!(parse_kernel("6.1.0-56-cloud-amd64"), (6, 1));
+        assert_eq!(parse_kernel("7.2.13"), (7, 2));
+        assert_eq!(parse_kernel("odd"), (0, 0));
+    }
+}

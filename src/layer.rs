@@ -1,0 +1,210 @@
+//! A [`Layer`]: one source of settings, every field optional. The same type is what the flags of `run` are parsed into, so a
+//! flag, its help text and its key have one definition; layers are put over each other by [`Layer::over`].
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, ValueEnum};
+
+/// Who makes the unit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Manager {
+    /// systemd where it is PID 1; else none, with a warning, when nothing was asked that needs a unit
+    Auto,
+    /// systemd, or an error
+    Systemd,
+    /// no unit, no limits
+    None,
+}
+
+/// How IDs inside relate to IDs outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Userns {
+    /// a range of 65536 IDs that nobody else uses; identity where the kernel or the file system cannot
+    Auto,
+    /// a user namespace in which each ID is itself: no capability reaches the host
+    Identity,
+    /// no user namespace
+    Host,
+}
+
+/// A namespace that can be shared with the host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Namespace {
+    /// mount points
+    Mount,
+    /// process IDs
+    Pid,
+    /// hostname
+    Uts,
+    /// System V IPC and POSIX message queues
+    Ipc,
+    /// network
+    Net,
+    /// cgroup root
+    Cgroup,
+    /// boot-time clock
+    Time,
+    /// user and group IDs
+    User,
+}
+
+/// The network inside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Network {
+    /// a loopback interface and nothing else
+    None,
+    /// the host's
+    Host,
+}
+
+/// What happens to the whole sandbox when the kernel kills a process in it for memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum OomPolicy {
+    /// the other processes go on
+    Continue,
+    /// systemd stops them all
+    Stop,
+    /// the kernel kills them all
+    Kill,
+}
+
+/// One source of settings.
+#[derive(Debug, Clone, Default, Args)]
+pub(crate) struct Layer {
+    /// Unit name, to the letter: NAME gives NAME.scope [default: sandbox-NAME-ID.scope]
+    #[arg(long, short = 'u', value_name = "NAME", help_heading = "Unit")]
+    pub(crate) unit: Option<String>,
+    /// Name of the sandbox; also its hostname [default: the command's name]
+    #[arg(long, value_name = "NAME", help_heading = "Unit")]
+    pub(crate) name: Option<String>,
+    /// Slice the unit goes into; made if it does not exist, a-b.slice is inside a.slice [default: sandbox.slice]
+    #[arg(long, value_name = "SLICE", help_heading = "Unit")]
+    pub(crate) slice: Option<String>,
+    /// What `systemctl status` shows as the unit's description [default: the command]
+    #[arg(long, value_name = "TEXT", help_heading = "Unit")]
+    pub(crate) description: Option<String>,
+    /// Set a property of the unit: any resource-control or kill setting of systemd.resource-control(5) and systemd.kill(5), plus
+    /// LimitNOFILE= and the like, Nice=, OOMScoreAdjust= and UMask=. Limits are read back from the kernel before the command
+    /// may run
+    #[arg(long = "property", short = 'p', value_name = "K=V", help_heading = "Unit")]
+    pub(crate) property: Vec<String>,
+    /// Use the system's service manager [default for root]
+    #[arg(long, overrides_with = "user", help_heading = "Unit", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) system: Option<bool>,
+    /// Use the caller's own service manager [default for everyone else]
+    #[arg(long, overrides_with = "system", help_heading = "Unit", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) user: Option<bool>,
+    /// Who makes the unit
+    #[arg(long, value_name = "WHO", value_enum, help_heading = "Unit")]
+    pub(crate) manager: Option<Manager>,
+
+    /// Memory limit: bytes, or with K, M, G, T (MemoryMax=)
+    #[arg(long, short = 'm', value_name = "SIZE", help_heading = "Limits")]
+    pub(crate) memory: Option<String>,
+    /// Number of CPUs, such as 1.5 (CPUQuota=150%)
+    #[arg(long, value_name = "N", help_heading = "Limits")]
+    pub(crate) cpus: Option<String>,
+    /// Relative CPU weight as Docker counts it, 1024 is normal (CPUWeight=)
+    #[arg(long, value_name = "N", help_heading = "Limits")]
+    pub(crate) cpu_shares: Option<String>,
+    /// Period of --cpu-quota in microseconds [default: 100000]
+    #[arg(long, value_name = "US", help_heading = "Limits")]
+    pub(crate) cpu_period: Option<String>,
+    /// CPU time per period in microseconds (CPUQuota=)
+    #[arg(long, value_name = "US", help_heading = "Limits")]
+    pub(crate) cpu_quota: Option<String>,
+    /// CPUs it may run on, such as 0-3,5 (AllowedCPUs=)
+    #[arg(long, value_name = "LIST", help_heading = "Limits")]
+    pub(crate) cpuset_cpus: Option<String>,
+    /// Number of processes and threads (TasksMax=)
+    #[arg(long, value_name = "N", help_heading = "Limits")]
+    pub(crate) pids_limit: Option<String>,
+    /// Resource limit of the process as in setrlimit(2): nofile=1024:2048
+    #[arg(long, value_name = "NAME=SOFT[:HARD]", help_heading = "Limits")]
+    pub(crate) ulimit: Vec<String>,
+    /// What happens to the rest of the sandbox after an out-of-memory kill [default: continue]
+    #[arg(long, value_name = "WHAT", value_enum, help_heading = "Limits")]
+    pub(crate) oom: Option<OomPolicy>,
+
+    /// Root: this directory instead of a view of the host's own files
+    #[arg(long, value_name = "DIR", conflicts_with = "layer", help_heading = "Root")]
+    pub(crate) rootfs: Option<PathBuf>,
+    /// Root: these read-only directories on top of each other, lowest first
+    #[arg(long, value_name = "DIR", help_heading = "Root")]
+    pub(crate) layer: Vec<PathBuf>,
+    /// Bring a file or directory of the host: SRC[:DST[:ro|rw]]
+    #[arg(long, short = 'v', visible_alias = "volume", value_name = "SRC[:DST[:ro]]", help_heading = "Root")]
+    pub(crate) bind: Vec<OsString>,
+    /// An empty directory in memory: DST[:SIZE]
+    #[arg(long, value_name = "DST[:SIZE]", help_heading = "Root")]
+    pub(crate) tmpfs: Vec<OsString>,
+    /// Nothing of the root can be written
+    #[arg(long, help_heading = "Root", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) read_only: Option<bool>,
+    /// Where writes to the root go: memory that is gone at the end, or a directory that keeps them [default: tmpfs]
+    #[arg(long, value_name = "tmpfs[:SIZE]|DIR", help_heading = "Root")]
+    pub(crate) upper: Option<OsString>,
+    /// Show what the view of the host hides: password hashes, private keys, logs, other engines' stores
+    #[arg(long, help_heading = "Root", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) host_secrets: Option<bool>,
+
+    /// Namespaces to share with the host instead of having new ones
+    #[arg(long, value_name = "NS,…", value_enum, value_delimiter = ',', help_heading = "Isolation")]
+    pub(crate) share: Vec<Namespace>,
+    /// How user and group IDs map [default: auto]
+    #[arg(long, value_name = "HOW", value_enum, help_heading = "Isolation")]
+    pub(crate) userns: Option<Userns>,
+    /// Network inside [default: none]
+    #[arg(long, visible_alias = "net", value_name = "WHICH", value_enum, help_heading = "Isolation")]
+    pub(crate) network: Option<Network>,
+    /// Hostname inside [default: the sandbox's name]
+    #[arg(long, value_name = "NAME", help_heading = "Isolation")]
+    pub(crate) hostname: Option<String>,
+    /// Keep a capability that the default takes away, such as SYS_NICE; ALL keeps every one
+    #[arg(long, value_name = "CAP", value_delimiter = ',', help_heading = "Isolation")]
+    pub(crate) cap_add: Vec<String>,
+    /// Take a capability away; ALL takes every one
+    #[arg(long, value_name = "CAP", value_delimiter = ',', help_heading = "Isolation")]
+    pub(crate) cap_drop: Vec<String>,
+
+    /// Set a variable; without =VALUE, take the caller's. The command starts with PATH, TERM, HOME, USER and container=sandbox only
+    #[arg(long, short = 'E', visible_short_alias = 'e', visible_alias = "env", value_name = "NAME[=VALUE]", help_heading = "Process")]
+    pub(crate) setenv: Vec<OsString>,
+    /// Working directory [default: the caller's where it can be seen inside, else /]
+    #[arg(long, short = 'w', visible_alias = "workdir", value_name = "DIR", help_heading = "Process")]
+    pub(crate) working_directory: Option<PathBuf>,
+    /// User inside, by name or number [default: 0]
+    #[arg(long, value_name = "USER", help_heading = "Process")]
+    pub(crate) uid: Option<String>,
+    /// Group inside, by name or number [default: the user's]
+    #[arg(long, value_name = "GROUP", help_heading = "Process")]
+    pub(crate) gid: Option<String>,
+    /// Put a small init at PID 1 that reaps and relays signals (the default)
+    #[arg(long, overrides_with = "as_pid1", help_heading = "Process", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) init: Option<bool>,
+    /// Make the command itself PID 1: it has to reap, and ignores signals that it does not handle
+    #[arg(long, overrides_with = "init", help_heading = "Process", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) as_pid1: Option<bool>,
+    /// Give it a terminal of its own [default where stdin and stdout are terminals]
+    #[arg(long, short = 't', visible_alias = "tty", overrides_with = "pipe", help_heading = "Process", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) pty: Option<bool>,
+    /// Hand over standard input, output and error as they are
+    #[arg(long, short = 'P', overrides_with = "pty", help_heading = "Process", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) pipe: Option<bool>,
+    /// Accepted for Docker's -it; standard input is always connected
+    #[arg(long, short = 'i', help_heading = "Process", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) interactive: Option<bool>,
+    /// Say nothing but errors
+    #[arg(long, short = 'q', help_heading = "Process", num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
+    pub(crate) quiet: Option<bool>,
+
+    /// The command and its arguments
+    #[arg(value_name = "CMD", trailing_var_arg = true, allow_hyphen_values = true)]
+    pub(crate) command: Vec<OsString>,
+}

@@ -1,0 +1,184 @@
+//! Paths inside a root that is not ours to trust: resolved so that no symbolic link in it and no `..` leads out, and made where
+//! they are missing.
+
+use std::ffi::{OsStr, OsString};
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid};
+use rustix::io::Errno;
+
+/// As many links as the kernel follows in one path, path_resolution(7).
+const MAX_LINKS: usize = 40;
+
+/// What a missing last component is made as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Make {
+    /// A directory.
+    Directory,
+    /// An empty regular file.
+    File,
+}
+
+/// Opens (O_PATH) what `path` names below `root`, as if `root` were /. Missing directories, and what the path names, are made
+/// with `owner`.
+///
+/// # Errors
+/// ELOOP after 40 links; ENOTDIR and what openat(2) and mkdirat(2) say.
+pub(crate) fn open_or_make(root: BorrowedFd<'_>, path: &Path, make: Make, owner: (Uid, Gid)) -> io::Result<OwnedFd> {
+    let relative = path.strip_prefix("/").unwrap_or(path);
+    if relative.as_os_str().is_empty() {
+        return Ok(rustix::fs::openat(root, ".", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?);
+    }
+    match rustix::fs::openat2(root, relative, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::IN_ROOT) {
+        Ok(found) => Ok(found),
+        // ENOSYS: a seccomp filter around us (systemd's RestrictSUIDSGID=) hides openat2; the walk is as safe, only slower.
+        Err(Errno::NOENT | Errno::NOSYS | Errno::PERM) => Walk::new(root, make, owner)?.follow(relative),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// A walk by descriptors: every step opens one name without following it, so nothing that changes meanwhile leads out.
+struct Walk {
+    /// From the root to where the walk is; `..` goes back along it.
+    stack: Vec<OwnedFd>,
+    make: Make,
+    owner: (Uid, Gid),
+}
+
+impl Walk {
+    fn new(root: BorrowedFd<'_>, make: Make, owner: (Uid, Gid)) -> io::Result<Walk> {
+        let root = rustix::fs::openat(root, ".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        Ok(Walk { stack: vec![root], make, owner })
+    }
+
+    fn follow(mut self, path: &Path) -> io::Result<OwnedFd> {
+        let mut todo: Vec<OsString> = steps(path);
+        let mut links = 0;
+        while let Some(name) = todo.pop() {
+            if name == ".." {
+                if self.stack.len() > 1 {
+                    self.stack.pop();
+                }
+                continue;
+            }
+            let next = self.step(&name, todo.is_empty())?;
+            match link_target(&next)? {
+                None => self.stack.push(next),
+                Some(target) => {
+                    links += 1;
+                    if links > MAX_LINKS {
+                        return Err(Errno::LOOP.into());
+                    }
+                    if target.is_absolute() {
+                        self.stack.truncate(1);
+                    }
+                    todo.extend(steps(&target));
+                }
+            }
+        }
+        self.stack.pop().ok_or_else(|| Errno::NOENT.into())
+    }
+
+    fn here(&self) -> BorrowedFd<'_> {
+        self.stack.last().map_or(CWD, AsFd::as_fd)
+    }
+
+    fn step(&self, name: &OsStr, last: bool) -> io::Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        match rustix::fs::openat(self.here(), name, flags, Mode::empty()) {
+            Err(Errno::NOENT) => {}
+            found => return Ok(found?),
+        }
+        if last && self.make == Make::File {
+            let create = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+            rustix::fs::openat(self.here(), name, create, Mode::from_raw_mode(0o644))?;
+        } else {
+            rustix::fs::mkdirat(self.here(), name, Mode::from_raw_mode(0o755))?;
+        }
+        let (uid, gid) = self.owner;
+        rustix::fs::chownat(self.here(), name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+        Ok(rustix::fs::openat(self.here(), name, flags, Mode::empty())?)
+    }
+}
+
+/// The names of a path, last first.
+fn steps(path: &Path) -> Vec<OsString> {
+    let names = path.components().filter_map(|component| match component {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some("..".into()),
+        _ => None,
+    });
+    let mut names: Vec<OsString> = names.collect();
+    names.reverse();
+    names
+}
+
+/// Where the link that `fd` was opened on (O_PATH|O_NOFOLLOW) leads; `None` when it is no link.
+fn link_target(fd: &OwnedFd) -> io::Result<Option<PathBuf>> {
+    let stat = rustix::fs::fstat(fd)?;
+    if rustix::fs::FileType::from_raw_mode(stat.st_mode) != rustix::fs::FileType::Symlink {
+        return Ok(None);
+    }
+    let target = rustix::fs::readlinkat(fd, "", Vec::new())?;
+    Ok(Some(PathBuf::from(<OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(target.as_bytes()))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    fn own() -> (Uid, Gid) {
+        (rustix::process::getuid(), rustix::process::getgid())
+    }
+
+    fn open_dir(path: &Path) -> OwnedFd {
+        OwnedFd::from(std::fs::File::open(path).unwrap())
+    }
+
+    fn where_is(fd: &OwnedFd) -> PathBuf {
+        use std::os::fd::AsRawFd;
+        std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap()
+    }
+
+    #[test]
+    fn links_and_dots_stay_inside_and_missing_parts_are_made() {
+        let outside = tempfile::tempdir().unwrap();
+        let root = outside.path().join("root");
+        std::fs::create_dir_all(root.join("a")).unwrap();
+        symlink("/", root.join("abs")).unwrap();
+        symlink("../../../..", root.join("a/up")).unwrap();
+        symlink("/a/new", root.join("dangling")).unwrap();
+        let root_fd = open_dir(&root);
+        let rows = [
+            ("/x/y", "x/y"),
+            ("/abs/b", "b"),
+            ("/a/up/c", "c"),
+            ("/../../d", "d"),
+            ("/dangling/e", "a/new/e"),
+            ("/a/./f/../g", "a/g"),
+        ];
+        for (path, expected) in rows {
+            for resolve in [open_or_make, |root: BorrowedFd<'_>, path: &Path, make, owner| {
+                Walk::new(root, make, owner)?.follow(path)
+            }] {
+                let found = resolve(root_fd.as_fd(), Path::new(path), Make::Directory, own()).unwrap();
+                assert_eq!(where_is(&found), root.join(expected), "{path}");
+            }
+        }
+        assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_loop_ends_and_a_file_is_made_as_a_file() {
+        let root = tempfile::tempdir().unwrap();
+        symlink("loop", root.path().join("loop")).unwrap();
+        let fd = open_dir(root.path());
+        let looped = open_or_make(fd.as_fd(), Path::new("loop/x"), Make::Directory, own());
+        assert_eq!(looped.unwrap_err().raw_os_error(), Some(libc::ELOOP));
+        open_or_make(fd.as_fd(), Path::new("/etc/resolv.conf"), Make::File, own()).unwrap();
+        assert!(root.path().join("etc/resolv.conf").is_file());
+    }
+}

@@ -1,0 +1,13 @@
+//! One concern a file, each with a pure half that decides (`plan`) and a half with effects (`apply`).
+
+pub(crate) mod account;
+pub(crate) mod caps;
+pub(crate) mod inside;
+pub(crate) mod mounts;
+pub(crate) mod namespaces;
+pub(crate) mod network;
+pub(crate) mod process;
+pub(crate) mod rootfs;
+pub(crate) mod secrets;
+pub(crate) mod terminal;
+pub(crate) mod users;

@@ -1,0 +1,254 @@
+//! What the child mounts itself, because it belongs to its own namespaces: /proc, /sys, /dev/pts, /dev/mqueue and the cgroup
+//! file system; and what of them is masked. Then the old root goes.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, StatVfsMountFlags, Uid};
+use rustix::mount::{
+    MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
+};
+use serde::Serialize;
+
+use crate::error::{Result, fault};
+use crate::host::parse_mountinfo;
+use crate::part::inside::{Make, open_or_make};
+use crate::part::rootfs::assemble::new_file_system;
+use crate::sys;
+
+/// The kernel's file systems inside.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct KernelMounts {
+    /// A new /proc of the PID namespace (else the root has the host's).
+    pub(crate) proc: bool,
+    /// A new /sys of the network namespace (else the root has the host's).
+    pub(crate) sysfs: bool,
+    /// A new /dev/mqueue of the IPC namespace.
+    pub(crate) mqueue: bool,
+    /// /sys/fs/cgroup rooted at the unit, read-only; cgroup v2 only.
+    pub(crate) cgroup: bool,
+    /// Group 5 (tty) owns terminals; not where it is not mapped.
+    pub(crate) tty_group: bool,
+    /// Paths that appear empty.
+    pub(crate) masked: Vec<PathBuf>,
+    /// Paths that cannot be written.
+    pub(crate) read_only: Vec<PathBuf>,
+    /// Where the new root may be attached before it becomes the root.
+    pub(crate) place: Vec<PathBuf>,
+}
+
+/// Masked as in the OCI runtime specification's defaults and beyond: what tells about, or acts on, the whole machine.
+const MASKED: &[&str] = &[
+    "/proc/acpi",
+    "/proc/asound",
+    "/proc/interrupts",
+    "/proc/kallsyms",
+    "/proc/kcore",
+    "/proc/keys",
+    "/proc/key-users",
+    "/proc/kmsg",
+    "/proc/kpagecgroup",
+    "/proc/kpagecount",
+    "/proc/kpageflags",
+    "/proc/latency_stats",
+    "/proc/sched_debug",
+    "/proc/scsi",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/sys/devices/virtual/powercap",
+    "/sys/firmware",
+    "/sys/kernel/debug",
+    "/sys/kernel/security",
+    "/sys/kernel/tracing",
+];
+
+/// Read-only as in the OCI runtime specification's defaults.
+const READ_ONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+
+impl KernelMounts {
+    /// Decides what is mounted: `shared_*` tell which namespaces are the host's.
+    pub(crate) fn plan(shared_pid: bool, shared_net: bool, shared_ipc: bool, cgroup: bool, tty_group: bool) -> KernelMounts {
+        KernelMounts {
+            proc: !shared_pid,
+            sysfs: !shared_net,
+            mqueue: !shared_ipc,
+            cgroup,
+            tty_group,
+            masked: MASKED.iter().map(PathBuf::from).collect(),
+            read_only: READ_ONLY.iter().map(PathBuf::from).collect(),
+            place: ["/tmp", "/mnt", "/run", "/usr"].map(PathBuf::from).to_vec(),
+        }
+    }
+}
+
+const OWNER: (Uid, Gid) = (Uid::ROOT, Gid::ROOT);
+
+/// The flags of every mount of a kernel file system.
+fn kernel_attributes() -> MountAttrFlags {
+    MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC
+}
+
+/// Makes `tree` the root of this process's mount namespace, with the kernel's file systems in it, and drops the old root.
+///
+/// # Errors
+/// With the object and the kernel's reason.
+pub(crate) fn enter(plan: &KernelMounts, tree: &OwnedFd) -> Result<()> {
+    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+        .context("make / private")?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    let attached = plan.place.iter().any(|place| rustix::mount::move_mount(tree, "", CWD, place, flags).is_ok());
+    if !attached {
+        return Err(fault(format!("attach the new root: none of {:?} can hold it", plan.place)).into());
+    }
+    rustix::process::fchdir(tree).context("enter the new root")?;
+    // Before the old root goes and before anything covers a part of them: the kernel lets a user namespace have new ones only
+    // while it sees whole ones (mount_too_revealing() in fs/namespace.c).
+    mount_kernel_file_systems(plan, tree)?;
+    for path in &plan.masked {
+        mask(tree.as_fd(), path).with_context(|| format!("mask {}", path.display()))?;
+    }
+    for path in &plan.read_only {
+        make_read_only(tree.as_fd(), path).with_context(|| format!("make {} read-only", path.display()))?;
+    }
+    // Both names are the new root: the old one is stacked on it and detached, so no directory for it is needed, pivot_root(2).
+    rustix::process::pivot_root(".", ".").context("pivot_root")?;
+    rustix::mount::unmount(".", UnmountFlags::DETACH).context("detach the old root")?;
+    rustix::process::chdir("/").context("enter /")
+}
+
+fn mount_kernel_file_systems(plan: &KernelMounts, tree: &OwnedFd) -> Result<()> {
+    let kernel = kernel_attributes();
+    if plan.proc {
+        mount_new(tree, "proc", "/proc", &[], kernel)?;
+    }
+    if plan.sysfs {
+        mount_new(tree, "sysfs", "/sys", &[], kernel | MountAttrFlags::MOUNT_ATTR_RDONLY)?;
+    }
+    let mut options = vec![("ptmxmode", "0666".to_owned()), ("mode", "0620".to_owned())];
+    if plan.tty_group {
+        options.push(("gid", "5".into()));
+    }
+    let terminals = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    mount_new(tree, "devpts", "/dev/pts", &options, terminals)?;
+    if plan.mqueue {
+        mount_new(tree, "mqueue", "/dev/mqueue", &[], kernel)?;
+    }
+    Ok(())
+}
+
+fn mount_new(root: &OwnedFd, kind: &str, at: &str, options: &[(&str, String)], flags: MountAttrFlags) -> Result<()> {
+    let mount = new_file_system(kind, options, flags).map_err(|error| {
+        let fault = fault(format!("mount {kind} on {at}: {error}"));
+        if error.raw_os_error() == Some(libc::EPERM) {
+            return fault.hint(format!("something on this host covers a part of {at}, or we run in a container: try --userns host"));
+        }
+        fault
+    })?;
+    attach(&mount, root.as_fd(), Path::new(at), Make::Directory).with_context(|| format!("mount {kind} on {at}"))
+}
+
+fn attach(mount: &OwnedFd, root: BorrowedFd<'_>, at: &Path, make: Make) -> Result<()> {
+    let target = open_or_make(root, at, make, OWNER)?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    Ok(rustix::mount::move_mount(mount, "", &target, "", flags)?)
+}
+
+/// Opens what `path` names below `root`; `None` where there is nothing.
+fn existing(root: BorrowedFd<'_>, path: &Path) -> Result<Option<OwnedFd>> {
+    let relative = path.strip_prefix("/").unwrap_or(path);
+    match rustix::fs::openat(root, relative, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) {
+        Ok(found) => Ok(Some(found)),
+        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR | rustix::io::Errno::ACCESS) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Covers a file with /dev/null, a directory with an empty one. The source of each is our own, opened by descriptor.
+fn mask(root: BorrowedFd<'_>, path: &Path) -> Result<()> {
+    let Some(target) = existing(root, path)? else { return Ok(()) };
+    let kind = FileType::from_raw_mode(rustix::fs::fstat(&target)?.st_mode);
+    let cover = if kind == FileType::Directory {
+        let options = [("mode", "0755".to_owned()), ("size", "4096".to_owned()), ("nr_inodes", "2".to_owned())];
+        new_file_system("tmpfs", &options, kernel_attributes() | MountAttrFlags::MOUNT_ATTR_RDONLY)?
+    } else {
+        let null = open_or_make(root, Path::new("/dev/null"), Make::File, OWNER)?;
+        clone_mount(&null)?
+    };
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    Ok(rustix::mount::move_mount(&cover, "", &target, "", flags)?)
+}
+
+fn make_read_only(root: BorrowedFd<'_>, path: &Path) -> Result<()> {
+    let Some(target) = existing(root, path)? else { return Ok(()) };
+    let copy = clone_mount(&target)?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    rustix::mount::move_mount(&copy, "", &target, "", flags)?;
+    let attributes = sys::attr::RDONLY | sys::attr::NOSUID | sys::attr::NODEV | sys::attr::NOEXEC;
+    restrict(copy.as_fd(), attributes, true)
+}
+
+fn clone_mount(of: &OwnedFd) -> Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE
+        | OpenTreeFlags::OPEN_TREE_CLOEXEC
+        | OpenTreeFlags::AT_EMPTY_PATH
+        | OpenTreeFlags::AT_RECURSIVE;
+    Ok(rustix::mount::open_tree(of, "", flags)?)
+}
+
+/// Mounts the cgroup file system; called when this process is in its unit and has a cgroup namespace, so its root is the unit.
+///
+/// # Errors
+/// With the kernel's reason.
+pub(crate) fn mount_cgroup() -> Result<()> {
+    let at = "/sys/fs/cgroup";
+    let mount = new_file_system("cgroup2", &[], kernel_attributes() | MountAttrFlags::MOUNT_ATTR_RDONLY)
+        .with_context(|| format!("mount cgroup2 on {at}"))?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    rustix::mount::move_mount(&mount, "", CWD, at, flags).with_context(|| format!("mount cgroup2 on {at}"))
+}
+
+/// Adds `attributes` ([`sys::attr`]) to the attached mount that `mount` is the root of, and with `recursive` to all below it.
+///
+/// # Errors
+/// With the kernel's reason.
+pub(crate) fn restrict(mount: BorrowedFd<'_>, attributes: u64, recursive: bool) -> Result<()> {
+    let flags = if recursive { sys::attr::RECURSIVE } else { 0 };
+    match sys::mount_setattr(mount, flags, attributes, None) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => remount(mount, attributes, recursive),
+        result => Ok(result?),
+    }
+}
+
+/// Before Linux 5.12: mount(2) with MS_REMOUNT|MS_BIND, mount by mount.
+fn remount(mount: BorrowedFd<'_>, attributes: u64, recursive: bool) -> Result<()> {
+    let path = format!("/proc/self/fd/{}", mount.as_raw_fd());
+    remount_path(Path::new(&path), attributes)?;
+    if recursive {
+        let top = std::fs::read_link(&path)?;
+        let table = parse_mountinfo(&std::fs::read("/proc/self/mountinfo")?);
+        for below in table.iter().filter(|m| m.point != top && m.point.starts_with(&top)) {
+            remount_path(&below.point, attributes)?;
+        }
+    }
+    Ok(())
+}
+
+fn remount_path(path: &Path, attributes: u64) -> Result<()> {
+    // What is set stays set: a user namespace may not clear it, and MS_REMOUNT replaces all flags.
+    let now = rustix::fs::statvfs(path)?.f_flag;
+    let rows = [
+        (sys::attr::RDONLY, StatVfsMountFlags::RDONLY, MountFlags::RDONLY),
+        (sys::attr::NOSUID, StatVfsMountFlags::NOSUID, MountFlags::NOSUID),
+        (sys::attr::NODEV, StatVfsMountFlags::NODEV, MountFlags::NODEV),
+        (sys::attr::NOEXEC, StatVfsMountFlags::NOEXEC, MountFlags::NOEXEC),
+        (0, StatVfsMountFlags::NOATIME, MountFlags::NOATIME),
+        (0, StatVfsMountFlags::NODIRATIME, MountFlags::NODIRATIME),
+        (0, StatVfsMountFlags::RELATIME, MountFlags::RELATIME),
+    ];
+    let flags = rows
+        .into_iter()
+        .filter(|(asked, set, _)| attributes & asked != 0 || now.contains(*set))
+        .fold(MountFlags::BIND, |flags, (_, _, flag)| flags | flag);
+    rustix::mount::mount_remount(path, flags, "").with_context(|| format!("remount {}", path.display()))
+}

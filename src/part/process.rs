@@ -1,0 +1,391 @@
+//! The payload as a process: who it is, where it starts, its environment, its limits, and its execve.
+
+use std::ffi::{CString, OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use rustix::process::Pid;
+use serde::{Serialize, Serializer};
+
+use crate::error::{Fault, Result, fault};
+use crate::exit;
+use crate::host::Host;
+use crate::part::account;
+use crate::spec::{RootSource, Spec};
+use crate::sys::{self, Rlimit};
+
+/// Where programs are looked for when nothing else is said.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// How the payload starts, decided.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct ProcessPlan {
+    /// The command and its arguments.
+    #[serde(serialize_with = "texts")]
+    pub(crate) command: Vec<OsString>,
+    /// Its environment; HOME and USER are added from the account inside where they are not set.
+    #[serde(serialize_with = "variables")]
+    pub(crate) environment: Vec<(OsString, OsString)>,
+    /// User, by name or number.
+    pub(crate) user: Option<String>,
+    /// Group, by name or number.
+    pub(crate) group: Option<String>,
+    /// Where it starts: the first that exists inside.
+    pub(crate) directories: Vec<PathBuf>,
+    /// It is PID 1 itself.
+    pub(crate) as_pid1: bool,
+    /// It has a terminal of its own.
+    pub(crate) terminal: bool,
+    /// Resource limits, by number of getrlimit(2).
+    #[serde(skip)]
+    pub(crate) rlimits: Vec<(u32, Rlimit)>,
+    /// Nice value.
+    pub(crate) nice: Option<i32>,
+    /// OOM score adjustment.
+    pub(crate) oom_score_adjust: Option<i32>,
+    /// File mode creation mask.
+    pub(crate) umask: u32,
+    /// CPUs by sched_setaffinity(2).
+    pub(crate) affinity: Option<Vec<u32>>,
+    /// setgroups(2) works.
+    pub(crate) can_set_groups: bool,
+    /// It sees the host's files, so a hint about hidden directories may help.
+    #[serde(skip)]
+    pub(crate) host_view: bool,
+}
+
+fn texts<S: Serializer>(list: &[OsString], serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    serializer.collect_seq(list.iter().map(|text| text.to_string_lossy()))
+}
+
+fn variables<S: Serializer>(list: &[(OsString, OsString)], serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    serializer.collect_map(list.iter().map(|(name, value)| (name.to_string_lossy(), value.to_string_lossy())))
+}
+
+/// Decides how the payload starts.
+pub(crate) fn plan(spec: &Spec, host: &Host, can_set_groups: bool) -> ProcessPlan {
+    let process = &spec.process;
+    let host_view = spec.root.source == RootSource::HostView;
+    let directories = match &process.directory {
+        Some(asked) => vec![asked.clone()],
+        None if host_view => vec![host.cwd.clone(), "/".into()],
+        None => vec!["/".into()],
+    };
+    let rlimits = process.rlimits.iter().map(|l| (l.resource, Rlimit { soft: l.soft, hard: l.hard })).collect();
+    ProcessPlan {
+        command: spec.command.clone(),
+        environment: environment(spec, host),
+        user: process.user.clone(),
+        group: process.group.clone(),
+        directories,
+        as_pid1: process.as_pid1,
+        terminal: process.terminal.unwrap_or(host.terminal),
+        rlimits,
+        nice: process.nice,
+        oom_score_adjust: process.oom_score_adjust,
+        umask: process.umask.unwrap_or(0o022),
+        affinity: process.affinity.as_ref().map(|set| set.numbers().to_vec()),
+        can_set_groups,
+        host_view,
+    }
+}
+
+/// PATH, TERM and container, then what was asked; a later value replaces an earlier one.
+fn environment(spec: &Spec, host: &Host) -> Vec<(OsString, OsString)> {
+    let mut list: Vec<(OsString, OsString)> = vec![("PATH".into(), PATH.into())];
+    if let Some(term) = host.environment.get(OsStr::new("TERM")) {
+        list.push(("TERM".into(), term.clone()));
+    }
+    list.push(("container".into(), "sandbox".into()));
+    for (name, value) in &spec.process.environment {
+        let Some(value) = value.as_ref().or_else(|| host.environment.get(name)) else { continue };
+        list.retain(|(other, _)| other != name);
+        list.push((name.clone(), value.clone()));
+    }
+    list
+}
+
+/// Who the payload is, looked up inside.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Identity {
+    /// User ID inside.
+    pub(crate) uid: u32,
+    /// Group ID inside.
+    pub(crate) gid: u32,
+    /// Supplementary groups.
+    groups: Vec<u32>,
+    home: String,
+    name: String,
+}
+
+impl Identity {
+    /// Looks the user and group up in the /etc/passwd and /etc/group texts of the root.
+    ///
+    /// # Errors
+    /// When there is no such name.
+    fn find(plan: &ProcessPlan, passwd: &str, group: &str) -> Result<Identity> {
+        let wanted = plan.user.as_deref().unwrap_or("0");
+        let account = match wanted.parse::<u32>() {
+            Ok(uid) => account::by_uid(passwd, uid),
+            Err(_) => Some(account::by_name(passwd, wanted).ok_or_else(|| {
+                fault(format!("--uid {wanted}: no such user in the sandbox's /etc/passwd")).hint("a number works for any user")
+            })?),
+        };
+        let uid = account.as_ref().map_or_else(|| wanted.parse().unwrap_or(0), |a| a.uid);
+        let gid = match plan.group.as_deref() {
+            None => account.as_ref().map_or(0, |a| a.gid),
+            Some(wanted) => match wanted.parse() {
+                Ok(gid) => gid,
+                Err(_) => account::group_id(group, wanted).ok_or_else(|| {
+                    fault(format!("--gid {wanted}: no such group in the sandbox's /etc/group")).hint("a number works for any group")
+                })?,
+            },
+        };
+        let groups = account.as_ref().map_or_else(Vec::new, |a| account::member_of(group, &a.name));
+        let (name, home) = account.map_or_else(|| (uid.to_string(), "/".to_owned()), |a| (a.name, a.home));
+        let home = if uid == 0 && home == "/" { "/root".to_owned() } else { home };
+        Ok(Identity { uid, gid, groups, home, name })
+    }
+
+    /// Becomes this user. Capabilities of a user other than root are gone with it.
+    fn become_user(&self, can_set_groups: bool) -> Result<()> {
+        let context = || format!("become user {} and group {}", self.uid, self.gid);
+        let explain = |error: nix::Error| -> anyhow::Error {
+            if error == nix::Error::EINVAL {
+                return fault(format!("{}: not in this user namespace's map", context()))
+                    .hint("a plain user needs ranges in /etc/subuid and /etc/subgid: sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 $USER")
+                    .into();
+            }
+            anyhow::Error::new(error).context(context())
+        };
+        if can_set_groups {
+            let groups: Vec<_> = self.groups.iter().map(|id| nix::unistd::Gid::from_raw(*id)).collect();
+            nix::unistd::setgroups(&groups).map_err(explain)?;
+        }
+        let (uid, gid) = (nix::unistd::Uid::from_raw(self.uid), nix::unistd::Gid::from_raw(self.gid));
+        nix::unistd::setresgid(gid, gid, gid).map_err(explain)?;
+        nix::unistd::setresuid(uid, uid, uid).map_err(explain)
+    }
+}
+
+impl ProcessPlan {
+    /// What only the launcher may do for process `pid`: raise hard limits, lower the nice value and the OOM score.
+    ///
+    /// # Errors
+    /// With the setting and the kernel's reason.
+    pub(crate) fn apply_from_outside(&self, pid: Pid) -> Result<()> {
+        let pid = pid.as_raw_nonzero().get();
+        for (resource, wanted) in &self.rlimits {
+            let name = rlimit_name(*resource);
+            let now = sys::prlimit(pid, *resource, None).with_context(|| format!("read limit {name}"))?;
+            if wanted.hard > now.hard {
+                let raised = Rlimit { soft: now.soft, hard: wanted.hard };
+                sys::prlimit(pid, *resource, Some(raised)).map_err(|error| {
+                    fault(format!("limit {name}: raise the hard limit from {} to {}: {error}", now.hard, wanted.hard))
+                        .hint("only root with CAP_SYS_RESOURCE may raise a hard limit; ask for at most the present one")
+                })?;
+            }
+        }
+        if let Some(score) = self.oom_score_adjust {
+            std::fs::write(format!("/proc/{pid}/oom_score_adj"), score.to_string())
+                .with_context(|| format!("OOMScoreAdjust={score}"))?;
+        }
+        if let Some(nice) = self.nice {
+            sys::set_nice(pid, nice).with_context(|| format!("Nice={nice}"))?;
+        }
+        Ok(())
+    }
+
+    /// Looks the user up inside, before the payload's own process exists.
+    ///
+    /// # Errors
+    /// When there is no such user or group.
+    pub(crate) fn identity(&self) -> Result<Identity> {
+        let read = |path: &str| std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+        Identity::find(self, &read("/etc/passwd"), &read("/etc/group"))
+    }
+
+    /// Sets what does not need a privilege and becomes the user.
+    ///
+    /// # Errors
+    /// With the setting and the kernel's reason.
+    pub(crate) fn apply(&self, identity: &Identity) -> Result<()> {
+        for (resource, wanted) in &self.rlimits {
+            sys::prlimit(0, *resource, Some(*wanted)).with_context(|| format!("set limit {}", rlimit_name(*resource)))?;
+        }
+        if let Some(cpus) = &self.affinity {
+            let mut set = rustix::thread::CpuSet::new();
+            cpus.iter().filter(|cpu| **cpu < 1024).for_each(|cpu| set.set(*cpu as usize));
+            rustix::thread::sched_setaffinity(None, &set).context("CPUAffinity=")?;
+        }
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(self.umask));
+        identity.become_user(self.can_set_groups)?;
+        // As the user, who may not be allowed into it.
+        self.enter_directory()
+    }
+
+    fn enter_directory(&self) -> Result<()> {
+        let mut last = None;
+        for directory in &self.directories {
+            match rustix::process::chdir(directory) {
+                Ok(()) => return Ok(()),
+                Err(error) => last = Some((directory, error)),
+            }
+        }
+        let Some((directory, error)) = last else { return Ok(()) };
+        let fault = fault(format!("working directory {}: {}", directory.display(), std::io::Error::from(error)));
+        Err(if self.host_view { fault.hint(format!("--bind {} brings it", directory.display())) } else { fault }.into())
+    }
+
+    /// Replaces this process by the command; returns only the reason why that failed.
+    pub(crate) fn exec(&self, identity: &Identity) -> Fault {
+        let mut environment = self.environment.clone();
+        for (name, value) in [("HOME", &identity.home), ("USER", &identity.name)] {
+            if !environment.iter().any(|(other, _)| other == name) {
+                environment.push((name.into(), value.into()));
+            }
+        }
+        let strings = |list: Vec<Vec<u8>>| list.into_iter().filter_map(|s| CString::new(s).ok()).collect::<Vec<_>>();
+        let argv = strings(self.command.iter().map(|arg| arg.as_bytes().to_vec()).collect());
+        let envp = strings(
+            environment.iter().map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes()].concat()).collect(),
+        );
+        let Some(program) = self.command.first() else { return fault("no command was given") };
+        let path = environment.iter().find(|(name, _)| name == "PATH").map_or(OsStr::new(PATH), |(_, value)| value);
+        let mut denied = None;
+        for candidate in candidates(program, path) {
+            let error = sys::exec(candidate.as_os_str(), &argv, &envp);
+            match error.raw_os_error() {
+                Some(libc::ENOENT | libc::ENOTDIR) if !candidate.exists() => {}
+                Some(libc::EACCES) if program.as_bytes().contains(&b'/') || candidate.exists() => {
+                    denied = Some((candidate, error));
+                }
+                Some(libc::EACCES) => {}
+                _ => return self.refused(&candidate, &error),
+            }
+        }
+        match denied {
+            Some((candidate, error)) => self.refused(&candidate, &error),
+            None => self.not_found(program),
+        }
+    }
+
+    fn not_found(&self, program: &OsStr) -> Fault {
+        let shown = program.to_string_lossy();
+        let is_path = program.as_bytes().contains(&b'/');
+        let fault = fault(format!("run {shown}: {}", if is_path { "no such file" } else { "not found in PATH" }))
+            .status(exit::NOT_FOUND);
+        if self.host_view && is_path {
+            let hidden = Path::new(program).parent().unwrap_or(Path::new("/"));
+            return fault.hint(format!(
+                "/home, /root, /run and /tmp of the host are hidden: --bind {} brings its directory",
+                if hidden.is_absolute() { hidden.display().to_string() } else { "$PWD".into() }
+            ));
+        }
+        fault
+    }
+
+    /// Found, but the kernel would not run it: says whether it is the file or what the file needs.
+    fn refused(&self, path: &Path, error: &std::io::Error) -> Fault {
+        let shown = path.display();
+        if error.raw_os_error() == Some(libc::ENOENT)
+            && let Some(interpreter) = interpreter(path)
+        {
+            return fault(format!("run {shown}: its interpreter {} is missing", interpreter.to_string_lossy()))
+                .status(exit::NOT_FOUND);
+        }
+        if error.raw_os_error() == Some(libc::ENOEXEC) {
+            return fault(format!("run {shown}: no program for this machine, nor a script that begins with #!"))
+                .status(exit::NOT_EXECUTABLE);
+        }
+        fault(format!("run {shown}: {error}")).status(exit::NOT_EXECUTABLE)
+    }
+}
+
+/// Where `program` may be: itself if it has a slash, else in each directory of `path`, execvp(3).
+fn candidates(program: &OsStr, path: &OsStr) -> Vec<PathBuf> {
+    if program.as_bytes().contains(&b'/') {
+        return vec![program.into()];
+    }
+    let directories = path.as_bytes().split(|b| *b == b':');
+    directories
+        .map(|directory| if directory.is_empty() { Path::new(".") } else { Path::new(OsStr::from_bytes(directory)) })
+        .map(|directory| directory.join(program))
+        .collect()
+}
+
+/// What a file needs to be run: the program after `#!`, or the dynamic loader of an ELF file (elf(5), PT_INTERP).
+fn interpreter(path: &Path) -> Option<OsString> {
+    use std::io::Read;
+    let mut head = Vec::new();
+    std::fs::File::open(path).ok()?.take(64 << 10).read_to_end(&mut head).ok()?;
+    if let Some(line) = head.strip_prefix(b"#!") {
+        let line = line.split(|b| *b == b'\n').next()?;
+        let word = line.split(|b| b.is_ascii_whitespace()).find(|word| !word.is_empty())?;
+        return Some(OsString::from_vec(word.to_vec()));
+    }
+    elf_interpreter(&head)
+}
+
+fn elf_interpreter(head: &[u8]) -> Option<OsString> {
+    const PT_INTERP: u64 = 3;
+    let wide = match head.get(..5)? {
+        [0x7f, b'E', b'L', b'F', class] => *class == 2,
+        _ => return None,
+    };
+    let number = |at: usize, size: usize| -> Option<u64> {
+        let mut bytes = [0; 8];
+        bytes.get_mut(..size)?.copy_from_slice(head.get(at..at.checked_add(size)?)?);
+        Some(u64::from_le_bytes(bytes))
+    };
+    // Offsets of e_phoff, e_phentsize, e_phnum, p_offset and p_filesz, and the size of an address.
+    let (phoff, phentsize, phnum, offset, filesz, word) = if wide { (32, 54, 56, 8, 32, 8) } else { (28, 42, 44, 4, 16, 4) };
+    let table = usize::try_from(number(phoff, word)?).ok()?;
+    let size = usize::try_from(number(phentsize, 2)?).ok()?;
+    for index in 0..usize::try_from(number(phnum, 2)?).ok()? {
+        let entry = table.checked_add(index.checked_mul(size)?)?;
+        if number(entry, 4)? == PT_INTERP {
+            let from = usize::try_from(number(entry + offset, word)?).ok()?;
+            let length = usize::try_from(number(entry + filesz, word)?).ok()?;
+            let name = head.get(from..from.checked_add(length)?)?.split(|b| *b == 0).next()?;
+            return Some(OsString::from_vec(name.to_vec()));
+        }
+    }
+    None
+}
+
+fn rlimit_name(resource: u32) -> &'static str {
+    crate::value::Rlimit { resource, soft: 0, hard: 0 }.name()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loader_of_a_real_program_is_found() {
+        let loader = interpreter(Path::new("/bin/sh")).unwrap();
+        assert!(loader.to_string_lossy().contains("ld-linux"), "{loader:?}");
+    }
+
+    #[test]
+    fn a_scripts_interpreter_is_its_first_word() {
+        let dir = tempfile::tempdir().unwrap();
+        let script = dir.path().join("s");
+        std::fs::write(&script, "#! /no/such -x\n").unwrap();
+        assert_eq!(interpreter(&script).unwrap(), "/no/such");
+        std::fs::write(&script, b"\x7fELF\x02garbage").unwrap();
+        assert_eq!(interpreter(&script), None);
+    }
+
+    #[test]
+    fn candidates_are_execvps() {
+        assert_eq!(candidates(OsStr::new("a/b"), OsStr::new("/x")), [PathBuf::from("a/b")]);
+        assert_eq!(candidates(OsStr::new("b"), OsStr::new("/x::/y")), [
+            PathBuf::from("/x/b"),
+            PathBuf::from("./b"),
+            PathBuf::from("/y/b")
+        ]);
+    }
+}

@@ -1,0 +1,361 @@
+//! The root of a sandbox: a list of mounts, decided here as plain data in the order they are made, and made by [`assemble`].
+
+pub(crate) mod assemble;
+mod view;
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::error::{Result, fault};
+use crate::host::{Host, Mount};
+use crate::spec::{Bind, RootSource, Spec, Upper};
+
+/// Everything that makes the root, in order; the first one is the root itself.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct RootPlan {
+    /// What is mounted or made, in order.
+    pub(crate) operations: Vec<Operation>,
+    /// Size of the memory that takes the writes, in bytes; `None`: half of the machine's, tmpfs(5).
+    pub(crate) memory: Option<u64>,
+    /// A directory that keeps the writes.
+    pub(crate) upper: Option<PathBuf>,
+    /// No overlay can be written to.
+    pub(crate) read_only: bool,
+    /// Overlays keep their marks in `user.overlay.*` (a plain user may not write `trusted.*`).
+    pub(crate) userxattr: bool,
+    /// `lowerdir+` exists (Linux 6.5), so the number of layers is not bounded by one page of options.
+    pub(crate) many_layers: bool,
+    /// Directories on the host that may serve as a place for scratch mounts, in the mount namespace of the assembler only.
+    pub(crate) scratch: Vec<PathBuf>,
+}
+
+/// One step of making the root.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Operation {
+    /// Read-only layers with a writable upper on top.
+    Overlay(Overlay),
+    /// A file or directory of the host.
+    Bind(BindPlan),
+    /// An empty directory in memory.
+    Tmpfs(Tmpfs),
+    /// A directory, where it is missing.
+    Directory(PathBuf),
+    /// A symbolic link in a directory that was just made.
+    Link {
+        /// Where it is.
+        at: PathBuf,
+        /// Where it leads.
+        target: PathBuf,
+    },
+}
+
+/// Layers under a writable upper.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct Overlay {
+    /// Where it is inside.
+    pub(crate) at: PathBuf,
+    /// Directories of the host, lowest first.
+    pub(crate) layers: Vec<PathBuf>,
+    /// The init layer: files between the layers and the upper.
+    pub(crate) init: Vec<InitEntry>,
+    /// The layers are shown through the ID map of the sandbox.
+    pub(crate) idmap: bool,
+}
+
+/// One entry of the init layer.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct InitEntry {
+    /// Path inside the overlay, without a leading slash.
+    pub(crate) path: PathBuf,
+    /// What is there instead of what the layers have.
+    pub(crate) what: InitKind,
+}
+
+/// What the init layer puts at a path.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum InitKind {
+    /// A file with this content.
+    File(String),
+    /// Nothing: a whiteout.
+    Absent,
+    /// An empty directory with the owner and mode of the hidden one.
+    Empty,
+}
+
+/// A file or directory of the host, seen inside.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct BindPlan {
+    /// Path on the host.
+    pub(crate) source: PathBuf,
+    /// Path inside.
+    pub(crate) at: PathBuf,
+    /// Cannot be written.
+    pub(crate) read_only: bool,
+    /// With everything mounted below it.
+    pub(crate) recursive: bool,
+    /// Is a device node that may be opened.
+    pub(crate) device: bool,
+    /// Owners are shown through the ID map of the sandbox.
+    pub(crate) idmap: bool,
+    /// Left out where the host has no such file.
+    pub(crate) optional: bool,
+}
+
+/// An empty directory in memory.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct Tmpfs {
+    /// Path inside.
+    pub(crate) at: PathBuf,
+    /// Mode of the directory.
+    pub(crate) mode: u32,
+    /// Size in bytes; `None`: half of the machine's memory.
+    pub(crate) size: Option<u64>,
+}
+
+/// Device nodes that every sandbox has, by bind.
+const DEVICES: &[&str] = &["null", "zero", "full", "random", "urandom", "tty"];
+
+/// Links in /dev.
+const DEVICE_LINKS: &[(&str, &str)] = &[
+    ("fd", "/proc/self/fd"),
+    ("stdin", "/proc/self/fd/0"),
+    ("stdout", "/proc/self/fd/1"),
+    ("stderr", "/proc/self/fd/2"),
+    ("ptmx", "pts/ptmx"),
+];
+
+/// How owners of the host's files reach the sandbox.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Owners {
+    /// Through the sandbox's own range: every layer and bind must be idmapped.
+    Mapped,
+    /// As they are.
+    Same,
+}
+
+/// Decides the root.
+///
+/// # Errors
+/// When a bind or an upper cannot be idmapped but has to be, and when a plain user's kernel has no overlay for them.
+pub(crate) fn plan(spec: &Spec, host: &Host, owners: Owners, share_sys: bool, share_proc: bool) -> Result<RootPlan> {
+    let rootless = host.uid != 0;
+    if rootless && host.kernel < (5, 11) {
+        let (major, minor) = host.kernel;
+        return Err(fault(format!("overlay root: a plain user cannot mount one on Linux {major}.{minor} (5.11 can)"))
+            .hint("run as root: sudo sandbox run …")
+            .into());
+    }
+    let mut operations = match &spec.root.source {
+        RootSource::HostView => view::operations(spec, host, owners),
+        RootSource::Layers(layers) => {
+            let init = init_files(spec, host);
+            let at = PathBuf::from("/");
+            let idmap = owners == Owners::Mapped;
+            vec![Operation::Overlay(Overlay { at, layers: layers.clone(), init, idmap })]
+        }
+    };
+    operations.extend(kernel_directories(share_sys, share_proc));
+    operations.extend(devices());
+    operations.extend(asked(spec, host, owners)?);
+    let (memory, upper) = match &spec.root.upper {
+        Upper::Memory(size) => (*size, None),
+        Upper::Directory(path) => (None, Some(path.clone())),
+    };
+    if let Some(upper) = &upper
+        && owners == Owners::Mapped
+    {
+        require_idmap(host, upper, "--upper")?;
+    }
+    Ok(RootPlan {
+        operations,
+        memory,
+        upper,
+        read_only: spec.root.read_only,
+        userxattr: rootless,
+        many_layers: host.kernel >= (6, 5),
+        scratch: ["/tmp", "/mnt", "/run", "/usr"].map(PathBuf::from).to_vec(),
+    })
+}
+
+/// Whether `mount` can be idmapped: the file systems that can, with the first kernel where each can (FS_ALLOW_IDMAP in the
+/// kernel's sources). Overlays on idmapped layers exist since 5.19.
+pub(crate) fn can_idmap(mount: &Mount, kernel: (u32, u32)) -> bool {
+    const SINCE: &[(&str, (u32, u32))] = &[
+        ("ext4", (5, 19)),
+        ("ext3", (5, 19)),
+        ("ext2", (5, 19)),
+        ("xfs", (5, 19)),
+        ("btrfs", (5, 19)),
+        ("f2fs", (5, 19)),
+        ("vfat", (5, 19)),
+        ("ntfs3", (5, 19)),
+        ("erofs", (5, 19)),
+        ("squashfs", (6, 2)),
+        ("tmpfs", (6, 3)),
+        ("bcachefs", (6, 10)),
+    ];
+    SINCE.iter().any(|(name, since)| *name == mount.fstype && kernel >= *since)
+}
+
+/// The first layer that cannot be idmapped, with its file system: the reason for falling back to identity.
+pub(crate) fn idmap_obstacle(spec: &Spec, host: &Host) -> Option<String> {
+    let (major, minor) = host.kernel;
+    if host.kernel < (5, 19) {
+        return Some(format!("Linux {major}.{minor} cannot map the owners of an overlay's layers (5.19 can)"));
+    }
+    let layers: Vec<&Path> = match &spec.root.source {
+        RootSource::HostView => vec![Path::new("/"), Path::new("/usr")],
+        RootSource::Layers(layers) => layers.iter().map(PathBuf::as_path).collect(),
+    };
+    layers.into_iter().find_map(|layer| {
+        let mount = host.mount_of(layer)?;
+        (!can_idmap(mount, host.kernel)).then(|| {
+            format!("the owners of files on {} ({}) cannot be mapped on Linux {major}.{minor}", layer.display(), mount.fstype)
+        })
+    })
+}
+
+fn require_idmap(host: &Host, path: &Path, what: &str) -> Result<()> {
+    match host.mount_of(path) {
+        Some(mount) if !can_idmap(mount, host.kernel) => Err(fault(format!(
+            "{what} {}: the owners of files on {} cannot be mapped into the sandbox's own range of IDs",
+            path.display(),
+            mount.fstype
+        ))
+        .hint("--userns identity shares IDs with the host")
+        .into()),
+        _ => Ok(()),
+    }
+}
+
+/// /etc/hosts, /etc/hostname and /etc/resolv.conf.
+fn init_files(spec: &Spec, host: &Host) -> Vec<InitEntry> {
+    let name = &spec.hostname;
+    let own = format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{name}\n");
+    let hosts = match spec.root.source {
+        RootSource::HostView => format!("{}127.0.1.1\t{name}\n", with_newline(&host.view.hosts)),
+        RootSource::Layers(_) => own,
+    };
+    let file = |path: &str, content: String| InitEntry { path: path.into(), what: InitKind::File(content) };
+    let resolv_conf = String::from_utf8_lossy(&host.view.resolv_conf).into_owned();
+    vec![
+        file("etc/hostname", format!("{name}\n")),
+        file("etc/hosts", hosts),
+        file("etc/resolv.conf", resolv_conf),
+    ]
+}
+
+fn with_newline(text: &str) -> String {
+    if text.is_empty() || text.ends_with('\n') { text.to_owned() } else { format!("{text}\n") }
+}
+
+/// /proc and /sys: directories for the child's own mounts, or the host's where its namespace is shared: the kernel refuses a
+/// new sysfs without a network namespace of one's own and a new proc without a PID namespace.
+fn kernel_directories(share_sys: bool, share_proc: bool) -> Vec<Operation> {
+    [("/proc", share_proc), ("/sys", share_sys)]
+        .into_iter()
+        .map(|(path, shared)| {
+            if !shared {
+                return Operation::Directory(path.into());
+            }
+            Operation::Bind(BindPlan {
+                source: path.into(),
+                at: path.into(),
+                read_only: path == "/sys",
+                recursive: true,
+                device: false,
+                idmap: false,
+                optional: false,
+            })
+        })
+        .collect()
+}
+
+fn devices() -> Vec<Operation> {
+    let tmpfs = |at: &str, mode| Operation::Tmpfs(Tmpfs { at: at.into(), mode, size: None });
+    let mut operations = vec![Operation::Tmpfs(Tmpfs { at: "/dev".into(), mode: 0o755, size: Some(4 << 20) })];
+    operations.extend(DEVICES.iter().map(|name| {
+        let path = Path::new("/dev").join(name);
+        Operation::Bind(BindPlan {
+            source: path.clone(),
+            at: path,
+            read_only: false,
+            recursive: false,
+            device: true,
+            idmap: false,
+            optional: false,
+        })
+    }));
+    operations.extend(
+        DEVICE_LINKS.iter().map(|(name, target)| Operation::Link { at: Path::new("/dev").join(name), target: target.into() }),
+    );
+    operations.extend(["/dev/pts", "/dev/mqueue"].map(|path| Operation::Directory(path.into())));
+    operations.push(tmpfs("/dev/shm", 0o1777));
+    operations
+}
+
+/// The binds and tmpfs of the request, what is nearer to the root first, in the order of the request otherwise.
+fn asked(spec: &Spec, host: &Host, owners: Owners) -> Result<Vec<Operation>> {
+    let mut operations = Vec::new();
+    for Bind { source, at, read_only } in &spec.root.binds {
+        let mapped = owners == Owners::Mapped;
+        if mapped {
+            require_idmap(host, source, "--bind")?;
+        }
+        operations.push(Operation::Bind(BindPlan {
+            source: source.clone(),
+            at: at.clone(),
+            read_only: *read_only,
+            recursive: true,
+            device: false,
+            idmap: mapped,
+            optional: false,
+        }));
+    }
+    operations.extend(
+        spec.root.tmpfs.iter().map(|(at, size)| Operation::Tmpfs(Tmpfs { at: at.clone(), mode: 0o1777, size: *size })),
+    );
+    operations.sort_by_key(|operation| operation.at().components().count());
+    Ok(operations)
+}
+
+impl Operation {
+    /// Where it is inside.
+    pub(crate) fn at(&self) -> &Path {
+        match self {
+            Operation::Overlay(overlay) => &overlay.at,
+            Operation::Bind(bind) => &bind.at,
+            Operation::Tmpfs(tmpfs) => &tmpfs.at,
+            Operation::Directory(at) | Operation::Link { at, .. } => at,
+        }
+    }
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let at = self.at().display();
+        match self {
+            Operation::Overlay(overlay) => {
+                let layers: Vec<String> = overlay.layers.iter().map(|l| l.display().to_string()).collect();
+                write!(f, "{at}: overlay of {}{}", layers.join(", "), if overlay.idmap { ", idmapped" } else { "" })?;
+                let hidden = |entry: &&InitEntry| !matches!(entry.what, InitKind::File(_));
+                let hidden: Vec<String> = overlay.init.iter().filter(hidden).map(|e| e.path.display().to_string()).collect();
+                if hidden.is_empty() { Ok(()) } else { write!(f, "; hidden: {}", hidden.join(" ")) }
+            }
+            Operation::Bind(bind) => {
+                let mode = if bind.read_only { "read-only" } else { "writable" };
+                write!(f, "{at}: bind of {}, {mode}{}", bind.source.display(), if bind.idmap { ", idmapped" } else { "" })
+            }
+            Operation::Tmpfs(tmpfs) => match tmpfs.size {
+                Some(size) => write!(f, "{at}: tmpfs of {size} bytes"),
+                None => write!(f, "{at}: tmpfs"),
+            },
+            Operation::Directory(_) => write!(f, "{at}: directory"),
+            Operation::Link { target, .. } => write!(f, "{at}: link to {}", target.display()),
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! The host view: the host's own files as the lowest layer, decided per mount by the type of its file system, never by touching
+//! it. What is on the network or behind FUSE or automount stays out: a dead server would hang whoever looks.
+
+use std::path::{Path, PathBuf};
+
+use super::{BindPlan, InitEntry, InitKind, Operation, Overlay, Owners, Tmpfs, can_idmap, init_files};
+use crate::host::{Host, Kind, Mount, is_kernel};
+use crate::spec::Spec;
+
+/// Directories that are always new: (path, mode).
+const FRESH: &[(&str, u32)] =
+    &[("/home", 0o755), ("/root", 0o700), ("/run", 0o755), ("/tmp", 0o1777), ("/var/tmp", 0o1777)];
+
+/// Directories that other parts make.
+const OTHERS: &[&str] = &["/dev", "/proc", "/sys"];
+
+/// File systems that serve as a layer.
+const LAYERS: &[&str] = &["ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs", "bcachefs", "overlay", "tmpfs", "ramfs", "rootfs"];
+
+/// What makes the host view.
+pub(super) fn operations(spec: &Spec, host: &Host, owners: Owners) -> Vec<Operation> {
+    let view = View { spec, host, owners };
+    let mut operations = if host.uid == 0 { view.by_mount() } else { view.by_entry() };
+    operations
+        .extend(FRESH.iter().map(|(at, mode)| Operation::Tmpfs(Tmpfs { at: at.into(), mode: *mode, size: None })));
+    operations
+}
+
+struct View<'a> {
+    spec: &'a Spec,
+    host: &'a Host,
+    owners: Owners,
+}
+
+impl View<'_> {
+    /// One overlay, or read-only bind, for each mount of the host.
+    fn by_mount(&self) -> Vec<Operation> {
+        self.host.mounts.iter().filter(|mount| !self.left_out(mount)).map(|mount| self.mount(mount)).collect()
+    }
+
+    fn left_out(&self, mount: &Mount) -> bool {
+        let hidden = self.secrets().filter(|(_, directory)| *directory).any(|(path, _)| mount.point.starts_with(path));
+        hidden || is_elsewhere(&mount.point) || !self.host.is_local(&mount.point) || is_kernel(&mount.fstype)
+    }
+
+    fn mount(&self, mount: &Mount) -> Operation {
+        let idmap = self.owners == Owners::Mapped && can_idmap(mount, self.host.kernel);
+        let root = mount.point == Path::new("/");
+        let is_file = self.host.view.file_mounts.contains(&mount.point);
+        let layer = LAYERS.contains(&mount.fstype.as_str()) && !mount.read_only && !is_file;
+        // Without the map root inside would be nobody on it: then a layer that can be written makes no sense.
+        let usable = self.owners == Owners::Same || idmap;
+        if root || (layer && usable) {
+            return self.overlay(&mount.point, idmap);
+        }
+        Operation::Bind(BindPlan {
+            source: mount.point.clone(),
+            at: mount.point.clone(),
+            read_only: true,
+            recursive: false,
+            device: false,
+            idmap,
+            optional: true,
+        })
+    }
+
+    fn overlay(&self, at: &Path, idmap: bool) -> Operation {
+        Operation::Overlay(Overlay { at: at.into(), layers: vec![at.into()], init: self.init_below(at), idmap })
+    }
+
+    /// What the init layer puts into the overlay at `at`: what is below it and below no other one.
+    fn init_below(&self, at: &Path) -> Vec<InitEntry> {
+        let files = init_files(self.spec, self.host).into_iter().map(|entry| (Path::new("/").join(&entry.path), entry.what));
+        let hidden = self.secrets().map(|(path, directory)| {
+            (path.clone(), if *directory { InitKind::Empty } else { InitKind::Absent })
+        });
+        let owner = |path: &Path| self.overlay_of(path);
+        let below = files.chain(hidden).filter(|(path, _)| owner(path) == at);
+        below
+            .filter_map(|(path, what)| Some(InitEntry { path: path.strip_prefix(at).ok()?.to_path_buf(), what }))
+            .filter(|entry| !entry.path.as_os_str().is_empty())
+            .collect()
+    }
+
+    /// Where the overlay is that shows `path`.
+    fn overlay_of(&self, path: &Path) -> PathBuf {
+        if self.host.uid == 0 {
+            return self.host.mount_of(path).map_or_else(|| "/".into(), |mount| mount.point.clone());
+        }
+        let composed = |ancestor: &&Path| ancestor.parent().is_some_and(|p| self.host.view.entries.contains_key(p));
+        path.ancestors().find(composed).map_or_else(|| "/".into(), Path::to_path_buf)
+    }
+
+    fn secrets(&self) -> impl Iterator<Item = &(PathBuf, bool)> {
+        self.host.view.secrets.iter().filter(|_| !self.spec.root.host_secrets)
+    }
+
+    /// A plain user's overlay cannot have a layer with mounts below it (they are locked, and the kernel refuses to show what is
+    /// under them), so directories with mounts are made anew and what they hold is brought one by one.
+    fn by_entry(&self) -> Vec<Operation> {
+        let mut operations = vec![Operation::Tmpfs(Tmpfs { at: "/".into(), mode: 0o755, size: Some(16 << 20) })];
+        for (directory, entries) in &self.host.view.entries {
+            if is_elsewhere(directory) || self.is_hidden(directory) {
+                continue;
+            }
+            for (name, kind) in entries {
+                let at = directory.join(name);
+                if !is_elsewhere(&at) && !FRESH.iter().any(|(fresh, _)| at == Path::new(fresh)) {
+                    operations.extend(self.entry(at, kind));
+                }
+            }
+        }
+        operations.sort_by_key(|operation| operation.at().components().count());
+        operations
+    }
+
+    fn is_hidden(&self, path: &Path) -> bool {
+        self.secrets().any(|(secret, directory)| if *directory { path.starts_with(secret) } else { path == secret })
+    }
+
+    fn entry(&self, at: PathBuf, kind: &Kind) -> Option<Operation> {
+        let mount = self.host.mount_of(&at)?;
+        if !self.host.is_local(&at) || is_kernel(&mount.fstype) {
+            return Some(Operation::Directory(at));
+        }
+        match kind {
+            Kind::Link(target) => Some(Operation::Link { at, target: target.clone() }),
+            Kind::Directory if self.is_hidden(&at) => Some(Operation::Directory(at)),
+            Kind::Directory if self.host.view.entries.contains_key(&at) => Some(Operation::Directory(at)),
+            Kind::Directory => Some(self.overlay(&at, false)),
+            Kind::File if !self.is_hidden(&at) => Some(Operation::Bind(BindPlan {
+                source: at.clone(),
+                at,
+                read_only: true,
+                recursive: false,
+                device: false,
+                idmap: false,
+                optional: true,
+            })),
+            Kind::File | Kind::Special => None,
+        }
+    }
+}
+
+/// Whether something at `path` would be under a directory that is made anew.
+fn is_elsewhere(path: &Path) -> bool {
+    OTHERS.iter().chain(FRESH.iter().map(|(fresh, _)| fresh)).any(|other| path.starts_with(other))
+}

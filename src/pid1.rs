@@ -1,0 +1,139 @@
+//! The stub: PID 1 inside. It reaps, relays signals to the payload, reports the payload's status and ends; the kernel then ends
+//! everything else in its PID namespace. A PID 1 with default handlers ignores SIGTERM and SIGINT, pid_namespaces(7): that is why
+//! the payload is not PID 1 unless asked.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, OwnedFd};
+
+use anyhow::Context;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use rustix::event::{PollFd, PollFlags};
+use rustix::process::{Pid, WaitOptions};
+
+use crate::child;
+use crate::error::Result;
+use crate::part::process::Identity;
+use crate::plan::Plan;
+use crate::sync::{ChildEnd, Failure, ToChild, ToParent};
+use crate::sys;
+
+/// Forks the payload and stays until it has ended; the result is the exit status of this process, which nobody reads.
+///
+/// # Errors
+/// When the payload cannot be started, with its own reason.
+pub(crate) fn supervise(plan: &Plan, end: &ChildEnd, identity: &Identity, terminal: Option<OwnedFd>) -> Result<u8> {
+    let signals = watch_signals()?;
+    // Where the PID namespace is the host's, orphans of the payload come to the stub all the same.
+    rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1)).context("become a subreaper")?;
+    let (started, report) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("make a pipe")?;
+    let payload = match sys::clone_process(0).context("fork the payload")? {
+        sys::Side::Child => {
+            drop(started);
+            let error = child::become_payload(plan, identity, terminal.as_ref());
+            report_failure(report, &error);
+            sys::exit_now(crate::exit::FAILED)
+        }
+        sys::Side::Parent(pid, _) => pid,
+    };
+    drop((report, terminal));
+    child::shrink_stub()?;
+    if let Some(failure) = read_failure(started)? {
+        return Err(failure.into_error());
+    }
+    end.send(&ToParent::Executed).context("tell the launcher")?;
+    let status = Stub { end, signals, payload }.watch()?;
+    end.send(&ToParent::Exited(status)).context("tell the launcher")?;
+    Ok(0)
+}
+
+fn watch_signals() -> Result<SignalFd> {
+    let mut set = SigSet::empty();
+    set.add(Signal::SIGCHLD);
+    set.add(Signal::SIGTERM);
+    set.thread_set_mask().context("block signals")?;
+    SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).context("make a signalfd")
+}
+
+/// The payload's reason, through a pipe that execve closes: nothing in it means that the payload runs.
+fn report_failure(pipe: OwnedFd, error: &anyhow::Error) {
+    let failure = Failure::from_error(error);
+    let text = format!("{}\0{}\0{}", failure.status, failure.message, failure.hint);
+    // Without a reader there is nobody to tell.
+    drop(File::from(pipe).write_all(text.as_bytes()));
+}
+
+fn read_failure(pipe: OwnedFd) -> Result<Option<Failure>> {
+    let mut text = Vec::new();
+    File::from(pipe).take(8192).read_to_end(&mut text).context("wait for the payload")?;
+    let text = String::from_utf8_lossy(&text);
+    let mut parts = text.splitn(3, '\0');
+    let (Some(status), Some(message), Some(hint)) = (parts.next(), parts.next(), parts.next()) else { return Ok(None) };
+    Ok(Some(Failure { status: status.parse().unwrap_or(125), message: message.into(), hint: hint.into() }))
+}
+
+struct Stub<'a> {
+    end: &'a ChildEnd,
+    signals: SignalFd,
+    payload: Pid,
+}
+
+impl Stub<'_> {
+    /// Waits until the payload has ended; its status as by wait(2).
+    fn watch(&self) -> Result<i32> {
+        loop {
+            if let Some(status) = self.reap()? {
+                return Ok(status);
+            }
+            let mut ready = [PollFd::new(&self.signals, PollFlags::IN), PollFd::from_borrowed_fd(self.end.as_fd(), PollFlags::IN)];
+            match rustix::event::poll(&mut ready, None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error).context("wait for events"),
+            }
+            let from_launcher = !ready[1].revents().is_empty();
+            while let Some(signal) = self.signals.read_signal().context("read signals")? {
+                // systemd's stop and an admin's kill reach the stub; it is the payload that they mean.
+                if i32::try_from(signal.ssi_signo).is_ok_and(|number| number == libc::SIGTERM) {
+                    self.signal(libc::SIGTERM, false);
+                }
+            }
+            if from_launcher {
+                self.obey()?;
+            }
+        }
+    }
+
+    /// Reaps whatever has ended; the payload's status when it is among them.
+    fn reap(&self) -> Result<Option<i32>> {
+        loop {
+            match rustix::process::wait(WaitOptions::NOHANG) {
+                Ok(Some((pid, status))) if pid == self.payload => return Ok(Some(status.as_raw())),
+                Ok(Some(_)) | Err(rustix::io::Errno::INTR) => {}
+                Ok(None) => return Ok(None),
+                Err(error) => return Err(io::Error::from(error)).context("wait for the payload"),
+            }
+        }
+    }
+
+    fn obey(&self) -> Result<()> {
+        match self.end.receive()? {
+            Some(ToChild::Signal(number)) => self.signal(number, false),
+            Some(ToChild::SignalGroup(number)) => self.signal(number, true),
+            // The launcher is gone: so is everything inside, by this process ending.
+            None => {
+                self.signal(libc::SIGKILL, true);
+                sys::exit_now(crate::exit::FAILED)
+            }
+            Some(_) => {}
+        }
+        Ok(())
+    }
+
+    fn signal(&self, number: i32, group: bool) {
+        let pid = nix::unistd::Pid::from_raw(self.payload.as_raw_nonzero().get());
+        let Ok(signal) = Signal::try_from(number) else { return };
+        // The payload leads its session, so its own group has its number. ESRCH: it has just ended, which reap() will see.
+        drop(if group { nix::sys::signal::killpg(pid, signal) } else { nix::sys::signal::kill(pid, signal) });
+    }
+}

@@ -1,0 +1,223 @@
+//! [`Plan`]: every decision taken, as plain data. Nothing right of it decides anything; it can be printed (`--dry-run`) and
+//! tested without root.
+
+use std::ffi::OsString;
+use std::fmt::{self, Write as _};
+
+use serde::Serialize;
+
+use crate::error::{Result, fault};
+use crate::host::Host;
+use crate::layer::{Manager, Namespace};
+use crate::part::caps::Capabilities;
+use crate::part::mounts::KernelMounts;
+use crate::part::namespaces::Namespaces;
+use crate::part::process::{self, ProcessPlan};
+use crate::part::rootfs::{self, RootPlan};
+use crate::part::users::{self, UserPlan};
+use crate::spec::Spec;
+use crate::systemd::{self, CgroupMode, Setting};
+
+/// One sandbox, decided.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct Plan {
+    /// Name of the sandbox.
+    pub(crate) name: String,
+    /// The unit; `None`: no unit and no limits.
+    pub(crate) unit: Option<UnitPlan>,
+    /// Namespaces of its own.
+    pub(crate) namespaces: Namespaces,
+    /// How IDs map.
+    pub(crate) users: UserPlan,
+    /// Hostname inside.
+    pub(crate) hostname: String,
+    /// The root; `None`: the host's own mounts.
+    pub(crate) root: Option<RootPlan>,
+    /// The kernel's file systems in the root.
+    pub(crate) kernel_mounts: KernelMounts,
+    /// Capabilities that remain.
+    pub(crate) capabilities: Capabilities,
+    /// The payload.
+    pub(crate) process: ProcessPlan,
+    /// One line each, printed on stderr unless `--quiet`: where a default had to give way.
+    pub(crate) warnings: Vec<String>,
+    /// One line each, shown by `--dry-run`: what was asked and goes out under another name.
+    pub(crate) notes: Vec<String>,
+}
+
+/// The unit that systemd is asked for.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct UnitPlan {
+    /// The caller's own manager, not the system's.
+    pub(crate) user: bool,
+    /// Name, with `.scope`.
+    pub(crate) name: String,
+    /// Slice, with `.slice`.
+    pub(crate) slice: String,
+    /// Text for humans.
+    pub(crate) description: String,
+    /// Properties, as they are sent.
+    pub(crate) settings: Vec<Setting>,
+    /// Layout of the cgroup hierarchies.
+    pub(crate) cgroup: CgroupMode,
+    /// The payload's processes may be moved by their owner: only so can others join a user's unit.
+    pub(crate) delegate: bool,
+    /// Time between the stop signal and the kill in µs, where the request says nothing; systemd's own is 90 s.
+    pub(crate) timeout_stop_usec: u64,
+}
+
+/// TimeoutStopUSec= where nothing was asked.
+const TIMEOUT_STOP_USEC: u64 = 10_000_000;
+
+impl Plan {
+    /// Decides everything.
+    ///
+    /// # Errors
+    /// When the request cannot be had on this host: one line with the reason, and a hint.
+    pub(crate) fn new(spec: &Spec, host: &Host) -> Result<Plan> {
+        let mut warnings = Vec::new();
+        let (unit, notes) = match manager(spec, host, &mut warnings)? {
+            Manager::None => (None, Vec::new()),
+            Manager::Auto | Manager::Systemd => {
+                let (unit, notes) = unit(spec, host)?;
+                (Some(unit), notes)
+            }
+        };
+        let namespaces = Namespaces::plan(&spec.share);
+        let (users, fallback) = users::plan(spec, host)?;
+        warnings.extend(fallback);
+        let shares = |namespace| spec.shares(namespace);
+        let root = if namespaces.has(Namespace::Mount) {
+            let (net, pid) = (shares(Namespace::Net), shares(Namespace::Pid));
+            Some(rootfs::plan(spec, host, users.owners(), net, pid)?)
+        } else {
+            None
+        };
+        let own_cgroup = namespaces.has(Namespace::Cgroup) && host.cgroup == Some(CgroupMode::Unified);
+        let kernel_mounts = KernelMounts::plan(
+            shares(Namespace::Pid),
+            shares(Namespace::Net),
+            shares(Namespace::Ipc),
+            own_cgroup && root.is_some(),
+            users.maps_tty_group(),
+        );
+        Ok(Plan {
+            name: spec.name.clone(),
+            unit,
+            namespaces,
+            hostname: spec.hostname.clone(),
+            root,
+            kernel_mounts,
+            capabilities: spec.capabilities.clone(),
+            process: process::plan(spec, host, users.can_set_groups()),
+            users,
+            warnings: if spec.process.quiet { Vec::new() } else { warnings },
+            notes,
+        })
+    }
+}
+
+/// Who makes the unit, decided.
+fn manager(spec: &Spec, host: &Host, warnings: &mut Vec<String>) -> Result<Manager> {
+    let asked = asked_of_unit(spec);
+    let no_systemd = "systemd is not running this machine (it is not PID 1)";
+    match (spec.unit.manager, host.booted_by_systemd, asked) {
+        (Manager::Systemd | Manager::Auto, true, _) => Ok(Manager::Systemd),
+        (Manager::Systemd, false, _) => Err(fault(format!("--manager systemd: {no_systemd}"))
+            .hint("boot with systemd, or --manager none for a sandbox without unit and limits; `sandbox doctor` tells more")
+            .into()),
+        (Manager::Auto, false, Some(asked)) => Err(fault(format!("{asked} cannot be had: {no_systemd}"))
+            .hint("boot with systemd, or leave units and limits out; `sandbox doctor` tells more")
+            .into()),
+        (Manager::Auto, false, None) => {
+            warnings.push(format!("no unit and no limits: {no_systemd}"));
+            Ok(Manager::None)
+        }
+        (Manager::None, _, Some(asked)) => Err(fault(format!("--manager none has no unit, so {asked} cannot be had"))
+            .hint("leave --manager out, or leave units and limits out")
+            .into()),
+        (Manager::None, _, None) => Ok(Manager::None),
+    }
+}
+
+/// The first thing in the request that only a unit can give.
+fn asked_of_unit(spec: &Spec) -> Option<String> {
+    let unit = &spec.unit;
+    let name = unit.name.as_ref().map(|name| format!("--unit {name}"));
+    let slice = || unit.slice.as_ref().map(|slice| format!("--slice {slice}"));
+    let limit = || unit.assignments.first().map(|assignment| assignment.asked().to_owned());
+    let user = || unit.user.map(|user| if user { "--user".to_owned() } else { "--system".to_owned() });
+    name.or_else(slice).or_else(limit).or_else(user)
+}
+
+fn unit(spec: &Spec, host: &Host) -> Result<(UnitPlan, Vec<String>)> {
+    let cgroup = host
+        .cgroup
+        .ok_or_else(|| fault("/sys/fs/cgroup: no cgroup hierarchy is mounted").hint("mount -t cgroup2 cgroup2 /sys/fs/cgroup"))?;
+    let translated = systemd::translate(&spec.unit.assignments, cgroup)?;
+    let user = spec.unit.user.unwrap_or(host.uid != 0);
+    let unit = UnitPlan {
+        user,
+        name: spec.unit.name.clone().unwrap_or_else(|| format!("sandbox-{}-{}.scope", spec.name, host.id)),
+        slice: spec.unit.slice.clone().unwrap_or_else(|| "sandbox.slice".into()),
+        description: spec.unit.description.clone().unwrap_or_else(|| description(&spec.command)),
+        settings: translated.settings,
+        cgroup,
+        delegate: user,
+        timeout_stop_usec: TIMEOUT_STOP_USEC,
+    };
+    Ok((unit, translated.notes))
+}
+
+/// The command as a shell would read it, on one line.
+fn description(command: &[OsString]) -> String {
+    let words: Vec<String> = command.iter().map(|word| quoted(&word.to_string_lossy())).collect();
+    let mut text = words.join(" ");
+    if text.chars().count() > 200 {
+        text = text.chars().take(199).chain(['…']).collect();
+    }
+    text
+}
+
+fn quoted(word: &str) -> String {
+    let word: String = word.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let plain = |c: char| c.is_alphanumeric() || "-_./=:,+@%^".contains(c);
+    if !word.is_empty() && word.chars().all(plain) { word } else { format!("'{}'", word.replace('\'', "'\\''")) }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut row = |key: &str, value: &str| writeln!(f, "{key:<13} {value}");
+        row("name", &self.name)?;
+        match &self.unit {
+            None => row("unit", "none: no limits")?,
+            Some(unit) => {
+                row("unit", &format!("{} in {} ({} manager)", unit.name, unit.slice, if unit.user { "user" } else { "system" }))?;
+                row("description", &unit.description)?;
+                for setting in &unit.settings {
+                    row("property", &setting.to_string())?;
+                }
+            }
+        }
+        for note in &self.notes {
+            row("note", note)?;
+        }
+        row("namespaces", &self.namespaces.to_string())?;
+        row("users", &self.users.to_string())?;
+        row("hostname", &self.hostname)?;
+        for operation in self.root.iter().flat_map(|root| &root.operations) {
+            row("root", &operation.to_string())?;
+        }
+        row("capabilities", &self.capabilities.to_string())?;
+        let mut environment = String::new();
+        for (name, value) in &self.process.environment {
+            write!(environment, "{}={} ", name.to_string_lossy(), quoted(&value.to_string_lossy()))?;
+        }
+        row("environment", environment.trim_end())?;
+        row("command", &description(&self.process.command))?;
+        for warning in &self.warnings {
+            row("warning", warning)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,69 @@
+//! Signals of the launcher: taken from a descriptor, so that none is lost between clone and wait.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use anyhow::Context;
+use nix::sys::signal::{SigSet, Signal};
+use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
+
+use crate::error::Result;
+
+/// What is relayed to the payload; SIGWINCH goes to its terminal, SIGTSTP and SIGCONT stop and continue both sides.
+const TAKEN: &[Signal] = &[
+    Signal::SIGINT,
+    Signal::SIGTERM,
+    Signal::SIGHUP,
+    Signal::SIGQUIT,
+    Signal::SIGUSR1,
+    Signal::SIGUSR2,
+    Signal::SIGWINCH,
+    Signal::SIGTSTP,
+    Signal::SIGCONT,
+];
+
+/// `SI_KERNEL` of siginfo(2): the terminal sent it to the whole foreground group.
+const FROM_TERMINAL: i32 = 0x80;
+
+/// The taken signals, blocked and waiting in a descriptor.
+#[derive(Debug)]
+pub(crate) struct Signals(SignalFd);
+
+/// One signal that arrived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Arrived {
+    /// Which.
+    pub(crate) signal: Signal,
+    /// It came from the terminal, not from kill(2).
+    pub(crate) from_terminal: bool,
+}
+
+impl Signals {
+    /// Blocks them; what is sent from now on waits.
+    ///
+    /// # Errors
+    /// When there is no descriptor left.
+    pub(crate) fn block() -> Result<Signals> {
+        let set: SigSet = TAKEN.iter().copied().collect();
+        set.thread_block().context("block signals")?;
+        let fd = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).context("make a signalfd")?;
+        Ok(Signals(fd))
+    }
+
+    /// The next one that waits.
+    ///
+    /// # Errors
+    /// When the descriptor cannot be read.
+    pub(crate) fn next(&self) -> Result<Option<Arrived>> {
+        let arrived = |info: siginfo| {
+            let signal = i32::try_from(info.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok())?;
+            Some(Arrived { signal, from_terminal: info.ssi_code == FROM_TERMINAL })
+        };
+        Ok(self.0.read_signal().context("read a signal")?.and_then(arrived))
+    }
+}
+
+impl AsFd for Signals {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}

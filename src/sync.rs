@@ -1,0 +1,308 @@
+//! The protocol between the launcher and the child, on one SOCK_SEQPACKET pair.
+//!
+//! ```text
+//! launcher (or its helper)                         child, later the stub
+//!   Mapped            ── id maps are written ──▶     becomes root of its user namespace
+//!   Tree + fd         ── the assembled root ───▶     attaches it, mounts proc and sysfs, pivots
+//!   Failed            ── the helper's failure ─▶     hands it back as its own: one path for errors
+//!                     ◀── Ready (+ pty) ────────     everything that does not need the unit is done
+//!   Go                ── limits are in force ──▶     cgroup and time namespace, payload
+//!                     ◀── Executed ─────────────     the payload's execve succeeded
+//!   Signal n | Stop   ── relayed ──────────────▶
+//!                     ◀── Exited status ────────     the payload ended; the stub ends next
+//!                     ◀── Failed ───────────────     at any time: the payload never runs
+//! ```
+//! An end that closes early is seen on the other side: the launcher dying ends the child, the child dying ends
+//! the wait of the launcher.
+
+use std::io::{self, IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketFlags, SocketType,
+};
+
+use crate::error::{Fault, fault};
+
+/// Longest message in bytes; a failure's text is cut to fit.
+const MAX: usize = 4096;
+
+/// What the launcher tells the child.
+#[derive(Debug)]
+pub(crate) enum ToChild {
+    /// The id maps of the user namespace are written.
+    Mapped,
+    /// The assembled root, a detached mount tree.
+    Tree(OwnedFd),
+    /// The payload may run.
+    Go,
+    /// Send this signal to the payload.
+    Signal(i32),
+    /// Send this signal to the payload's process group (it came from the terminal).
+    SignalGroup(i32),
+    /// The helper failed.
+    Failed(Failure),
+}
+
+/// What the child tells the launcher.
+#[derive(Debug)]
+pub(crate) enum ToParent {
+    /// Everything that does not need the unit is done; with the master of the sandbox's terminal, if it has one.
+    Ready(Option<OwnedFd>),
+    /// The payload runs.
+    Executed,
+    /// The payload ended with this status, encoded as by wait(2).
+    Exited(i32),
+    /// The payload will never run.
+    Failed(Failure),
+}
+
+/// Why a start failed on the other side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Failure {
+    /// The exit status it leads to: 125, 126 or 127.
+    pub(crate) status: u8,
+    /// One line, with the object in it.
+    pub(crate) message: String,
+    /// What mends it; may be empty.
+    pub(crate) hint: String,
+}
+
+impl Failure {
+    /// Makes the failure that the other side prints from an error of this side.
+    pub(crate) fn from_error(error: &anyhow::Error) -> Failure {
+        let fault = error.chain().find_map(|cause| cause.downcast_ref::<Fault>());
+        Failure {
+            status: fault.map_or(125, Fault::exit_status),
+            message: format!("{error:#}"),
+            hint: fault.and_then(Fault::hint_text).unwrap_or_default().to_owned(),
+        }
+    }
+
+    /// The error of this side that says what failed on the other.
+    pub(crate) fn into_error(self) -> anyhow::Error {
+        let fault = fault(self.message).status(self.status);
+        if self.hint.is_empty() { fault.into() } else { fault.hint(self.hint).into() }
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let mut bytes = vec![b'F', self.status];
+        bytes.extend_from_slice(self.message.as_bytes());
+        bytes.push(0);
+        bytes.extend_from_slice(self.hint.as_bytes());
+        bytes.truncate(MAX);
+        bytes
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Failure> {
+        let (status, text) = bytes.split_first()?;
+        let mut parts = text.splitn(2, |b| *b == 0).map(|part| String::from_utf8_lossy(part).into_owned());
+        Some(Failure { status: *status, message: parts.next()?, hint: parts.next().unwrap_or_default() })
+    }
+}
+
+/// Makes the two ends.
+///
+/// # Errors
+/// When no socket can be had.
+pub(crate) fn pair() -> io::Result<(ParentEnd, ChildEnd)> {
+    let (parent, child) =
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
+    Ok((ParentEnd(parent), ChildEnd(child)))
+}
+
+/// The launcher's end: sends [`ToChild`], receives [`ToParent`].
+#[derive(Debug)]
+pub(crate) struct ParentEnd(OwnedFd);
+
+/// The child's end: sends [`ToParent`], receives [`ToChild`].
+#[derive(Debug)]
+pub(crate) struct ChildEnd(OwnedFd);
+
+impl AsFd for ParentEnd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl AsFd for ChildEnd {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl ParentEnd {
+    /// Tells the child.
+    ///
+    /// # Errors
+    /// EPIPE when the child is gone.
+    pub(crate) fn send(&self, message: &ToChild) -> io::Result<()> {
+        match message {
+            ToChild::Mapped => send(&self.0, b"M", None),
+            ToChild::Tree(tree) => send(&self.0, b"T", Some(tree.as_fd())),
+            ToChild::Go => send(&self.0, b"G", None),
+            ToChild::Signal(number) => send(&self.0, &number_message(b'S', *number), None),
+            ToChild::SignalGroup(number) => send(&self.0, &number_message(b'P', *number), None),
+            ToChild::Failed(failure) => send(&self.0, &failure.encode(), None),
+        }
+    }
+
+    /// Waits for the child's next message; `None` when the child's end is closed.
+    ///
+    /// # Errors
+    /// EBADMSG for a message that is no message of this protocol.
+    pub(crate) fn receive(&self) -> io::Result<Option<ToParent>> {
+        let Some((bytes, fd)) = receive(&self.0)? else { return Ok(None) };
+        let message = match (bytes.split_first(), fd) {
+            (Some((b'R', _)), pty) => ToParent::Ready(pty),
+            (Some((b'X', _)), None) => ToParent::Executed,
+            (Some((b'E', number)), None) => ToParent::Exited(decode_number(number)?),
+            (Some((b'F', failure)), None) => ToParent::Failed(Failure::decode(failure).ok_or_else(bad_message)?),
+            _ => return Err(bad_message()),
+        };
+        Ok(Some(message))
+    }
+}
+
+impl ChildEnd {
+    /// Tells the launcher.
+    ///
+    /// # Errors
+    /// EPIPE when the launcher is gone.
+    pub(crate) fn send(&self, message: &ToParent) -> io::Result<()> {
+        match message {
+            ToParent::Ready(pty) => send(&self.0, b"R", pty.as_ref().map(AsFd::as_fd)),
+            ToParent::Executed => send(&self.0, b"X", None),
+            ToParent::Exited(status) => send(&self.0, &number_message(b'E', *status), None),
+            ToParent::Failed(failure) => send(&self.0, &failure.encode(), None),
+        }
+    }
+
+    /// Waits for the launcher's next message; `None` when the launcher is gone.
+    ///
+    /// # Errors
+    /// EBADMSG for a message that is no message of this protocol.
+    pub(crate) fn receive(&self) -> io::Result<Option<ToChild>> {
+        let Some((bytes, fd)) = receive(&self.0)? else { return Ok(None) };
+        let message = match (bytes.split_first(), fd) {
+            (Some((b'M', _)), None) => ToChild::Mapped,
+            (Some((b'T', _)), Some(tree)) => ToChild::Tree(tree),
+            (Some((b'G', _)), None) => ToChild::Go,
+            (Some((b'S', number)), None) => ToChild::Signal(decode_number(number)?),
+            (Some((b'P', number)), None) => ToChild::SignalGroup(decode_number(number)?),
+            (Some((b'F', failure)), None) => ToChild::Failed(Failure::decode(failure).ok_or_else(bad_message)?),
+            _ => return Err(bad_message()),
+        };
+        Ok(Some(message))
+    }
+}
+
+fn bad_message() -> io::Error {
+    io::Error::from_raw_os_error(libc::EBADMSG)
+}
+
+fn number_message(tag: u8, number: i32) -> [u8; 5] {
+    let [a, b, c, d] = number.to_ne_bytes();
+    [tag, a, b, c, d]
+}
+
+fn decode_number(bytes: &[u8]) -> io::Result<i32> {
+    bytes.try_into().map(i32::from_ne_bytes).map_err(|_| bad_message())
+}
+
+fn send(socket: &OwnedFd, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    let fds: Vec<BorrowedFd<'_>> = fd.into_iter().collect();
+    if !fds.is_empty() {
+        control.push(SendAncillaryMessage::ScmRights(&fds));
+    }
+    rustix::io::retry_on_intr(|| {
+        rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)
+    })?;
+    Ok(())
+}
+
+/// One message and the descriptor in it; `None` at the end of the stream.
+fn receive(socket: &OwnedFd) -> io::Result<Option<(Vec<u8>, Option<OwnedFd>)>> {
+    let mut bytes = vec![0; MAX];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut control = RecvAncillaryBuffer::new(&mut space);
+    let length = loop {
+        let mut slice = [IoSliceMut::new(&mut bytes)];
+        match rustix::net::recvmsg(socket, &mut slice, &mut control, RecvFlags::CMSG_CLOEXEC) {
+            Ok(message) => break message.bytes,
+            // The other end closed with messages from here unread: told once, before what it had sent itself; unix(7).
+            Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNRESET) => {}
+            Err(error) => return Err(error.into()),
+        }
+    };
+    if length == 0 {
+        return Ok(None);
+    }
+    bytes.truncate(length);
+    let fd = control.drain().find_map(|message| match message {
+        RecvAncillaryMessage::ScmRights(mut fds) => fds.next(),
+        _ => None,
+    });
+    Ok(Some((bytes, fd)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_message_arrives_as_it_was_sent() {
+        let (parent, child) = pair().unwrap();
+        let file = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        let failure = Failure { status: 127, message: "run x: not found".into(), hint: String::new() };
+        parent.send(&ToChild::Mapped).unwrap();
+        parent.send(&ToChild::Tree(file())).unwrap();
+        parent.send(&ToChild::Go).unwrap();
+        parent.send(&ToChild::Signal(15)).unwrap();
+        parent.send(&ToChild::SignalGroup(2)).unwrap();
+        parent.send(&ToChild::Failed(failure.clone())).unwrap();
+        assert!(matches!(child.receive().unwrap(), Some(ToChild::Mapped)));
+        assert!(matches!(child.receive().unwrap(), Some(ToChild::Tree(_))));
+        assert!(matches!(child.receive().unwrap(), Some(ToChild::Go)));
+        assert!(matches!(child.receive().unwrap(), Some(ToChild::Signal(15))));
+        assert!(matches!(child.receive().unwrap(), Some(ToChild::SignalGroup(2))));
+        assert!(matches!(child.receive().unwrap(), Some(ToChild::Failed(f)) if f == failure));
+        child.send(&ToParent::Ready(Some(file()))).unwrap();
+        child.send(&ToParent::Ready(None)).unwrap();
+        child.send(&ToParent::Executed).unwrap();
+        child.send(&ToParent::Exited(-7)).unwrap();
+        child.send(&ToParent::Failed(failure.clone())).unwrap();
+        assert!(matches!(parent.receive().unwrap(), Some(ToParent::Ready(Some(_)))));
+        assert!(matches!(parent.receive().unwrap(), Some(ToParent::Ready(None))));
+        assert!(matches!(parent.receive().unwrap(), Some(ToParent::Executed)));
+        assert!(matches!(parent.receive().unwrap(), Some(ToParent::Exited(-7))));
+        assert!(matches!(parent.receive().unwrap(), Some(ToParent::Failed(f)) if f == failure));
+    }
+
+    #[test]
+    fn a_closed_end_is_seen_and_a_long_failure_is_cut() {
+        let (parent, child) = pair().unwrap();
+        let failure = Failure { status: 125, message: "x".repeat(10_000), hint: "y".into() };
+        child.send(&ToParent::Failed(failure)).unwrap();
+        assert!(matches!(parent.receive().unwrap(), Some(ToParent::Failed(f)) if f.message.len() == MAX - 2));
+        parent.send(&ToChild::Mapped).unwrap();
+        child.send(&ToParent::Exited(0)).unwrap();
+        drop(child);
+        assert!(matches!(parent.receive().unwrap(), Some(ToParent::Exited(0))));
+        assert!(parent.receive().unwrap().is_none());
+        assert!(parent.send(&ToChild::Go).is_err());
+    }
+
+    #[test]
+    fn a_foreign_message_is_refused() {
+        let (parent, child) = pair().unwrap();
+        for bytes in [&b"Z"[..], b"E12", b"T"] {
+            send(&parent.0, bytes, None).unwrap();
+            assert!(child.receive().is_err(), "{bytes:?}");
+        }
+    }
+}

@@ -1,0 +1,228 @@
+//! Every `unsafe` block of the program: system calls that neither nix nor rustix offers, and the few of theirs that are
+//! unsafe to call. Signatures are safe; what a caller has to guarantee is checked here where it can be.
+
+#![allow(unsafe_code)]
+
+use std::ffi::{CString, OsStr};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+
+use rustix::process::Pid;
+
+/// Turns the -1 of a system call into the error it set.
+fn check(result: libc::c_long) -> io::Result<libc::c_long> {
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
+}
+
+/// What [`clone_process`] returned: on which side of it the caller now is.
+#[derive(Debug)]
+pub(crate) enum Side {
+    /// The process that called, with the new process's id and a pidfd for it.
+    Parent(Pid, OwnedFd),
+    /// The new process.
+    Child,
+}
+
+/// The number of threads in this process.
+///
+/// # Errors
+/// When /proc/self/stat cannot be read.
+fn thread_count() -> io::Result<usize> {
+    Ok(std::fs::read_dir("/proc/self/task")?.count())
+}
+
+/// Makes a new process like fork(2), in new namespaces as `flags` (`CLONE_NEW*`) say; see clone3(2).
+///
+/// The new process is a copy, so its allocator and standard library are usable only if no other thread of the caller could
+/// have held their locks: with more than one thread this is an error.
+///
+/// # Errors
+/// EINVAL with several threads, and what clone3(2) says.
+pub(crate) fn clone_process(flags: libc::c_int) -> io::Result<Side> {
+    if thread_count()? != 1 {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    let mut pidfd: RawFd = -1;
+    // SAFETY: clone_args is plain integers, for which all zeroes is valid (clone3(2): unused fields must be zero).
+    let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
+    args.flags = (flags | libc::CLONE_PIDFD) as u32 as u64;
+    args.pidfd = (&raw mut pidfd) as u64;
+    args.exit_signal = libc::SIGCHLD as u64;
+    // SAFETY: args and the pidfd it points to live across the call; without CLONE_VM the child has its own copy of the
+    // stack, and the caller is single-threaded (checked above), so the child may go on as after fork(2).
+    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of_val(&args)) })?;
+    match Pid::from_raw(i32::try_from(pid).unwrap_or(0)) {
+        None => Ok(Side::Child),
+        // SAFETY: clone3 succeeded with CLONE_PIDFD, so pidfd is an open descriptor that nobody else owns.
+        Some(pid) => Ok(Side::Parent(pid, unsafe { OwnedFd::from_raw_fd(pidfd) })),
+    }
+}
+
+/// Flags of mount_setattr(2) that rustix has no words for.
+pub(crate) mod attr {
+    /// The mount and everything below it.
+    pub(crate) const RECURSIVE: libc::c_uint = 0x8000;
+    /// Read-only.
+    pub(crate) const RDONLY: u64 = libc::MOUNT_ATTR_RDONLY;
+    /// Set-user-ID bits and file capabilities have no effect.
+    pub(crate) const NOSUID: u64 = libc::MOUNT_ATTR_NOSUID;
+    /// Device nodes cannot be opened.
+    pub(crate) const NODEV: u64 = libc::MOUNT_ATTR_NODEV;
+    /// Nothing can be executed.
+    pub(crate) const NOEXEC: u64 = libc::MOUNT_ATTR_NOEXEC;
+}
+
+/// Changes the mount that `mount` is the root of: sets `attributes` (`attr::*`), and with `userns` maps its owners through
+/// that user namespace; see mount_setattr(2).
+///
+/// # Errors
+/// ENOSYS before Linux 5.12; EINVAL where the file system cannot be idmapped or is attached already.
+pub(crate) fn mount_setattr(
+    mount: BorrowedFd<'_>,
+    flags: libc::c_uint,
+    attributes: u64,
+    userns: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
+    let mut attr = libc::mount_attr { attr_set: attributes, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    if let Some(userns) = userns {
+        attr.attr_set |= libc::MOUNT_ATTR_IDMAP;
+        attr.userns_fd = userns.as_raw_fd() as u32 as u64;
+    }
+    let flags = flags | libc::AT_EMPTY_PATH as libc::c_uint;
+    // SAFETY: the path is a NUL-terminated literal, attr a valid mount_attr whose size is passed along; both descriptors are
+    // borrowed, so they are open across the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            &raw const attr,
+            size_of_val(&attr),
+        )
+    };
+    check(result).map(drop)
+}
+
+/// Closes every descriptor above 2 that is not in `keep`.
+///
+/// # Errors
+/// What close_range(2) says; ENOSYS before Linux 5.9.
+pub(crate) fn close_all_but(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
+    let mut keep: Vec<RawFd> = keep.iter().map(AsRawFd::as_raw_fd).filter(|fd| *fd > 2).collect();
+    keep.sort_unstable();
+    let mut first = 3;
+    for fd in keep {
+        if fd > first {
+            close_range(first, fd - 1)?;
+        }
+        first = fd + 1;
+    }
+    close_range(first, RawFd::MAX)
+}
+
+fn close_range(first: RawFd, last: RawFd) -> io::Result<()> {
+    // SAFETY: closing is memory-safe; that no owned descriptor of this process is used afterwards is what the child relies
+    // on by calling this as its first step, before it owns anything but the descriptors it keeps.
+    check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) }).map(drop)
+}
+
+/// Sets the interface flags of `name` to up; needs CAP_NET_ADMIN in the owner of this network namespace; netdevice(7).
+///
+/// # Errors
+/// What ioctl(SIOCSIFFLAGS) says.
+pub(crate) fn interface_up(socket: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+    // SAFETY: ifreq is plain data for which all zeroes is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes().take(libc::IFNAMSIZ - 1)) {
+        *to = from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    // SAFETY: SIOCSIFFLAGS reads one ifreq, which lives across the call.
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) } as libc::c_long).map(drop)
+}
+
+/// Makes `terminal` the controlling terminal of this session, which must have none; tty_ioctl(4).
+///
+/// # Errors
+/// EPERM when this process is no session leader or has a terminal already.
+pub(crate) fn set_controlling_terminal(terminal: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: TIOCSCTTY takes an integer, no pointer.
+    check(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSCTTY as _, 0) } as libc::c_long).map(drop)
+}
+
+/// Leaves the namespaces in `flags` (`CLONE_NEW*`) for new ones; unshare(2). Never used by the launcher.
+///
+/// # Errors
+/// EINVAL for a user namespace with several threads, and what unshare(2) says.
+pub(crate) fn unshare(flags: libc::c_int) -> io::Result<()> {
+    // SAFETY: no flag that is passed here (namespaces only, never CLONE_FILES or CLONE_VM) shares or unshares memory.
+    check(unsafe { libc::unshare(flags) } as libc::c_long).map(drop)
+}
+
+/// A resource limit of a process; getrlimit(2). `u64::MAX` is no limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Rlimit {
+    /// The limit in force.
+    pub(crate) soft: u64,
+    /// How far the process itself may raise the soft limit.
+    pub(crate) hard: u64,
+}
+
+/// Reads a limit of process `pid` (0: this one) and, with `new`, sets it; prlimit(2).
+///
+/// # Errors
+/// EPERM when the hard limit would rise without CAP_SYS_RESOURCE in the initial user namespace.
+pub(crate) fn prlimit(pid: i32, resource: u32, new: Option<Rlimit>) -> io::Result<Rlimit> {
+    let mut old = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    let new = new.map(|l| libc::rlimit64 { rlim_cur: l.soft, rlim_max: l.hard });
+    let new_pointer = new.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    // SAFETY: both pointers are null or point to a rlimit64 that lives across the call.
+    check(unsafe { libc::syscall(libc::SYS_prlimit64, pid, resource, new_pointer, &raw mut old) })?;
+    Ok(Rlimit { soft: old.rlim_cur, hard: old.rlim_max })
+}
+
+/// Sets the nice value (-20 first … 19 last) of process `pid`; setpriority(2).
+///
+/// # Errors
+/// EACCES when it would fall without CAP_SYS_NICE.
+pub(crate) fn set_nice(pid: i32, nice: i32) -> io::Result<()> {
+    // SAFETY: integers only.
+    check(unsafe { libc::setpriority(libc::PRIO_PROCESS, pid as libc::id_t, nice) } as libc::c_long).map(drop)
+}
+
+/// Replaces this process by the program at `path`; returns only when that failed; execve(2).
+pub(crate) fn exec(path: &OsStr, argv: &[CString], envp: &[CString]) -> io::Error {
+    let Ok(path) = CString::new(path.as_bytes()) else {
+        return io::Error::from_raw_os_error(libc::EINVAL);
+    };
+    let pointers = |list: &[CString]| -> Vec<*const libc::c_char> {
+        list.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
+    };
+    let (argv, envp) = (pointers(argv), pointers(envp));
+    // SAFETY: path is NUL-terminated; both arrays end in a null pointer and their strings live until execve returns.
+    unsafe { libc::execve(path.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
+    io::Error::last_os_error()
+}
+
+/// Gives every signal its default action and blocks none, as a program expects to start: Rust's runtime ignores SIGPIPE, and
+/// the stub's mask would be inherited through execve; signal(7).
+///
+/// # Errors
+/// What sigprocmask(2) says.
+pub(crate) fn default_signals() -> io::Result<()> {
+    for signal in 1..libc::SIGRTMAX() {
+        if !matches!(signal, libc::SIGKILL | libc::SIGSTOP) {
+            // SAFETY: SIG_DFL is a valid disposition for every catchable signal; the reserved ones give EINVAL and stay.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+    }
+    nix::sys::signal::SigSet::empty().thread_set_mask().map_err(io::Error::from)
+}
+
+/// Ends this process at once, without running exit handlers or flushing what it inherited from its parent; _exit(2).
+pub(crate) fn exit_now(status: u8) -> ! {
+    // SAFETY: _exit has no preconditions.
+    unsafe { libc::_exit(i32::from(status)) }
+}

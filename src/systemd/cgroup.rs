@@ -1,0 +1,135 @@
+//! Which cgroup version this machine runs, and where the cgroup of a process is in each hierarchy.
+//!
+//! systemd mounts the hierarchies at fixed places below /sys/fs/cgroup (file-hierarchy(7), cgroup-util.c); this module
+//! relies on the same places.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::error::{Result, fault};
+
+/// How the cgroup hierarchies are laid out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub(crate) enum CgroupMode {
+    /// Only cgroup v2, at /sys/fs/cgroup.
+    Unified,
+    /// Controllers on v1; beside them a v2 tree without controllers at /sys/fs/cgroup/unified. systemd ≤ 257.
+    Hybrid,
+    /// v1 only. systemd ≤ 257.
+    Legacy,
+}
+
+/// `CGROUP2_SUPER_MAGIC` and `TMPFS_MAGIC` of linux/magic.h.
+const CGROUP2_MAGIC: i64 = 0x6367_7270;
+const TMPFS_MAGIC: i64 = 0x0102_1994;
+
+impl CgroupMode {
+    /// Reads the layout off a mountinfo text (proc_pid_mountinfo(5)); `None` when no cgroups are mounted.
+    pub(crate) fn from_mountinfo(text: &str) -> Option<CgroupMode> {
+        let mounted = |place: &str| {
+            let fits = |line: &&str| line.split(' ').nth(4) == Some(place);
+            // What was mounted last at a place is what is seen there.
+            text.lines().filter(fits).last()?.split_once(" - ")?.1.split(' ').next()
+        };
+        let controllers = text.lines().any(|line| line.contains(" - cgroup "));
+        match (mounted("/sys/fs/cgroup"), mounted("/sys/fs/cgroup/unified")) {
+            (Some("cgroup2"), _) => Some(CgroupMode::Unified),
+            (_, Some("cgroup2")) => Some(CgroupMode::Hybrid),
+            _ if controllers => Some(CgroupMode::Legacy),
+            _ => None,
+        }
+    }
+
+    /// Asks the kernel with two statfs(2); much cheaper than reading a long mount table.
+    pub(crate) fn read() -> Result<CgroupMode> {
+        let kind = |path: &str| rustix::fs::statfs(path).map(|stat| stat.f_type).ok();
+        match (kind("/sys/fs/cgroup"), kind("/sys/fs/cgroup/unified")) {
+            (Some(CGROUP2_MAGIC), _) => Ok(CgroupMode::Unified),
+            (Some(TMPFS_MAGIC), Some(CGROUP2_MAGIC)) => Ok(CgroupMode::Hybrid),
+            (Some(TMPFS_MAGIC), _) => Ok(CgroupMode::Legacy),
+            _ => Err(fault("/sys/fs/cgroup: no cgroups are mounted here").hint("sandbox doctor").into()),
+        }
+    }
+
+    /// The directory below /sys/fs/cgroup that holds the hierarchy of `controller` (v1 name on v1: `blkio`);
+    /// `None` is the hierarchy of systemd itself where BPF programs go.
+    pub(super) fn hierarchy(self, controller: Option<&str>) -> PathBuf {
+        match (self, controller) {
+            (CgroupMode::Unified, _) => PathBuf::new(),
+            (_, Some(controller)) => PathBuf::from(controller),
+            (CgroupMode::Hybrid, None) => PathBuf::from("unified"),
+            (CgroupMode::Legacy, None) => PathBuf::from("systemd"),
+        }
+    }
+}
+
+/// The paths of one process in all hierarchies: /proc/PID/cgroup, read once.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct CgroupPaths(Vec<(String, String)>);
+
+impl CgroupPaths {
+    /// Parses the lines `ID:CONTROLLERS:PATH` (cgroups(7)).
+    pub(super) fn parse(text: &str) -> CgroupPaths {
+        let line = |line: &str| {
+            let mut fields = line.splitn(3, ':').skip(1);
+            Some((fields.next()?.to_owned(), fields.next()?.to_owned()))
+        };
+        CgroupPaths(text.lines().filter_map(line).collect())
+    }
+
+    /// The path in the hierarchy of `controller`, without a leading slash; `None` asks for systemd's own hierarchy.
+    pub(super) fn path(&self, mode: CgroupMode, controller: Option<&str>) -> Option<&Path> {
+        let fits = |controllers: &str| match (mode, controller) {
+            (CgroupMode::Unified, _) | (CgroupMode::Hybrid, None) => controllers.is_empty(),
+            (CgroupMode::Legacy, None) => controllers == "name=systemd",
+            (_, Some(controller)) => controllers.split(',').any(|word| word == controller),
+        };
+        let (_, path) = self.0.iter().find(|(controllers, _)| fits(controllers))?;
+        Some(Path::new(path.strip_prefix('/').unwrap_or(path)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn layouts() {
+        let v2 = "30 24 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n";
+        let tmpfs = "30 24 0:26 / /sys/fs/cgroup ro - tmpfs tmpfs ro,mode=755\n";
+        let unified = "31 30 0:27 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
+        let named = "32 30 0:28 / /sys/fs/cgroup/systemd rw shared:9 - cgroup cgroup rw,name=systemd\n";
+        let table = [
+            (v2.to_owned(), Some(CgroupMode::Unified)),
+            (format!("{tmpfs}{unified}{named}"), Some(CgroupMode::Hybrid)),
+            (format!("{tmpfs}{named}"), Some(CgroupMode::Legacy)),
+            (format!("{tmpfs}{named}{v2}"), Some(CgroupMode::Unified)),
+            (tmpfs.to_owned(), None),
+            (String::new(), None),
+        ];
+        for (text, want) in table {
+            assert_eq!(CgroupMode::from_mountinfo(&text), want, "{text}");
+        }
+    }
+
+    #[test]
+    fn paths_by_hierarchy() {
+        let v1 = "5:cpu,cpuacct:/test.slice/t.scope\n4:memory:/test.slice/t.scope\n2:cpuset:/\n1:name=systemd:/test.slice/t.scope\n0::/a/t.scope\n";
+        let paths = CgroupPaths::parse(v1);
+        let table = [
+            (CgroupMode::Hybrid, Some("cpu"), Some("test.slice/t.scope")),
+            (CgroupMode::Hybrid, Some("cpuacct"), Some("test.slice/t.scope")),
+            (CgroupMode::Hybrid, Some("cpuset"), Some("")),
+            (CgroupMode::Hybrid, Some("pids"), None),
+            (CgroupMode::Hybrid, None, Some("a/t.scope")),
+            (CgroupMode::Legacy, None, Some("test.slice/t.scope")),
+            (CgroupMode::Unified, Some("memory"), Some("a/t.scope")),
+        ];
+        for (mode, controller, want) in table {
+            assert_eq!(paths.path(mode, controller), want.map(Path::new), "{mode:?} {controller:?}");
+        }
+        assert_eq!(CgroupMode::Hybrid.hierarchy(None), PathBuf::from("unified"));
+        assert_eq!(CgroupMode::Unified.hierarchy(Some("memory")), PathBuf::new());
+    }
+}
