@@ -26,7 +26,7 @@ tree_masks="systemd-udevd.service systemd-udev-trigger.service systemd-udev-sett
   systemd-boot-random-seed.service systemd-update-utmp.service systemd-update-utmp-runlevel.service \
   systemd-machine-id-commit.service systemd-network-generator.service systemd-networkd.service systemd-tpm2-setup.service \
   systemd-tpm2-setup-early.service systemd-pcrmachine.service systemd-pcrphase-sysinit.service systemd-hibernate-clear.service \
-  keyboard-setup.service console-setup.service modprobe@.service kmod-static-nodes.service e2scrub_reap.service \
+  keyboard-setup.service console-setup.service modprobe@.service e2scrub_reap.service \
   proc-sys-fs-binfmt_misc.automount proc-sys-fs-binfmt_misc.mount dev-hugepages.mount dev-mqueue.mount \
   sys-kernel-debug.mount sys-kernel-tracing.mount sys-kernel-config.mount getty.target getty@.service \
   serial-getty@.service console-getty.service systemd-ask-password-wall.path systemd-ask-password-console.path \
@@ -44,11 +44,13 @@ tree_bootstrap() { # tree_bootstrap SUITE OUT.tar
   local opts=()
   # Outside the stable suites the index may be older than its own Valid-Until.
   [ "$1" != sid ] || opts+=(--aptopt='Acquire::Check-Valid-Until "false"')
+  # No security archive: it drops a version as soon as there is a newer one, which ends builds with a 404.
   # We make our own initramfs: Debian's takes as long to build as half of the tree, and seconds to unpack at each boot.
   # shellcheck disable=SC2016  # $1 is for mmdebstrap's shell
   mmdebstrap --quiet --variant=minbase --include="$(tree_packages "$1" | tr -s ' \n' ,)" "${opts[@]}" \
     --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
     --dpkgopt='path-exclude=/usr/share/locale/*' \
+    --setup-hook='sed -i /security/d "$1/etc/apt/sources.list"' \
     --essential-hook='chroot "$1" dpkg-divert --quiet --local --rename --add /usr/sbin/update-initramfs' \
     --essential-hook='ln -s /bin/true "$1/usr/sbin/update-initramfs"' \
     --customize-hook='rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/*.bin' "$1" "$2"

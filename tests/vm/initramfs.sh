@@ -2,7 +2,7 @@
 # initramfs.sh TREE VMLINUZ INITRD — take the kernel out of a Debian TREE and make the smallest initramfs that finds its root.
 # busybox, the modules for a virtio disk with ext4, ten lines of script: under emulation this boots in a fraction of the
 # time that Debian's own initramfs takes to unpack itself.
-set -eu
+set -euo pipefail
 tree=$1 vmlinuz=$2 initrd=$3
 kernel=$(basename "$tree"/boot/vmlinuz-*)
 version=${kernel#vmlinuz-}
@@ -44,4 +44,4 @@ INIT
 chmod 755 "$work/init"
 rm "$work/modules"
 cp "$tree/boot/vmlinuz-$version" "$vmlinuz"
-(cd "$work" && find . | cpio --quiet -o -H newc > "$initrd")
+(cd "$work" && find . | "$tree/bin/busybox" cpio -o -H newc 2> /dev/null > "$initrd")
