@@ -1,0 +1,126 @@
+//! Live tests: the program on a real systemd and a real kernel, in the lab and in the VM matrix (`tests/run.sh`).
+//!
+//! One file per area, registered below. A test is a `fn(&Bed)` that panics when something is wrong:
+//! ```ignore
+//! test("limits/memory_max", needs![root, systemd, cgroup2], limits::memory_max),
+//! alone("leaks/two_hundred_starts", needs![root, systemd], leaks::two_hundred_starts),   // nothing else runs meanwhile
+//! ```
+//! Needs (`facts.rs`): root systemd cgroup1 cgroup2 idmap user_manager fuse systemd_min(N) systemd_max(N) kernel_min(A, B).
+//! A need that is not met makes the test "ignored" and says so on stderr. With `SANDBOX_TEST_MUST_RUN=1` a need that the bed
+//! promised (`SANDBOX_TEST_PROMISES="root systemd …"`) and lacks is a failure.
+//!
+//! What a test has (`bed.rs`, `command.rs`, `unit.rs`, `snapshot.rs`):
+//! - `bed.unit()`, `bed.slice()`, `bed.id()`: names that no other test uses; what is left of them is stopped when the test ends.
+//! - `bed.sandbox(["run", …])`, `bed.command("systemctl", […])` → `.env() .stdin() .dir() .user() .pty(24, 80) .timeout()`, then
+//!   `.output()` → `Outcome { status, stdout, stderr, … }` with `.succeeded()`, `.exited(125)`, `.text()`, `.errors()`; or
+//!   `.spawn()` → `Running` with `.pid() .wait_for("text") .signal() .send() .resize() .finish()`; dropped = killed.
+//!   `status` is the exit code, or 128+n after signal n. A command that outlives its timeout fails the test.
+//! - `bed.poll("what", || …)`: up to 5 s; `bed.dir()` on tmpfs, `bed.disk_dir()` on the root file system.
+//! - `unit::property("x.scope", "MemoryMax")`, `unit::cgroup_file("x.scope", "memory", "memory.max")` in either cgroup version,
+//!   `unit::processes("x.scope")`, `unit::cgroup_of(pid, "memory")`.
+//! - `let before = HostState::take(); …; bed.nothing_left(&before)`: mounts, units, cgroups, /run and PID 1's descriptors.
+//!
+//! Environment: `SANDBOX_BIN` (else cargo's), `SANDBOX_TEST_SLOW` (a factor for every time limit, 8 under emulation).
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a test a broken expectation is a failure, which a panic reports")]
+#![allow(clippy::print_stderr, reason = "a test that cannot run must say so where a human looks")]
+
+mod bed;
+mod bed_itself;
+mod command;
+mod facts;
+mod snapshot;
+mod unit;
+
+use bed::Bed;
+use facts::{Facts, Need, need};
+use libtest_mimic::{Arguments, Completion, Conclusion, Trial};
+use std::cell::Cell;
+use std::panic::PanicHookInfo;
+use std::process::ExitCode;
+use std::sync::{PoisonError, RwLock};
+
+struct Test {
+    name: &'static str,
+    needs: Vec<Need>,
+    alone: bool,
+    run: fn(&Bed),
+}
+
+fn test(name: &'static str, needs: Vec<Need>, run: fn(&Bed)) -> Test {
+    Test { name, needs, alone: false, run }
+}
+
+fn alone(name: &'static str, needs: Vec<Need>, run: fn(&Bed)) -> Test {
+    Test { name, needs, alone: true, run }
+}
+
+/// `needs![root, systemd_min(253)]`
+macro_rules! needs {
+    ($($name:ident $(($($arg:expr),*))?),* $(,)?) => { vec![$(need::$name($($($arg),*)?)),*] };
+}
+
+fn all() -> Vec<Test> {
+    vec![
+        test("bed/promises", needs![], bed_itself::promises),
+        test("bed/systemd", needs![root, systemd], bed_itself::systemd),
+        test("bed/scope_v1", needs![root, systemd, cgroup1], bed_itself::scope_v1),
+        test("bed/scope_v2", needs![root, systemd, cgroup2], bed_itself::scope_v2),
+        test("bed/idmap", needs![root, idmap], bed_itself::idmap),
+        test("bed/fuse", needs![root, fuse], bed_itself::fuse),
+        test("bed/user_manager", needs![root, user_manager], bed_itself::user_manager),
+        test("bed/outcomes", needs![], bed_itself::outcomes),
+        test("bed/streams", needs![], bed_itself::streams),
+        test("bed/pty", needs![], bed_itself::pty),
+        test("bed/time_limit", needs![], bed_itself::time_limit),
+        test("bed/background", needs![], bed_itself::background),
+        alone("bed/snapshot", needs![root, systemd], bed_itself::snapshot),
+        alone("bed/names_are_cleaned_up", needs![root, systemd], bed_itself::names_are_cleaned_up),
+    ]
+}
+
+/// Tests share this; one that must be alone holds it for itself.
+static TURN: RwLock<()> = RwLock::new(());
+
+fn trial(test: Test, facts: &'static Facts) -> Trial {
+    Trial::ignorable_test(test.name, move || {
+        for need in &test.needs {
+            let Err(why) = facts.has(need) else { continue };
+            if facts.promised(need) {
+                return Err(format!("the bed promised {need} and lacks it: {why}").into());
+            }
+            eprintln!("NOT RUN {}: needs {need}: {why}", test.name);
+            return Ok(Completion::ignored_with(format!("needs {need}")));
+        }
+        // Poisoned only means that another test failed.
+        let _all = test.alone.then(|| TURN.write().unwrap_or_else(PoisonError::into_inner));
+        let _one = (!test.alone).then(|| TURN.read().unwrap_or_else(PoisonError::into_inner));
+        NAME.set(test.name);
+        (test.run)(&Bed::new(facts));
+        Ok(Completion::Completed)
+    })
+}
+
+thread_local! {
+    /// The test that runs on this thread; empty while it expects a panic.
+    static NAME: Cell<&'static str> = const { Cell::new("") };
+}
+
+/// Says which test failed and where; a backtrace through the test harness would tell nothing more.
+fn report_panic(panic: &PanicHookInfo<'_>) {
+    let name = NAME.get();
+    if !name.is_empty() {
+        eprintln!("FAILED {name}: {panic}");
+    }
+}
+
+fn main() -> ExitCode {
+    std::panic::set_hook(Box::new(report_panic));
+    let mut args = Arguments::from_args();
+    args.test_threads.get_or_insert(2);
+    let facts: &'static Facts = Box::leak(Box::new(Facts::read()));
+    if !args.list {
+        eprintln!("{facts}");
+    }
+    let conclusion: Conclusion = libtest_mimic::run(&args, all().into_iter().map(|test| trial(test, facts)).collect());
+    conclusion.exit_code()
+}

@@ -1,0 +1,109 @@
+#!/bin/bash
+# vm.sh — the live tests on real Debian kernels: qemu boots a Debian tree with its own kernel and systemd, runs them, powers off.
+#   vm.sh tree SUITE…               build the image of bullseye, bookworm, trixie or sid (cached; see ../tree.sh)
+#   vm.sh run LANE [-- FILTER…]     run the live tests; LANE is a suite or bullseye-v1 (the same tree with cgroup v1)
+#   vm.sh script LANE FILE          run FILE as root in it instead, with `sandbox` in the PATH
+# Needs SANDBOX_BIN and, for `run`, SANDBOX_LIVE: static binaries of the program and of its live tests.
+# Exits with the status of what ran inside; 125 if that is not known, for any reason (never take silence for success).
+# The base image is only read (snapshot=on). What to run comes in on a second disk, its output goes out over the second serial port
+# as it is written, so that a hang shows how far it came. The console is kept in $SANDBOX_TEST_CACHE/console-LANE.log.
+# No KVM by default (SANDBOX_TEST_ACCEL=kvm where it boots stock kernels); SANDBOX_TEST_VM_TIMEOUT is in seconds.
+set -eu
+here=$(dirname "$(realpath "$0")")
+# shellcheck source-path=SCRIPTDIR source=../tree.sh
+. "$here/../tree.sh"
+
+die() { echo "vm: $*" >&2; exit 125; }
+
+suite_of() {
+  case "$1" in
+    bullseye | bookworm | trixie | sid) echo "$1" ;;
+    bullseye-v1) echo bullseye ;;
+    *) die "no lane '$1' (bullseye, bullseye-v1, bookworm, trixie, sid)" ;;
+  esac
+}
+
+promises_of() { # what the live tests may rely on; a lane that lacks one of these fails
+  case "$1" in
+    bullseye) echo "root systemd cgroup2 user_manager fuse" ;;      # 5.10: no idmapped mounts
+    bullseye-v1) echo "root systemd cgroup1 user_manager fuse" ;;
+    *) echo "root systemd cgroup2 idmap user_manager fuse" ;;
+  esac
+}
+
+payload() { # payload DIR LANE: the files of the second disk, but for what it runs
+  echo "$RANDOM$RANDOM$RANDOM" > "$1/nonce"
+  [ -z "${SANDBOX_BIN:-}" ] || cp "$SANDBOX_BIN" "$1/sandbox"
+  cat > "$1/run" << RUN
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root USER=root LANG=C.UTF-8
+export SANDBOX_BIN=/usr/local/bin/sandbox SANDBOX_TEST_LANE=$2 SANDBOX_TEST_MUST_RUN=1 SANDBOX_TEST_SLOW=\${SANDBOX_TEST_SLOW:-8}
+export SANDBOX_TEST_PROMISES="$(promises_of "$2")" RUST_BACKTRACE=1
+[ ! -e /payload/sandbox ] || cp /payload/sandbox /usr/local/bin/sandbox
+systemctl is-system-running --wait > /dev/null || systemctl --failed --no-legend --plain
+RUN
+}
+
+boot() { # boot LANE DIR: the payload in DIR; output on stdout
+  local lane=$1 dir=$2 image args=() nonce status
+  image=$(tree_image "$(suite_of "$lane")" vm)
+  [ "$lane" != bullseye-v1 ] || args+=(systemd.unified_cgroup_hierarchy=0)
+  mke2fs -q -t ext4 -O ^has_journal -d "$dir" "$dir.img" "$(($(du -sm "$dir" | cut -f1) * 11 / 10 + 4))M" > /dev/null
+  nonce=$(cat "$dir/nonce")
+  rm -f "$dir/status"
+  qemu "$image" "$dir.img" "$lane" "${args[*]:-}" | report "$nonce" "$dir/status" || true
+  if ! status=$(cat "$dir/status" 2> /dev/null) || [ -z "$status" ]; then
+    echo "vm: $lane never reported its end; the last lines of its console:" >&2
+    tail -n 15 "$tree_cache/console-$lane.log" >&2
+    return 125
+  fi
+  return "$status"
+}
+
+qemu() { # qemu IMAGE PAYLOAD LANE KERNEL-ARGS
+  timeout --kill-after=5 "${SANDBOX_TEST_VM_TIMEOUT:-900}" qemu-system-x86_64 -M q35 \
+    -accel "${SANDBOX_TEST_ACCEL:-tcg,thread=multi}" -cpu max -smp 2 -m 2048 \
+    -display none -monitor none -no-reboot -nic none -kernel "$1.vmlinuz" -initrd "$1.initrd" \
+    -drive "file=$1,if=virtio,format=raw,snapshot=on" -drive "file=$2,if=virtio,format=raw,readonly=on" \
+    -serial "file:$tree_cache/console-$3.log" -serial stdio \
+    -append "console=ttyS0 panic=-1 quiet audit=0 mitigations=off systemd.show_status=0 systemd.unit=bed.target $4" < /dev/null
+}
+
+report() { # report NONCE FILE: pass lines on; the one with the nonce goes to FILE
+  awk -v nonce="$1" -v file="$2" '
+    $1 == "vm-status" && $2 == nonce && NF == 3 { print $3 > file; close(file); next }
+    { print; fflush() }'
+}
+
+with_payload() { # with_payload LANE FUNCTION ARG…: FUNCTION adds to the run script
+  local lane=$1 dir status=0; shift
+  suite_of "$lane" > /dev/null
+  command -v qemu-system-x86_64 > /dev/null || die "no qemu here: apt install qemu-system-x86"
+  mkdir -p "$tree_cache"
+  dir=$(mktemp -d "$tree_cache/payload-XXXXXX")
+  # shellcheck disable=SC2064  # expanded now, on purpose
+  trap "rm -rf '$dir' '$dir.img'" EXIT
+  payload "$dir" "$lane"
+  "$1" "$dir" "${@:2}"
+  boot "$lane" "$dir" || status=$?
+  exit "$status"
+}
+
+add_live() { # add_live DIR FILTER…
+  local dir=$1; shift
+  [ -x "${SANDBOX_LIVE:-}" ] || die "SANDBOX_LIVE is not the live-test binary"
+  cp "$SANDBOX_LIVE" "$dir/live"
+  { printf 'exec /payload/live --color=never --test-threads=2'; [ $# = 0 ] || printf ' %q' "$@"; echo; } >> "$dir/run"
+}
+
+add_script() { # add_script DIR FILE
+  cat "$2" >> "$1/run"
+}
+
+case "${1:-}" in
+  tree) shift; for suite; do tree_image "$(suite_of "$suite")" vm; done ;;
+  run)
+    lane=${2:?LANE}; shift 2; [ "${1:-}" != -- ] || shift
+    with_payload "$lane" add_live "$@" ;;
+  script) with_payload "${2:?LANE}" add_script "${3:?FILE}" ;;
+  *) sed -n '2,6p' "$0"; exit 125 ;;
+esac
