@@ -119,10 +119,16 @@ impl Host {
         let uid = rustix::process::geteuid().as_raw();
         let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
         let group = std::fs::read_to_string("/etc/group").unwrap_or_default();
-        let user = account::by_uid(&passwd, uid).map_or_else(|| uid.to_string(), |entry| entry.name);
-        let [subuid, subgid] =
-            ["/etc/subuid", "/etc/subgid"].map(|path| std::fs::read_to_string(path).unwrap_or_default());
-        let own = |text: &str| subordinate_ranges(text).into_iter().find(|(owner, _)| *owner == user).map(|(_, r)| r);
+        let user =
+            account::by_uid(&passwd, uid).map_or_else(|| uid.to_string(), |entry| entry.name);
+        let [subuid, subgid] = ["/etc/subuid", "/etc/subgid"]
+            .map(|path| std::fs::read_to_string(path).unwrap_or_default());
+        let own = |text: &str| {
+            subordinate_ranges(text)
+                .into_iter()
+                .find(|(owner, _)| *owner == user)
+                .map(|(_, r)| r)
+        };
         Ok(Host {
             uid,
             gid: rustix::process::getegid().as_raw(),
@@ -153,7 +159,9 @@ impl Host {
             .mounts
             .iter()
             .filter(|mount| mount.root != Path::new("/") && self.is_local(&mount.point))
-            .filter(|mount| std::fs::symlink_metadata(&mount.point).is_ok_and(|meta| !meta.is_dir()))
+            .filter(|mount| {
+                std::fs::symlink_metadata(&mount.point).is_ok_and(|meta| !meta.is_dir())
+            })
             .map(|mount| mount.point.clone())
             .collect();
         if self.uid != 0 {
@@ -164,12 +172,18 @@ impl Host {
 
     /// The mount that `path` is on; the path is taken as it is, no link in it is followed.
     pub(crate) fn mount_of(&self, path: &Path) -> Option<&Mount> {
-        self.mounts.iter().filter(|m| path.starts_with(&m.point)).max_by_key(|m| m.point.as_os_str().len())
+        self.mounts
+            .iter()
+            .filter(|m| path.starts_with(&m.point))
+            .max_by_key(|m| m.point.as_os_str().len())
     }
 
     /// Whether `path` can be looked at without asking a server: nothing at it or above it is on the network, FUSE or automount.
     pub(crate) fn is_local(&self, path: &Path) -> bool {
-        !self.mounts.iter().any(|m| path.starts_with(&m.point) && is_remote(&m.fstype))
+        !self
+            .mounts
+            .iter()
+            .any(|m| path.starts_with(&m.point) && is_remote(&m.fstype))
     }
 
     /// An overlay in a user namespace cannot be made of a directory with mounts below it, so the plain user's view is made of
@@ -179,27 +193,47 @@ impl Host {
         for mount in &self.mounts {
             directories.extend(mount.point.ancestors().skip(1).map(Path::to_path_buf));
         }
-        let files = |path: &Path| self.is_local(path) && self.mount_of(path).is_some_and(|m| !is_kernel(&m.fstype));
-        directories.into_iter().filter(|d| files(d)).filter_map(|d| entries(&d).map(|list| (d, list))).collect()
+        let files = |path: &Path| {
+            self.is_local(path) && self.mount_of(path).is_some_and(|m| !is_kernel(&m.fstype))
+        };
+        directories
+            .into_iter()
+            .filter(|d| files(d))
+            .filter_map(|d| entries(&d).map(|list| (d, list)))
+            .collect()
     }
 }
 
 /// The mounts that a path can reach, sorted by where they are: at each place the topmost, whose own parents are reachable.
 fn visible(mounts: &[Mount]) -> Vec<Mount> {
     // Several mounts on / are stacked, each on the one before: only the last is seen.
-    let Some(root) = mounts.iter().rfind(|m| m.point == Path::new("/")) else { return Vec::new() };
+    let Some(root) = mounts.iter().rfind(|m| m.point == Path::new("/")) else {
+        return Vec::new();
+    };
     let mut visible = Vec::new();
     let mut todo = vec![root];
     while let Some(mount) = todo.pop() {
-        let children: Vec<&Mount> = mounts.iter().filter(|m| m.parent == mount.id && m.id != mount.id).collect();
+        let children: Vec<&Mount> = mounts
+            .iter()
+            .filter(|m| m.parent == mount.id && m.id != mount.id)
+            .collect();
         if let Some(cover) = children.iter().rfind(|child| child.point == mount.point) {
             todo.push(cover);
             continue;
         }
         let is_covered = |index: usize, child: &Mount| {
-            children.iter().skip(index + 1).any(|later| later.id > child.id && child.point.starts_with(&later.point))
+            children
+                .iter()
+                .skip(index + 1)
+                .any(|later| later.id > child.id && child.point.starts_with(&later.point))
         };
-        todo.extend(children.iter().enumerate().filter(|(index, child)| !is_covered(*index, child)).map(|(_, c)| *c));
+        todo.extend(
+            children
+                .iter()
+                .enumerate()
+                .filter(|(index, child)| !is_covered(*index, child))
+                .map(|(_, c)| *c),
+        );
         visible.push(mount.clone());
     }
     visible.sort_by(|a, b| a.point.cmp(&b.point));
@@ -209,7 +243,9 @@ fn visible(mounts: &[Mount]) -> Vec<Mount> {
 fn entries(directory: &Path) -> Option<Vec<(OsString, Kind)>> {
     let mut list = Vec::new();
     for entry in std::fs::read_dir(directory).ok()?.flatten() {
-        let Ok(file_type) = entry.file_type() else { continue };
+        let Ok(file_type) = entry.file_type() else {
+            continue;
+        };
         let kind = if file_type.is_dir() {
             Kind::Directory
         } else if file_type.is_symlink() {
@@ -231,8 +267,27 @@ fn entries(directory: &Path) -> Option<Vec<(OsString, Kind)>> {
 /// File systems whose server may be dead or elsewhere: touching one can hang for ever, so nothing below one is ever looked at.
 pub(crate) fn is_remote(fstype: &str) -> bool {
     const REMOTE: &[&str] = &[
-        "nfs", "nfs4", "cifs", "smb3", "smbfs", "ceph", "afs", "9p", "gfs2", "ocfs2", "glusterfs", "lustre", "autofs", "ncpfs",
-        "coda", "orangefs", "virtiofs", "fuse", "fuseblk", "beegfs", "gpfs",
+        "nfs",
+        "nfs4",
+        "cifs",
+        "smb3",
+        "smbfs",
+        "ceph",
+        "afs",
+        "9p",
+        "gfs2",
+        "ocfs2",
+        "glusterfs",
+        "lustre",
+        "autofs",
+        "ncpfs",
+        "coda",
+        "orangefs",
+        "virtiofs",
+        "fuse",
+        "fuseblk",
+        "beegfs",
+        "gpfs",
     ];
     fstype.starts_with("fuse.") || REMOTE.contains(&fstype)
 }
@@ -240,41 +295,74 @@ pub(crate) fn is_remote(fstype: &str) -> bool {
 /// File systems that are no files: the kernel's own views.
 pub(crate) fn is_kernel(fstype: &str) -> bool {
     const KERNEL: &[&str] = &[
-        "proc", "sysfs", "devtmpfs", "devpts", "cgroup", "cgroup2", "mqueue", "hugetlbfs", "debugfs", "tracefs", "securityfs",
-        "pstore", "bpf", "efivarfs", "configfs", "fusectl", "selinuxfs", "binfmt_misc", "nsfs", "rpc_pipefs", "smackfs", "nfsd",
+        "proc",
+        "sysfs",
+        "devtmpfs",
+        "devpts",
+        "cgroup",
+        "cgroup2",
+        "mqueue",
+        "hugetlbfs",
+        "debugfs",
+        "tracefs",
+        "securityfs",
+        "pstore",
+        "bpf",
+        "efivarfs",
+        "configfs",
+        "fusectl",
+        "selinuxfs",
+        "binfmt_misc",
+        "nsfs",
+        "rpc_pipefs",
+        "smackfs",
+        "nfsd",
     ];
     KERNEL.contains(&fstype)
 }
 
 fn has_map_tools() -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    ["newuidmap", "newgidmap"].iter().all(|tool| std::env::split_paths(&path).any(|directory| directory.join(tool).is_file()))
+    ["newuidmap", "newgidmap"]
+        .iter()
+        .all(|tool| std::env::split_paths(&path).any(|directory| directory.join(tool).is_file()))
 }
 
 fn random_id() -> Result<String> {
     let mut bytes = [0; 3];
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).context("draw a random number")?;
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
+        .context("draw a random number")?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// Parses a release such as `6.1.0-56-cloud-amd64`.
 fn parse_kernel(release: &str) -> (u32, u32) {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map(|n| n.parse().unwrap_or(0));
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
 /// Parses the text of /proc/PID/mountinfo; lines that are none are passed over.
 pub(crate) fn parse_mountinfo(text: &[u8]) -> Vec<Mount> {
-    text.split(|b| *b == b'\n').filter_map(parse_mountinfo_line).collect()
+    text.split(|b| *b == b'\n')
+        .filter_map(parse_mountinfo_line)
+        .collect()
 }
 
 fn parse_mountinfo_line(line: &[u8]) -> Option<Mount> {
     let fields: Vec<&[u8]> = line.split(|b| *b == b' ').collect();
     let dash = fields.iter().position(|f| *f == b"-")?;
-    let text = |index: usize| fields.get(index).map(|f| String::from_utf8_lossy(f).into_owned());
+    let text = |index: usize| {
+        fields
+            .get(index)
+            .map(|f| String::from_utf8_lossy(f).into_owned())
+    };
     let options = text(5)?;
     let super_options = text(dash + 3)?;
-    let read_only = [&options, &super_options].iter().any(|list| list.split(',').any(|o| o == "ro"));
+    let read_only = [&options, &super_options]
+        .iter()
+        .any(|list| list.split(',').any(|o| o == "ro"));
     Some(Mount {
         id: text(0)?.parse().ok()?,
         parent: text(1)?.parse().ok()?,
@@ -291,7 +379,10 @@ fn unescape(field: &[u8]) -> PathBuf {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((first, tail)) = rest.split_first() {
-        let code = tail.get(..3).and_then(|d| std::str::from_utf8(d).ok()).and_then(|d| u8::from_str_radix(d, 8).ok());
+        let code = tail
+            .get(..3)
+            .and_then(|d| std::str::from_utf8(d).ok())
+            .and_then(|d| u8::from_str_radix(d, 8).ok());
         match code {
             Some(byte) if *first == b'\\' => {
                 bytes.push(byte);
@@ -320,7 +411,10 @@ fn subordinate_ranges(text: &str) -> Vec<(&str, IdRange)> {
 }
 
 fn taken_ids(subordinate: &[&str], accounts: &[&str]) -> Vec<IdRange> {
-    let ranges = subordinate.iter().flat_map(|text| subordinate_ranges(text)).map(|(_, range)| range);
+    let ranges = subordinate
+        .iter()
+        .flat_map(|text| subordinate_ranges(text))
+        .map(|(_, range)| range);
     let single = accounts
         .iter()
         .flat_map(|text| text.lines())
@@ -372,9 +466,25 @@ mod tests {
             ]),
             ..Host::default()
         };
-        let points: Vec<_> = host.mounts.iter().map(|m| (m.id, m.point.to_str().unwrap())).collect();
-        assert_eq!(points, [(2, "/"), (8, "/mnt"), (9, "/mnt/disk"), (4, "/srv"), (6, "/usr"), (7, "/usr/local")]);
-        assert!(host.is_local(Path::new("/usr/local/x")) && !host.is_local(Path::new("/mnt/disk/x")));
+        let points: Vec<_> = host
+            .mounts
+            .iter()
+            .map(|m| (m.id, m.point.to_str().unwrap()))
+            .collect();
+        assert_eq!(
+            points,
+            [
+                (2, "/"),
+                (8, "/mnt"),
+                (9, "/mnt/disk"),
+                (4, "/srv"),
+                (6, "/usr"),
+                (7, "/usr/local")
+            ]
+        );
+        assert!(
+            host.is_local(Path::new("/usr/local/x")) && !host.is_local(Path::new("/mnt/disk/x"))
+        );
         assert_eq!(host.mount_of(Path::new("/usr/local/bin")).unwrap().id, 7);
         assert_eq!(host.mount_of(Path::new("/usrx")).unwrap().id, 2);
     }
@@ -389,8 +499,20 @@ mod tests {
 
     #[test]
     fn taken_ids_come_from_all_files_and_bad_lines_are_passed_over() {
-        let taken = taken_ids(&["me:100000:65536\nbad\n:x:y\n"], &["root:x:0:0::/:/bin/sh\nx\n"]);
-        assert_eq!(taken, [IdRange { first: 100_000, count: 65536 }, IdRange { first: 0, count: 1 }]);
+        let taken = taken_ids(
+            &["me:100000:65536\nbad\n:x:y\n"],
+            &["root:x:0:0::/:/bin/sh\nx\n"],
+        );
+        assert_eq!(
+            taken,
+            [
+                IdRange {
+                    first: 100_000,
+                    count: 65536
+                },
+                IdRange { first: 0, count: 1 }
+            ]
+        );
     }
 
     #[test]

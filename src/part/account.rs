@@ -26,17 +26,29 @@ fn parse(line: &str) -> Option<Account> {
 
 /// The account with this user ID.
 pub(crate) fn by_uid(passwd: &str, uid: u32) -> Option<Account> {
-    passwd.lines().filter_map(parse).find(|account| account.uid == uid)
+    passwd
+        .lines()
+        .filter_map(parse)
+        .find(|account| account.uid == uid)
 }
 
 /// The account with this login name.
 pub(crate) fn by_name(passwd: &str, name: &str) -> Option<Account> {
-    passwd.lines().filter_map(parse).find(|account| account.name == name)
+    passwd
+        .lines()
+        .filter_map(parse)
+        .find(|account| account.name == name)
 }
 
 /// The ID of the group with this name.
 pub(crate) fn group_id(group: &str, name: &str) -> Option<u32> {
-    group.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|f| f.first() == Some(&name))?.get(2)?.parse().ok()
+    group
+        .lines()
+        .map(|line| line.split(':').collect::<Vec<_>>())
+        .find(|f| f.first() == Some(&name))?
+        .get(2)?
+        .parse()
+        .ok()
 }
 
 /// IDs of the groups that list `user` as a member.
@@ -44,7 +56,10 @@ pub(crate) fn member_of(group: &str, user: &str) -> Vec<u32> {
     group
         .lines()
         .map(|line| line.split(':').collect::<Vec<_>>())
-        .filter(|f| f.get(3).is_some_and(|members| members.split(',').any(|m| m == user)))
+        .filter(|f| {
+            f.get(3)
+                .is_some_and(|members| members.split(',').any(|m| m == user))
+        })
         .filter_map(|f| f.get(2)?.parse().ok())
         .collect()
 }
@@ -53,7 +68,8 @@ pub(crate) fn member_of(group: &str, user: &str) -> Vec<u32> {
 mod tests {
     use super::*;
 
-    const PASSWD: &str = "root:x:0:0:root:/root:/bin/bash\nbroken\nwww:x:33:34:www:/var/www:/bin/sh\n";
+    const PASSWD: &str =
+        "root:x:0:0:root:/root:/bin/bash\nbroken\nwww:x:33:34:www:/var/www:/bin/sh\n";
     const GROUP: &str = "root:x:0:\nwww:x:34:\ntape:x:26:a,www\nbad\n";
 
     #[test]

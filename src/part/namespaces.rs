@@ -15,7 +15,12 @@ impl Namespaces {
     /// All but the shared ones.
     pub(crate) fn plan(shared: &[Namespace]) -> Namespaces {
         use Namespace::{Cgroup, Ipc, Mount, Net, Pid, Time, User, Uts};
-        Namespaces([Mount, Pid, Uts, Ipc, Net, Cgroup, Time, User].into_iter().filter(|n| !shared.contains(n)).collect())
+        Namespaces(
+            [Mount, Pid, Uts, Ipc, Net, Cgroup, Time, User]
+                .into_iter()
+                .filter(|n| !shared.contains(n))
+                .collect(),
+        )
     }
 
     /// Whether this one is its own.
@@ -34,7 +39,9 @@ impl Namespaces {
             (Namespace::Uts, libc::CLONE_NEWUTS),
             (Namespace::Ipc, libc::CLONE_NEWIPC),
         ];
-        rows.into_iter().filter(|(namespace, _)| self.has(*namespace)).fold(0, |flags, (_, flag)| flags | flag)
+        rows.into_iter()
+            .filter(|(namespace, _)| self.has(*namespace))
+            .fold(0, |flags, (_, flag)| flags | flag)
     }
 
     /// Enters the cgroup and time namespaces; for processes that this one forks from now on the boot-time clock starts at 0.
@@ -49,7 +56,8 @@ impl Namespaces {
             sys::unshare(TIME).context("unshare the time namespace")?;
             // Only the boot-time clock: the monotonic one has to agree with systemd's in notifications, sd_notify(3).
             let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime).tv_sec;
-            std::fs::write("/proc/self/timens_offsets", format!("boottime -{now} 0")).context("set the boot-time clock")?;
+            std::fs::write("/proc/self/timens_offsets", format!("boottime -{now} 0"))
+                .context("set the boot-time clock")?;
         }
         Ok(())
     }
@@ -60,7 +68,11 @@ const TIME: libc::c_int = 0x80;
 
 impl std::fmt::Display for Namespaces {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let names: Vec<String> = self.0.iter().map(|namespace| format!("{namespace:?}").to_lowercase()).collect();
+        let names: Vec<String> = self
+            .0
+            .iter()
+            .map(|namespace| format!("{namespace:?}").to_lowercase())
+            .collect();
         f.write_str(&names.join(" "))
     }
 }

@@ -59,8 +59,14 @@ fn texts<S: Serializer>(list: &[OsString], serializer: S) -> std::result::Result
     serializer.collect_seq(list.iter().map(|text| text.to_string_lossy()))
 }
 
-fn variables<S: Serializer>(list: &[(OsString, OsString)], serializer: S) -> std::result::Result<S::Ok, S::Error> {
-    serializer.collect_map(list.iter().map(|(name, value)| (name.to_string_lossy(), value.to_string_lossy())))
+fn variables<S: Serializer>(
+    list: &[(OsString, OsString)],
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    serializer.collect_map(
+        list.iter()
+            .map(|(name, value)| (name.to_string_lossy(), value.to_string_lossy())),
+    )
 }
 
 /// Decides how the payload starts.
@@ -72,7 +78,19 @@ pub(crate) fn plan(spec: &Spec, host: &Host, can_set_groups: bool) -> ProcessPla
         None if host_view => vec![host.cwd.clone(), "/".into()],
         None => vec!["/".into()],
     };
-    let rlimits = process.rlimits.iter().map(|l| (l.resource, Rlimit { soft: l.soft, hard: l.hard })).collect();
+    let rlimits = process
+        .rlimits
+        .iter()
+        .map(|l| {
+            (
+                l.resource,
+                Rlimit {
+                    soft: l.soft,
+                    hard: l.hard,
+                },
+            )
+        })
+        .collect();
     ProcessPlan {
         command: spec.command.clone(),
         environment: environment(spec, host),
@@ -99,7 +117,9 @@ fn environment(spec: &Spec, host: &Host) -> Vec<(OsString, OsString)> {
     }
     list.push(("container".into(), "sandbox".into()));
     for (name, value) in &spec.process.environment {
-        let Some(value) = value.as_ref().or_else(|| host.environment.get(name)) else { continue };
+        let Some(value) = value.as_ref().or_else(|| host.environment.get(name)) else {
+            continue;
+        };
         list.retain(|(other, _)| other != name);
         list.push((name.clone(), value.clone()));
     }
@@ -129,23 +149,44 @@ impl Identity {
         let account = match wanted.parse::<u32>() {
             Ok(uid) => account::by_uid(passwd, uid),
             Err(_) => Some(account::by_name(passwd, wanted).ok_or_else(|| {
-                fault(format!("--uid {wanted}: no such user in the sandbox's /etc/passwd")).hint("a number works for any user")
+                fault(format!(
+                    "--uid {wanted}: no such user in the sandbox's /etc/passwd"
+                ))
+                .hint("a number works for any user")
             })?),
         };
-        let uid = account.as_ref().map_or_else(|| wanted.parse().unwrap_or(0), |a| a.uid);
+        let uid = account
+            .as_ref()
+            .map_or_else(|| wanted.parse().unwrap_or(0), |a| a.uid);
         let gid = match plan.group.as_deref() {
             None => account.as_ref().map_or(0, |a| a.gid),
             Some(wanted) => match wanted.parse() {
                 Ok(gid) => gid,
                 Err(_) => account::group_id(group, wanted).ok_or_else(|| {
-                    fault(format!("--gid {wanted}: no such group in the sandbox's /etc/group")).hint("a number works for any group")
+                    fault(format!(
+                        "--gid {wanted}: no such group in the sandbox's /etc/group"
+                    ))
+                    .hint("a number works for any group")
                 })?,
             },
         };
-        let groups = account.as_ref().map_or_else(Vec::new, |a| account::member_of(group, &a.name));
-        let (name, home) = account.map_or_else(|| (uid.to_string(), "/".to_owned()), |a| (a.name, a.home));
-        let home = if uid == 0 && home == "/" { "/root".to_owned() } else { home };
-        Ok(Identity { uid, gid, groups, home, name })
+        let groups = account
+            .as_ref()
+            .map_or_else(Vec::new, |a| account::member_of(group, &a.name));
+        let (name, home) =
+            account.map_or_else(|| (uid.to_string(), "/".to_owned()), |a| (a.name, a.home));
+        let home = if uid == 0 && home == "/" {
+            "/root".to_owned()
+        } else {
+            home
+        };
+        Ok(Identity {
+            uid,
+            gid,
+            groups,
+            home,
+            name,
+        })
     }
 
     /// Becomes this user. Capabilities of a user other than root are gone with it.
@@ -160,10 +201,17 @@ impl Identity {
             anyhow::Error::new(error).context(context())
         };
         if can_set_groups {
-            let groups: Vec<_> = self.groups.iter().map(|id| nix::unistd::Gid::from_raw(*id)).collect();
+            let groups: Vec<_> = self
+                .groups
+                .iter()
+                .map(|id| nix::unistd::Gid::from_raw(*id))
+                .collect();
             nix::unistd::setgroups(&groups).map_err(explain)?;
         }
-        let (uid, gid) = (nix::unistd::Uid::from_raw(self.uid), nix::unistd::Gid::from_raw(self.gid));
+        let (uid, gid) = (
+            nix::unistd::Uid::from_raw(self.uid),
+            nix::unistd::Gid::from_raw(self.gid),
+        );
         nix::unistd::setresgid(gid, gid, gid).map_err(explain)?;
         nix::unistd::setresuid(uid, uid, uid).map_err(explain)
     }
@@ -178,9 +226,13 @@ impl ProcessPlan {
         let pid = pid.as_raw_nonzero().get();
         for (resource, wanted) in &self.rlimits {
             let name = rlimit_name(*resource);
-            let now = sys::prlimit(pid, *resource, None).with_context(|| format!("read limit {name}"))?;
+            let now =
+                sys::prlimit(pid, *resource, None).with_context(|| format!("read limit {name}"))?;
             if wanted.hard > now.hard {
-                let raised = Rlimit { soft: now.soft, hard: wanted.hard };
+                let raised = Rlimit {
+                    soft: now.soft,
+                    hard: wanted.hard,
+                };
                 sys::prlimit(pid, *resource, Some(raised)).map_err(|error| {
                     fault(format!("limit {name}: raise the hard limit from {} to {}: {error}", now.hard, wanted.hard))
                         .hint("only root with CAP_SYS_RESOURCE may raise a hard limit; ask for at most the present one")
@@ -202,7 +254,11 @@ impl ProcessPlan {
     /// # Errors
     /// When there is no such user or group.
     pub(crate) fn identity(&self) -> Result<Identity> {
-        let read = |path: &str| std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+        let read = |path: &str| {
+            std::fs::read(path)
+                .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+                .unwrap_or_default()
+        };
         Identity::find(self, &read("/etc/passwd"), &read("/etc/group"))
     }
 
@@ -212,11 +268,14 @@ impl ProcessPlan {
     /// With the setting and the kernel's reason.
     pub(crate) fn apply(&self, identity: &Identity) -> Result<()> {
         for (resource, wanted) in &self.rlimits {
-            sys::prlimit(0, *resource, Some(*wanted)).with_context(|| format!("set limit {}", rlimit_name(*resource)))?;
+            sys::prlimit(0, *resource, Some(*wanted))
+                .with_context(|| format!("set limit {}", rlimit_name(*resource)))?;
         }
         if let Some(cpus) = &self.affinity {
             let mut set = rustix::thread::CpuSet::new();
-            cpus.iter().filter(|cpu| **cpu < 1024).for_each(|cpu| set.set(*cpu as usize));
+            cpus.iter()
+                .filter(|cpu| **cpu < 1024)
+                .for_each(|cpu| set.set(*cpu as usize));
             rustix::thread::sched_setaffinity(None, &set).context("CPUAffinity=")?;
         }
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(self.umask));
@@ -233,9 +292,20 @@ impl ProcessPlan {
                 Err(error) => last = Some((directory, error)),
             }
         }
-        let Some((directory, error)) = last else { return Ok(()) };
-        let fault = fault(format!("working directory {}: {}", directory.display(), std::io::Error::from(error)));
-        Err(if self.host_view { fault.hint(format!("--bind {} brings it", directory.display())) } else { fault }.into())
+        let Some((directory, error)) = last else {
+            return Ok(());
+        };
+        let fault = fault(format!(
+            "working directory {}: {}",
+            directory.display(),
+            std::io::Error::from(error)
+        ));
+        Err(if self.host_view {
+            fault.hint(format!("--bind {} brings it", directory.display()))
+        } else {
+            fault
+        }
+        .into())
     }
 
     /// Replaces this process by the command; returns only the reason why that failed.
@@ -246,13 +316,30 @@ impl ProcessPlan {
                 environment.push((name.into(), value.into()));
             }
         }
-        let strings = |list: Vec<Vec<u8>>| list.into_iter().filter_map(|s| CString::new(s).ok()).collect::<Vec<_>>();
-        let argv = strings(self.command.iter().map(|arg| arg.as_bytes().to_vec()).collect());
-        let envp = strings(
-            environment.iter().map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes()].concat()).collect(),
+        let strings = |list: Vec<Vec<u8>>| {
+            list.into_iter()
+                .filter_map(|s| CString::new(s).ok())
+                .collect::<Vec<_>>()
+        };
+        let argv = strings(
+            self.command
+                .iter()
+                .map(|arg| arg.as_bytes().to_vec())
+                .collect(),
         );
-        let Some(program) = self.command.first() else { return fault("no command was given") };
-        let path = environment.iter().find(|(name, _)| name == "PATH").map_or(OsStr::new(PATH), |(_, value)| value);
+        let envp = strings(
+            environment
+                .iter()
+                .map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes()].concat())
+                .collect(),
+        );
+        let Some(program) = self.command.first() else {
+            return fault("no command was given");
+        };
+        let path = environment
+            .iter()
+            .find(|(name, _)| name == "PATH")
+            .map_or(OsStr::new(PATH), |(_, value)| value);
         let mut denied = None;
         for candidate in candidates(program, path) {
             let error = sys::exec(candidate.as_os_str(), &argv, &envp);
@@ -274,8 +361,15 @@ impl ProcessPlan {
     fn not_found(&self, program: &OsStr) -> Fault {
         let shown = program.to_string_lossy();
         let is_path = program.as_bytes().contains(&b'/');
-        let fault = fault(format!("run {shown}: {}", if is_path { "no such file" } else { "not found in PATH" }))
-            .status(exit::NOT_FOUND);
+        let fault = fault(format!(
+            "run {shown}: {}",
+            if is_path {
+                "no such file"
+            } else {
+                "not found in PATH"
+            }
+        ))
+        .status(exit::NOT_FOUND);
         if self.host_view && is_path {
             let hidden = Path::new(program).parent().unwrap_or(Path::new("/"));
             return fault.hint(format!(
@@ -292,12 +386,17 @@ impl ProcessPlan {
         if error.raw_os_error() == Some(libc::ENOENT)
             && let Some(interpreter) = interpreter(path)
         {
-            return fault(format!("run {shown}: its interpreter {} is missing", interpreter.to_string_lossy()))
-                .status(exit::NOT_FOUND);
+            return fault(format!(
+                "run {shown}: its interpreter {} is missing",
+                interpreter.to_string_lossy()
+            ))
+            .status(exit::NOT_FOUND);
         }
         if error.raw_os_error() == Some(libc::ENOEXEC) {
-            return fault(format!("run {shown}: no program for this machine, nor a script that begins with #!"))
-                .status(exit::NOT_EXECUTABLE);
+            return fault(format!(
+                "run {shown}: no program for this machine, nor a script that begins with #!"
+            ))
+            .status(exit::NOT_EXECUTABLE);
         }
         fault(format!("run {shown}: {error}")).status(exit::NOT_EXECUTABLE)
     }
@@ -310,7 +409,13 @@ fn candidates(program: &OsStr, path: &OsStr) -> Vec<PathBuf> {
     }
     let directories = path.as_bytes().split(|b| *b == b':');
     directories
-        .map(|directory| if directory.is_empty() { Path::new(".") } else { Path::new(OsStr::from_bytes(directory)) })
+        .map(|directory| {
+            if directory.is_empty() {
+                Path::new(".")
+            } else {
+                Path::new(OsStr::from_bytes(directory))
+            }
+        })
         .map(|directory| directory.join(program))
         .collect()
 }
@@ -319,10 +424,16 @@ fn candidates(program: &OsStr, path: &OsStr) -> Vec<PathBuf> {
 fn interpreter(path: &Path) -> Option<OsString> {
     use std::io::Read;
     let mut head = Vec::new();
-    std::fs::File::open(path).ok()?.take(64 << 10).read_to_end(&mut head).ok()?;
+    std::fs::File::open(path)
+        .ok()?
+        .take(64 << 10)
+        .read_to_end(&mut head)
+        .ok()?;
     if let Some(line) = head.strip_prefix(b"#!") {
         let line = line.split(|b| *b == b'\n').next()?;
-        let word = line.split(|b| b.is_ascii_whitespace()).find(|word| !word.is_empty())?;
+        let word = line
+            .split(|b| b.is_ascii_whitespace())
+            .find(|word| !word.is_empty())?;
         return Some(OsString::from_vec(word.to_vec()));
     }
     elf_interpreter(&head)
@@ -336,11 +447,17 @@ fn elf_interpreter(head: &[u8]) -> Option<OsString> {
     };
     let number = |at: usize, size: usize| -> Option<u64> {
         let mut bytes = [0; 8];
-        bytes.get_mut(..size)?.copy_from_slice(head.get(at..at.checked_add(size)?)?);
+        bytes
+            .get_mut(..size)?
+            .copy_from_slice(head.get(at..at.checked_add(size)?)?);
         Some(u64::from_le_bytes(bytes))
     };
     // Offsets of e_phoff, e_phentsize, e_phnum, p_offset and p_filesz, and the size of an address.
-    let (phoff, phentsize, phnum, offset, filesz, word) = if wide { (32, 54, 56, 8, 32, 8) } else { (28, 42, 44, 4, 16, 4) };
+    let (phoff, phentsize, phnum, offset, filesz, word) = if wide {
+        (32, 54, 56, 8, 32, 8)
+    } else {
+        (28, 42, 44, 4, 16, 4)
+    };
     let table = usize::try_from(number(phoff, word)?).ok()?;
     let size = usize::try_from(number(phentsize, 2)?).ok()?;
     for index in 0..usize::try_from(number(phnum, 2)?).ok()? {
@@ -348,7 +465,10 @@ fn elf_interpreter(head: &[u8]) -> Option<OsString> {
         if number(entry, 4)? == PT_INTERP {
             let from = usize::try_from(number(entry + offset, word)?).ok()?;
             let length = usize::try_from(number(entry + filesz, word)?).ok()?;
-            let name = head.get(from..from.checked_add(length)?)?.split(|b| *b == 0).next()?;
+            let name = head
+                .get(from..from.checked_add(length)?)?
+                .split(|b| *b == 0)
+                .next()?;
             return Some(OsString::from_vec(name.to_vec()));
         }
     }
@@ -356,7 +476,12 @@ fn elf_interpreter(head: &[u8]) -> Option<OsString> {
 }
 
 fn rlimit_name(resource: u32) -> &'static str {
-    crate::value::Rlimit { resource, soft: 0, hard: 0 }.name()
+    crate::value::Rlimit {
+        resource,
+        soft: 0,
+        hard: 0,
+    }
+    .name()
 }
 
 #[cfg(test)]
@@ -381,11 +506,17 @@ mod tests {
 
     #[test]
     fn candidates_are_execvps() {
-        assert_eq!(candidates(OsStr::new("a/b"), OsStr::new("/x")), [PathBuf::from("a/b")]);
-        assert_eq!(candidates(OsStr::new("b"), OsStr::new("/x::/y")), [
-            PathBuf::from("/x/b"),
-            PathBuf::from("./b"),
-            PathBuf::from("/y/b")
-        ]);
+        assert_eq!(
+            candidates(OsStr::new("a/b"), OsStr::new("/x")),
+            [PathBuf::from("a/b")]
+        );
+        assert_eq!(
+            candidates(OsStr::new("b"), OsStr::new("/x::/y")),
+            [
+                PathBuf::from("/x/b"),
+                PathBuf::from("./b"),
+                PathBuf::from("/y/b")
+            ]
+        );
     }
 }
