@@ -32,18 +32,14 @@ pub(crate) fn enter(plan: &Plan, end: &ChildEnd, claim: Option<&Claim>) -> ! {
 
 fn steps(plan: &Plan, end: &ChildEnd, claim: Option<&Claim>) -> Result<u8> {
     // The lock stays: the range of IDs is claimed as long as anything inside lives.
-    let keep: Vec<_> = [end.as_fd()]
-        .into_iter()
-        .chain(claim.map(|claim| claim.lock().as_fd()))
-        .collect();
+    let keep: Vec<_> = [end.as_fd()].into_iter().chain(claim.map(|claim| claim.lock().as_fd())).collect();
     sys::close_all_but(&keep).context("close inherited descriptors")?;
     if !matches!(plan.users, UserPlan::Host) {
         wait_for_maps(end)?;
         users::become_root(&plan.users)?;
     }
     // After the last change of credentials, which clears it; a launcher that died before is seen as the end of the socket.
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
-        .context("tie the child to its launcher")?;
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("tie the child to its launcher")?;
     if plan.namespaces.has(Namespace::Uts) {
         nix::unistd::sethostname(&plan.hostname).context("set the hostname")?;
     }
@@ -52,26 +48,13 @@ fn steps(plan: &Plan, end: &ChildEnd, claim: Option<&Claim>) -> Result<u8> {
         network::unshare()?;
     }
     if let Some(root) = &plan.root {
-        let tree = if root.userxattr {
-            assemble(
-                root,
-                &Ids {
-                    base: 0,
-                    userns: None,
-                },
-            )?
-        } else {
-            wait_for_tree(end)?
-        };
+        let tree = if root.userxattr { assemble(root, &Ids { base: 0, userns: None })? } else { wait_for_tree(end)? };
         mounts::enter(&plan.kernel_mounts, &tree)?;
     }
     let terminal = plan.process.terminal.then(terminal::open).transpose()?;
     let identity = plan.process.identity()?;
-    let (master, terminal) = terminal.map_or((None, None), |(master, terminal)| {
-        (Some(master), Some(terminal))
-    });
-    end.send(&ToParent::Ready(master))
-        .context("tell the launcher")?;
+    let (master, terminal) = terminal.map_or((None, None), |(master, terminal)| (Some(master), Some(terminal)));
+    end.send(&ToParent::Ready(master)).context("tell the launcher")?;
     wait_for_go(end)?;
     // The process is in its unit now: its cgroup becomes the root of what it sees.
     rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable).context("own /proc/self")?;
@@ -115,11 +98,7 @@ fn wait_for_go(end: &ChildEnd) -> Result<()> {
 }
 
 /// The last steps, in the process that becomes the payload; returns only why it could not.
-pub(crate) fn become_payload(
-    plan: &Plan,
-    identity: &Identity,
-    terminal: Option<&OwnedFd>,
-) -> anyhow::Error {
+pub(crate) fn become_payload(plan: &Plan, identity: &Identity, terminal: Option<&OwnedFd>) -> anyhow::Error {
     match prepare_payload(plan, identity, terminal) {
         Ok(()) => Fault::into(plan.process.exec(identity)),
         Err(error) => error,
@@ -138,15 +117,13 @@ fn prepare_payload(plan: &Plan, identity: &Identity, terminal: Option<&OwnedFd>)
     plan.process.apply(identity)?;
     plan.capabilities.limit()?;
     // Cleared by the user switch, so here; the stub, or with --as-pid1 the launcher, is the parent.
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
-        .context("tie the payload to its parent")?;
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("tie the payload to its parent")?;
     // Last but the system call filter: execve gives no new privileges, set-user-ID bits have no effect.
     rustix::thread::set_no_new_privs(true).context("set no_new_privs")
 }
 
 /// Gives up what the stub does not need once the payload is its own process.
 pub(crate) fn shrink_stub() -> Result<()> {
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)
-        .context("hide the stub's memory")?;
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("hide the stub's memory")?;
     caps::limit_stub()
 }

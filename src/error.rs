@@ -17,11 +17,7 @@ pub(crate) struct Fault {
 
 /// Makes a [`Fault`] with exit status 125 (`sandbox` itself failed, the payload never ran).
 pub(crate) fn fault(message: impl Into<String>) -> Fault {
-    Fault {
-        message: message.into(),
-        hint: None,
-        status: 125,
-    }
+    Fault { message: message.into(), hint: None, status: 125 }
 }
 
 impl Fault {
@@ -74,11 +70,10 @@ mod tests {
 
     #[test]
     fn a_line_has_the_kernels_words_only() {
-        let error =
-            anyhow::Error::from(std::io::Error::from_raw_os_error(libc::EACCES)).context("open /x");
+        let error = anyhow::Error::from(std::io::Error::from_raw_os_error(libc::EACCES)).context("open /x");
         assert_eq!(line(&error), "open /x: Permission denied");
-        let twice = anyhow::Error::from(fault("a: No such file or directory (os error 2)"))
-            .context("b (os error 1): c");
+        let twice =
+            anyhow::Error::from(fault("a: No such file or directory (os error 2)")).context("b (os error 1): c");
         assert_eq!(line(&twice), "b: c: a: No such file or directory");
     }
 }

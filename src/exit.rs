@@ -9,20 +9,14 @@ pub(crate) const NOT_FOUND: u8 = 127;
 
 /// The exit status that stands for a status of wait(2): the payload's own, or 128 + n when signal n ended it.
 pub(crate) fn from_wait_status(status: i32) -> u8 {
-    let number = if libc::WIFSIGNALED(status) {
-        128 + libc::WTERMSIG(status)
-    } else {
-        libc::WEXITSTATUS(status)
-    };
+    let number = if libc::WIFSIGNALED(status) { 128 + libc::WTERMSIG(status) } else { libc::WEXITSTATUS(status) };
     u8::try_from(number).unwrap_or(FAILED)
 }
 
 /// The same for the two halves that waitid(2) tells: an exit status or a signal.
 pub(crate) fn from_waitid(exited: Option<i32>, signaled: Option<i32>) -> u8 {
     let number = exited.or(signaled.map(|signal| 128 + signal));
-    number
-        .and_then(|number| u8::try_from(number).ok())
-        .unwrap_or(FAILED)
+    number.and_then(|number| u8::try_from(number).ok()).unwrap_or(FAILED)
 }
 
 #[cfg(test)]
@@ -31,23 +25,9 @@ mod tests {
 
     #[test]
     fn statuses_are_the_shells() {
-        for (wait, status) in [
-            (0, 0),
-            (1 << 8, 1),
-            (255 << 8, 255),
-            (9, 137),
-            (15, 143),
-            (6 | 0x80, 134),
-        ] {
+        for (wait, status) in [(0, 0), (1 << 8, 1), (255 << 8, 255), (9, 137), (15, 143), (6 | 0x80, 134)] {
             assert_eq!(from_wait_status(wait), status, "{wait:#x}");
         }
-        assert_eq!(
-            (
-                from_waitid(Some(3), None),
-                from_waitid(None, Some(9)),
-                from_waitid(None, None)
-            ),
-            (3, 137, 125)
-        );
+        assert_eq!((from_waitid(Some(3), None), from_waitid(None, Some(9)), from_waitid(None, None)), (3, 137, 125));
     }
 }

@@ -119,16 +119,10 @@ impl Host {
         let uid = rustix::process::geteuid().as_raw();
         let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
         let group = std::fs::read_to_string("/etc/group").unwrap_or_default();
-        let user =
-            account::by_uid(&passwd, uid).map_or_else(|| uid.to_string(), |entry| entry.name);
-        let [subuid, subgid] = ["/etc/subuid", "/etc/subgid"]
-            .map(|path| std::fs::read_to_string(path).unwrap_or_default());
-        let own = |text: &str| {
-            subordinate_ranges(text)
-                .into_iter()
-                .find(|(owner, _)| *owner == user)
-                .map(|(_, r)| r)
-        };
+        let user = account::by_uid(&passwd, uid).map_or_else(|| uid.to_string(), |entry| entry.name);
+        let [subuid, subgid] =
+            ["/etc/subuid", "/etc/subgid"].map(|path| std::fs::read_to_string(path).unwrap_or_default());
+        let own = |text: &str| subordinate_ranges(text).into_iter().find(|(owner, _)| *owner == user).map(|(_, r)| r);
         Ok(Host {
             uid,
             gid: rustix::process::getegid().as_raw(),
@@ -159,9 +153,7 @@ impl Host {
             .mounts
             .iter()
             .filter(|mount| mount.root != Path::new("/") && self.is_local(&mount.point))
-            .filter(|mount| {
-                std::fs::symlink_metadata(&mount.point).is_ok_and(|meta| !meta.is_dir())
-            })
+            .filter(|mount| std::fs::symlink_metadata(&mount.point).is_ok_and(|meta| !meta.is_dir()))
             .map(|mount| mount.point.clone())
             .collect();
         if self.uid != 0 {
@@ -172,18 +164,12 @@ impl Host {
 
     /// The mount that `path` is on; the path is taken as it is, no link in it is followed.
     pub(crate) fn mount_of(&self, path: &Path) -> Option<&Mount> {
-        self.mounts
-            .iter()
-            .filter(|m| path.starts_with(&m.point))
-            .max_by_key(|m| m.point.as_os_str().len())
+        self.mounts.iter().filter(|m| path.starts_with(&m.point)).max_by_key(|m| m.point.as_os_str().len())
     }
 
     /// Whether `path` can be looked at without asking a server: nothing at it or above it is on the network, FUSE or automount.
     pub(crate) fn is_local(&self, path: &Path) -> bool {
-        !self
-            .mounts
-            .iter()
-            .any(|m| path.starts_with(&m.point) && is_remote(&m.fstype))
+        !self.mounts.iter().any(|m| path.starts_with(&m.point) && is_remote(&m.fstype))
     }
 
     /// An overlay in a user namespace cannot be made of a directory with mounts below it, so the plain user's view is made of
@@ -193,14 +179,8 @@ impl Host {
         for mount in &self.mounts {
             directories.extend(mount.point.ancestors().skip(1).map(Path::to_path_buf));
         }
-        let files = |path: &Path| {
-            self.is_local(path) && self.mount_of(path).is_some_and(|m| !is_kernel(&m.fstype))
-        };
-        directories
-            .into_iter()
-            .filter(|d| files(d))
-            .filter_map(|d| entries(&d).map(|list| (d, list)))
-            .collect()
+        let files = |path: &Path| self.is_local(path) && self.mount_of(path).is_some_and(|m| !is_kernel(&m.fstype));
+        directories.into_iter().filter(|d| files(d)).filter_map(|d| entries(&d).map(|list| (d, list))).collect()
     }
 }
 
@@ -213,27 +193,15 @@ fn visible(mounts: &[Mount]) -> Vec<Mount> {
     let mut visible = Vec::new();
     let mut todo = vec![root];
     while let Some(mount) = todo.pop() {
-        let children: Vec<&Mount> = mounts
-            .iter()
-            .filter(|m| m.parent == mount.id && m.id != mount.id)
-            .collect();
+        let children: Vec<&Mount> = mounts.iter().filter(|m| m.parent == mount.id && m.id != mount.id).collect();
         if let Some(cover) = children.iter().rfind(|child| child.point == mount.point) {
             todo.push(cover);
             continue;
         }
         let is_covered = |index: usize, child: &Mount| {
-            children
-                .iter()
-                .skip(index + 1)
-                .any(|later| later.id > child.id && child.point.starts_with(&later.point))
+            children.iter().skip(index + 1).any(|later| later.id > child.id && child.point.starts_with(&later.point))
         };
-        todo.extend(
-            children
-                .iter()
-                .enumerate()
-                .filter(|(index, child)| !is_covered(*index, child))
-                .map(|(_, c)| *c),
-        );
+        todo.extend(children.iter().enumerate().filter(|(index, child)| !is_covered(*index, child)).map(|(_, c)| *c));
         visible.push(mount.clone());
     }
     visible.sort_by(|a, b| a.point.cmp(&b.point));
@@ -330,39 +298,28 @@ fn has_map_tools() -> bool {
 
 fn random_id() -> Result<String> {
     let mut bytes = [0; 3];
-    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())
-        .context("draw a random number")?;
+    rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).context("draw a random number")?;
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// Parses a release such as `6.1.0-56-cloud-amd64`.
 fn parse_kernel(release: &str) -> (u32, u32) {
-    let mut numbers = release
-        .split(|c: char| !c.is_ascii_digit())
-        .map(|n| n.parse().unwrap_or(0));
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(|n| n.parse().unwrap_or(0));
     (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0))
 }
 
 /// Parses the text of /proc/PID/mountinfo; lines that are none are passed over.
 pub(crate) fn parse_mountinfo(text: &[u8]) -> Vec<Mount> {
-    text.split(|b| *b == b'\n')
-        .filter_map(parse_mountinfo_line)
-        .collect()
+    text.split(|b| *b == b'\n').filter_map(parse_mountinfo_line).collect()
 }
 
 fn parse_mountinfo_line(line: &[u8]) -> Option<Mount> {
     let fields: Vec<&[u8]> = line.split(|b| *b == b' ').collect();
     let dash = fields.iter().position(|f| *f == b"-")?;
-    let text = |index: usize| {
-        fields
-            .get(index)
-            .map(|f| String::from_utf8_lossy(f).into_owned())
-    };
+    let text = |index: usize| fields.get(index).map(|f| String::from_utf8_lossy(f).into_owned());
     let options = text(5)?;
     let super_options = text(dash + 3)?;
-    let read_only = [&options, &super_options]
-        .iter()
-        .any(|list| list.split(',').any(|o| o == "ro"));
+    let read_only = [&options, &super_options].iter().any(|list| list.split(',').any(|o| o == "ro"));
     Some(Mount {
         id: text(0)?.parse().ok()?,
         parent: text(1)?.parse().ok()?,
@@ -379,10 +336,7 @@ fn unescape(field: &[u8]) -> PathBuf {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((first, tail)) = rest.split_first() {
-        let code = tail
-            .get(..3)
-            .and_then(|d| std::str::from_utf8(d).ok())
-            .and_then(|d| u8::from_str_radix(d, 8).ok());
+        let code = tail.get(..3).and_then(|d| std::str::from_utf8(d).ok()).and_then(|d| u8::from_str_radix(d, 8).ok());
         match code {
             Some(byte) if *first == b'\\' => {
                 bytes.push(byte);
@@ -411,10 +365,7 @@ fn subordinate_ranges(text: &str) -> Vec<(&str, IdRange)> {
 }
 
 fn taken_ids(subordinate: &[&str], accounts: &[&str]) -> Vec<IdRange> {
-    let ranges = subordinate
-        .iter()
-        .flat_map(|text| subordinate_ranges(text))
-        .map(|(_, range)| range);
+    let ranges = subordinate.iter().flat_map(|text| subordinate_ranges(text)).map(|(_, range)| range);
     let single = accounts
         .iter()
         .flat_map(|text| text.lines())
@@ -441,7 +392,8 @@ mod tests {
 
     #[test]
     fn a_mountinfo_line_is_read_with_its_escapes_and_optional_fields() {
-        let text = b"36 35 98:0 /mnt1 /mnt\\0402 rw,noatime master:1 shared:2 - ext3 /dev/root ro,errors=continue\ngarbage\n";
+        let text =
+            b"36 35 98:0 /mnt1 /mnt\\0402 rw,noatime master:1 shared:2 - ext3 /dev/root ro,errors=continue\ngarbage\n";
         let mounts = parse_mountinfo(text);
         assert_eq!(mounts.len(), 1);
         assert_eq!(mounts[0].point, PathBuf::from("/mnt 2"));
@@ -466,25 +418,9 @@ mod tests {
             ]),
             ..Host::default()
         };
-        let points: Vec<_> = host
-            .mounts
-            .iter()
-            .map(|m| (m.id, m.point.to_str().unwrap()))
-            .collect();
-        assert_eq!(
-            points,
-            [
-                (2, "/"),
-                (8, "/mnt"),
-                (9, "/mnt/disk"),
-                (4, "/srv"),
-                (6, "/usr"),
-                (7, "/usr/local")
-            ]
-        );
-        assert!(
-            host.is_local(Path::new("/usr/local/x")) && !host.is_local(Path::new("/mnt/disk/x"))
-        );
+        let points: Vec<_> = host.mounts.iter().map(|m| (m.id, m.point.to_str().unwrap())).collect();
+        assert_eq!(points, [(2, "/"), (8, "/mnt"), (9, "/mnt/disk"), (4, "/srv"), (6, "/usr"), (7, "/usr/local")]);
+        assert!(host.is_local(Path::new("/usr/local/x")) && !host.is_local(Path::new("/mnt/disk/x")));
         assert_eq!(host.mount_of(Path::new("/usr/local/bin")).unwrap().id, 7);
         assert_eq!(host.mount_of(Path::new("/usrx")).unwrap().id, 2);
     }
@@ -499,20 +435,8 @@ mod tests {
 
     #[test]
     fn taken_ids_come_from_all_files_and_bad_lines_are_passed_over() {
-        let taken = taken_ids(
-            &["me:100000:65536\nbad\n:x:y\n"],
-            &["root:x:0:0::/:/bin/sh\nx\n"],
-        );
-        assert_eq!(
-            taken,
-            [
-                IdRange {
-                    first: 100_000,
-                    count: 65536
-                },
-                IdRange { first: 0, count: 1 }
-            ]
-        );
+        let taken = taken_ids(&["me:100000:65536\nbad\n:x:y\n"], &["root:x:0:0::/:/bin/sh\nx\n"]);
+        assert_eq!(taken, [IdRange { first: 100_000, count: 65536 }, IdRange { first: 0, count: 1 }]);
     }
 
     #[test]

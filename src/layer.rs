@@ -92,12 +92,7 @@ pub(crate) struct Layer {
     /// Set a property of the unit: any resource-control or kill setting of systemd.resource-control(5) and systemd.kill(5), plus
     /// LimitNOFILE= and the like, Nice=, OOMScoreAdjust= and UMask=. Limits are read back from the kernel before the command
     /// may run
-    #[arg(
-        long = "property",
-        short = 'p',
-        value_name = "K=V",
-        help_heading = "Unit"
-    )]
+    #[arg(long = "property", short = 'p', value_name = "K=V", help_heading = "Unit")]
     pub(crate) property: Vec<String>,
     /// Use the system's service manager [default for root]
     #[arg(long, overrides_with = "user", help_heading = "Unit", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
@@ -138,24 +133,13 @@ pub(crate) struct Layer {
     pub(crate) oom: Option<OomPolicy>,
 
     /// Root: this directory instead of a view of the host's own files
-    #[arg(
-        long,
-        value_name = "DIR",
-        conflicts_with = "layer",
-        help_heading = "Root"
-    )]
+    #[arg(long, value_name = "DIR", conflicts_with = "layer", help_heading = "Root")]
     pub(crate) rootfs: Option<PathBuf>,
     /// Root: these read-only directories on top of each other, lowest first
     #[arg(long, value_name = "DIR", help_heading = "Root")]
     pub(crate) layer: Vec<PathBuf>,
     /// Bring a file or directory of the host: SRC[:DST[:ro|rw]]
-    #[arg(
-        long,
-        short = 'v',
-        visible_alias = "volume",
-        value_name = "SRC[:DST[:ro]]",
-        help_heading = "Root"
-    )]
+    #[arg(long, short = 'v', visible_alias = "volume", value_name = "SRC[:DST[:ro]]", help_heading = "Root")]
     pub(crate) bind: Vec<OsString>,
     /// An empty directory in memory: DST[:SIZE]
     #[arg(long, value_name = "DST[:SIZE]", help_heading = "Root")]
@@ -171,44 +155,22 @@ pub(crate) struct Layer {
     pub(crate) host_secrets: Option<bool>,
 
     /// Namespaces to share with the host instead of having new ones
-    #[arg(
-        long,
-        value_name = "NS,…",
-        value_enum,
-        value_delimiter = ',',
-        help_heading = "Isolation"
-    )]
+    #[arg(long, value_name = "NS,…", value_enum, value_delimiter = ',', help_heading = "Isolation")]
     pub(crate) share: Vec<Namespace>,
     /// How user and group IDs map [default: auto]
     #[arg(long, value_name = "HOW", value_enum, help_heading = "Isolation")]
     pub(crate) userns: Option<Userns>,
     /// Network inside [default: none]
-    #[arg(
-        long,
-        visible_alias = "net",
-        value_name = "WHICH",
-        value_enum,
-        help_heading = "Isolation"
-    )]
+    #[arg(long, visible_alias = "net", value_name = "WHICH", value_enum, help_heading = "Isolation")]
     pub(crate) network: Option<Network>,
     /// Hostname inside [default: the sandbox's name]
     #[arg(long, value_name = "NAME", help_heading = "Isolation")]
     pub(crate) hostname: Option<String>,
     /// Keep a capability that the default takes away, such as SYS_NICE; ALL keeps every one
-    #[arg(
-        long,
-        value_name = "CAP",
-        value_delimiter = ',',
-        help_heading = "Isolation"
-    )]
+    #[arg(long, value_name = "CAP", value_delimiter = ',', help_heading = "Isolation")]
     pub(crate) cap_add: Vec<String>,
     /// Take a capability away; ALL takes every one
-    #[arg(
-        long,
-        value_name = "CAP",
-        value_delimiter = ',',
-        help_heading = "Isolation"
-    )]
+    #[arg(long, value_name = "CAP", value_delimiter = ',', help_heading = "Isolation")]
     pub(crate) cap_drop: Vec<String>,
 
     /// Set a variable; without =VALUE, take the caller's. The command starts with PATH, TERM, HOME, USER and container=sandbox only
@@ -222,13 +184,7 @@ pub(crate) struct Layer {
     )]
     pub(crate) setenv: Vec<OsString>,
     /// Working directory [default: the caller's where it can be seen inside, else /]
-    #[arg(
-        long,
-        short = 'w',
-        visible_alias = "workdir",
-        value_name = "DIR",
-        help_heading = "Process"
-    )]
+    #[arg(long, short = 'w', visible_alias = "workdir", value_name = "DIR", help_heading = "Process")]
     pub(crate) working_directory: Option<PathBuf>,
     /// User inside, by name or number [default: 0]
     #[arg(long, value_name = "USER", help_heading = "Process")]
@@ -256,10 +212,6 @@ pub(crate) struct Layer {
     pub(crate) quiet: Option<bool>,
 
     /// The command and its arguments
-    #[arg(
-        value_name = "CMD",
-        trailing_var_arg = true,
-        allow_hyphen_values = true
-    )]
+    #[arg(value_name = "CMD", trailing_var_arg = true)]
     pub(crate) command: Vec<OsString>,
 }

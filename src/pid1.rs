@@ -24,18 +24,11 @@ use crate::sys;
 ///
 /// # Errors
 /// When the payload cannot be started, with its own reason.
-pub(crate) fn supervise(
-    plan: &Plan,
-    end: &ChildEnd,
-    identity: &Identity,
-    terminal: Option<OwnedFd>,
-) -> Result<u8> {
+pub(crate) fn supervise(plan: &Plan, end: &ChildEnd, identity: &Identity, terminal: Option<OwnedFd>) -> Result<u8> {
     let signals = watch_signals()?;
     // Where the PID namespace is the host's, orphans of the payload come to the stub all the same.
-    rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1))
-        .context("become a subreaper")?;
-    let (started, report) =
-        nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("make a pipe")?;
+    rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1)).context("become a subreaper")?;
+    let (started, report) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("make a pipe")?;
     let payload = match sys::clone_process(0).context("fork the payload")? {
         sys::Side::Child => {
             drop(started);
@@ -51,31 +44,19 @@ pub(crate) fn supervise(
         return Err(failure.into_error());
     }
     end.send(&ToParent::Executed).context("tell the launcher")?;
-    let status = Stub {
-        end,
-        signals,
-        payload,
-    }
-    .watch()?;
+    let status = Stub { end, signals, payload }.watch()?;
     if plan.namespaces.has(Namespace::Pid) {
         end_the_rest();
     }
-    end.send(&ToParent::Exited(status))
-        .context("tell the launcher")?;
+    end.send(&ToParent::Exited(status)).context("tell the launcher")?;
     Ok(0)
 }
 
 /// Kills whatever the payload left and waits for its end, so that nothing of it runs any more when the launcher returns; the mounts
 /// go a moment later with this process. Only as PID 1 of a namespace: kill(2) with -1 reaches everything in it.
 fn end_the_rest() {
-    drop(nix::sys::signal::kill(
-        nix::unistd::Pid::from_raw(-1),
-        Signal::SIGKILL,
-    ));
-    while !matches!(
-        rustix::process::wait(WaitOptions::empty()),
-        Err(rustix::io::Errno::CHILD)
-    ) {}
+    drop(nix::sys::signal::kill(nix::unistd::Pid::from_raw(-1), Signal::SIGKILL));
+    while !matches!(rustix::process::wait(WaitOptions::empty()), Err(rustix::io::Errno::CHILD)) {}
 }
 
 fn watch_signals() -> Result<SignalFd> {
@@ -83,8 +64,7 @@ fn watch_signals() -> Result<SignalFd> {
     set.add(Signal::SIGCHLD);
     set.add(Signal::SIGTERM);
     set.thread_set_mask().context("block signals")?;
-    SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
-        .context("make a signalfd")
+    SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).context("make a signalfd")
 }
 
 /// The payload's reason, through a pipe that execve closes: nothing in it means that the payload runs.
@@ -97,21 +77,13 @@ fn report_failure(pipe: OwnedFd, error: &anyhow::Error) {
 
 fn read_failure(pipe: OwnedFd) -> Result<Option<Failure>> {
     let mut text = Vec::new();
-    File::from(pipe)
-        .take(8192)
-        .read_to_end(&mut text)
-        .context("wait for the payload")?;
+    File::from(pipe).take(8192).read_to_end(&mut text).context("wait for the payload")?;
     let text = String::from_utf8_lossy(&text);
     let mut parts = text.splitn(3, '\0');
-    let (Some(status), Some(message), Some(hint)) = (parts.next(), parts.next(), parts.next())
-    else {
+    let (Some(status), Some(message), Some(hint)) = (parts.next(), parts.next(), parts.next()) else {
         return Ok(None);
     };
-    Ok(Some(Failure {
-        status: status.parse().unwrap_or(125),
-        message: message.into(),
-        hint: hint.into(),
-    }))
+    Ok(Some(Failure { status: status.parse().unwrap_or(125), message: message.into(), hint: hint.into() }))
 }
 
 struct Stub<'a> {
@@ -127,10 +99,8 @@ impl Stub<'_> {
             if let Some(status) = self.reap()? {
                 return Ok(status);
             }
-            let mut ready = [
-                PollFd::new(&self.signals, PollFlags::IN),
-                PollFd::from_borrowed_fd(self.end.as_fd(), PollFlags::IN),
-            ];
+            let mut ready =
+                [PollFd::new(&self.signals, PollFlags::IN), PollFd::from_borrowed_fd(self.end.as_fd(), PollFlags::IN)];
             match rustix::event::poll(&mut ready, None) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error).context("wait for events"),
@@ -180,10 +150,6 @@ impl Stub<'_> {
             return;
         };
         // The payload leads its session, so its own group has its number. ESRCH: it has just ended, which reap() will see.
-        drop(if group {
-            nix::sys::signal::killpg(pid, signal)
-        } else {
-            nix::sys::signal::kill(pid, signal)
-        });
+        drop(if group { nix::sys::signal::killpg(pid, signal) } else { nix::sys::signal::kill(pid, signal) });
     }
 }

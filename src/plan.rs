@@ -93,8 +93,7 @@ impl Plan {
         } else {
             None
         };
-        let own_cgroup =
-            namespaces.has(Namespace::Cgroup) && host.cgroup == Some(CgroupMode::Unified);
+        let own_cgroup = namespaces.has(Namespace::Cgroup) && host.cgroup == Some(CgroupMode::Unified);
         let kernel_mounts = KernelMounts::plan(
             shares(Namespace::Pid),
             shares(Namespace::Net),
@@ -112,11 +111,7 @@ impl Plan {
             capabilities: spec.capabilities.clone(),
             process: process::plan(spec, host, users.can_set_groups()),
             users,
-            warnings: if spec.process.quiet {
-                Vec::new()
-            } else {
-                warnings
-            },
+            warnings: if spec.process.quiet { Vec::new() } else { warnings },
             notes,
         })
     }
@@ -150,47 +145,22 @@ fn asked_of_unit(spec: &Spec) -> Option<String> {
     let unit = &spec.unit;
     let name = unit.name.as_ref().map(|name| format!("--unit {name}"));
     let slice = || unit.slice.as_ref().map(|slice| format!("--slice {slice}"));
-    let limit = || {
-        unit.assignments
-            .first()
-            .map(|assignment| assignment.asked().to_owned())
-    };
-    let user = || {
-        unit.user.map(|user| {
-            if user {
-                "--user".to_owned()
-            } else {
-                "--system".to_owned()
-            }
-        })
-    };
+    let limit = || unit.assignments.first().map(|assignment| assignment.asked().to_owned());
+    let user = || unit.user.map(|user| if user { "--user".to_owned() } else { "--system".to_owned() });
     name.or_else(slice).or_else(limit).or_else(user)
 }
 
 fn unit(spec: &Spec, host: &Host) -> Result<(UnitPlan, Vec<String>)> {
     let cgroup = host.cgroup.ok_or_else(|| {
-        fault("/sys/fs/cgroup: no cgroup hierarchy is mounted")
-            .hint("mount -t cgroup2 cgroup2 /sys/fs/cgroup")
+        fault("/sys/fs/cgroup: no cgroup hierarchy is mounted").hint("mount -t cgroup2 cgroup2 /sys/fs/cgroup")
     })?;
     let translated = systemd::translate(&spec.unit.assignments, cgroup)?;
     let user = spec.unit.user.unwrap_or(host.uid != 0);
     let unit = UnitPlan {
         user,
-        name: spec
-            .unit
-            .name
-            .clone()
-            .unwrap_or_else(|| format!("sandbox-{}-{}.scope", spec.name, host.id)),
-        slice: spec
-            .unit
-            .slice
-            .clone()
-            .unwrap_or_else(|| "sandbox.slice".into()),
-        description: spec
-            .unit
-            .description
-            .clone()
-            .unwrap_or_else(|| description(&spec.command)),
+        name: spec.unit.name.clone().unwrap_or_else(|| format!("sandbox-{}-{}.scope", spec.name, host.id)),
+        slice: spec.unit.slice.clone().unwrap_or_else(|| "sandbox.slice".into()),
+        description: spec.unit.description.clone().unwrap_or_else(|| description(&spec.command)),
         settings: translated.settings,
         cgroup,
         delegate: user,
@@ -201,10 +171,7 @@ fn unit(spec: &Spec, host: &Host) -> Result<(UnitPlan, Vec<String>)> {
 
 /// The command as a shell would read it, on one line.
 fn description(command: &[OsString]) -> String {
-    let words: Vec<String> = command
-        .iter()
-        .map(|word| quoted(&word.to_string_lossy()))
-        .collect();
+    let words: Vec<String> = command.iter().map(|word| quoted(&word.to_string_lossy())).collect();
     let mut text = words.join(" ");
     if text.chars().count() > 200 {
         text = text.chars().take(199).chain(['…']).collect();
@@ -213,16 +180,9 @@ fn description(command: &[OsString]) -> String {
 }
 
 fn quoted(word: &str) -> String {
-    let word: String = word
-        .chars()
-        .map(|c| if c.is_control() { ' ' } else { c })
-        .collect();
+    let word: String = word.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
     let plain = |c: char| c.is_alphanumeric() || "-_./=:,+@%^".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        word
-    } else {
-        format!("'{}'", word.replace('\'', "'\\''"))
-    }
+    if !word.is_empty() && word.chars().all(plain) { word } else { format!("'{}'", word.replace('\'', "'\\''")) }
 }
 
 impl fmt::Display for Plan {
@@ -234,12 +194,7 @@ impl fmt::Display for Plan {
             Some(unit) => {
                 row(
                     "unit",
-                    &format!(
-                        "{} in {} ({} manager)",
-                        unit.name,
-                        unit.slice,
-                        if unit.user { "user" } else { "system" }
-                    ),
+                    &format!("{} in {} ({} manager)", unit.name, unit.slice, if unit.user { "user" } else { "system" }),
                 )?;
                 row("description", &unit.description)?;
                 for setting in &unit.settings {
@@ -259,12 +214,7 @@ impl fmt::Display for Plan {
         row("capabilities", &self.capabilities.to_string())?;
         let mut environment = String::new();
         for (name, value) in &self.process.environment {
-            write!(
-                environment,
-                "{}={} ",
-                name.to_string_lossy(),
-                quoted(&value.to_string_lossy())
-            )?;
+            write!(environment, "{}={} ", name.to_string_lossy(), quoted(&value.to_string_lossy()))?;
         }
         row("environment", environment.trim_end())?;
         row("command", &description(&self.process.command))?;

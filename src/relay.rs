@@ -47,16 +47,7 @@ impl<'a> Relay<'a> {
         as_pid1: bool,
     ) -> Result<Relay<'a>> {
         let terminal = master.map(Terminal::new).transpose()?;
-        Ok(Relay {
-            end,
-            pidfd,
-            signals,
-            terminal,
-            as_pid1,
-            socket_open: true,
-            interrupted: None,
-            status: None,
-        })
+        Ok(Relay { end, pidfd, signals, terminal, as_pid1, socket_open: true, interrupted: None, status: None })
     }
 
     /// Returns when nothing inside runs any more: with the payload's status (as by wait(2)) when the stub reported it, or without
@@ -93,11 +84,7 @@ impl<'a> Relay<'a> {
     }
 
     fn poll(&self) -> Result<Ready> {
-        let socket = if self.socket_open {
-            PollFlags::IN
-        } else {
-            PollFlags::empty()
-        };
+        let socket = if self.socket_open { PollFlags::IN } else { PollFlags::empty() };
         let mut fds = vec![
             PollFd::new(&self.pidfd, PollFlags::IN),
             PollFd::from_borrowed_fd(self.signals.as_fd(), PollFlags::IN),
@@ -140,10 +127,7 @@ impl<'a> Relay<'a> {
     }
 
     fn pass_on(&mut self, arrived: Arrived) {
-        let Arrived {
-            signal,
-            from_terminal,
-        } = arrived;
+        let Arrived { signal, from_terminal } = arrived;
         match signal {
             Signal::SIGWINCH => match &self.terminal {
                 Some(terminal) => terminal.follow_size(),
@@ -156,10 +140,7 @@ impl<'a> Relay<'a> {
             }
             Signal::SIGCONT => self.send(signal, true),
             Signal::SIGINT if self.is_second_interrupt() => {
-                drop(rustix::process::pidfd_send_signal(
-                    self.pidfd,
-                    rustix::process::Signal::KILL,
-                ));
+                drop(rustix::process::pidfd_send_signal(self.pidfd, rustix::process::Signal::KILL));
             }
             // A terminal signals a whole foreground group, of which only this process is a member.
             _ => self.send(signal, from_terminal),
@@ -168,9 +149,7 @@ impl<'a> Relay<'a> {
 
     fn is_second_interrupt(&mut self) -> bool {
         let now = Instant::now();
-        self.interrupted
-            .replace(now)
-            .is_some_and(|before| now.duration_since(before) < SECOND_INTERRUPT)
+        self.interrupted.replace(now).is_some_and(|before| now.duration_since(before) < SECOND_INTERRUPT)
     }
 
     fn send(&self, signal: Signal, group: bool) {
@@ -182,11 +161,7 @@ impl<'a> Relay<'a> {
             }
             return;
         }
-        let message = if group {
-            ToChild::SignalGroup(number)
-        } else {
-            ToChild::Signal(number)
-        };
+        let message = if group { ToChild::SignalGroup(number) } else { ToChild::Signal(number) };
         // EPIPE: the same.
         drop(self.end.send(&message));
     }
@@ -215,11 +190,7 @@ struct Terminal {
 impl Drop for Terminal {
     fn drop(&mut self) {
         if let Some(before) = &self.before {
-            drop(rustix::termios::tcsetattr(
-                rustix::stdio::stdin(),
-                OptionalActions::Drain,
-                before,
-            ));
+            drop(rustix::termios::tcsetattr(rustix::stdio::stdin(), OptionalActions::Drain, before));
         }
     }
 }
@@ -237,8 +208,7 @@ impl Terminal {
         };
         terminal.follow_size();
         if std::io::stdin().is_terminal() {
-            let before = rustix::termios::tcgetattr(rustix::stdio::stdin())
-                .context("read the terminal's settings")?;
+            let before = rustix::termios::tcgetattr(rustix::stdio::stdin()).context("read the terminal's settings")?;
             let mut raw = before.clone();
             raw.make_raw();
             rustix::termios::tcsetattr(rustix::stdio::stdin(), OptionalActions::Flush, &raw)
@@ -250,13 +220,9 @@ impl Terminal {
 
     /// Gives the sandbox's terminal the size of the caller's, where there is one.
     fn follow_size(&self) {
-        let size = [
-            rustix::stdio::stdin(),
-            rustix::stdio::stdout(),
-            rustix::stdio::stderr(),
-        ]
-        .into_iter()
-        .find_map(|fd| rustix::termios::tcgetwinsize(fd).ok());
+        let size = [rustix::stdio::stdin(), rustix::stdio::stdout(), rustix::stdio::stderr()]
+            .into_iter()
+            .find_map(|fd| rustix::termios::tcgetwinsize(fd).ok());
         if let Some(size) = size {
             drop(rustix::termios::tcsetwinsize(&self.master, size));
         }
@@ -271,15 +237,8 @@ impl Terminal {
         if !self.to_payload.is_empty() {
             master |= PollFlags::OUT;
         }
-        let input = if self.input_open && self.to_payload.len() < BUFFER {
-            PollFlags::IN
-        } else {
-            PollFlags::empty()
-        };
-        [
-            PollFd::new(&self.master, master),
-            PollFd::from_borrowed_fd(rustix::stdio::stdin(), input),
-        ]
+        let input = if self.input_open && self.to_payload.len() < BUFFER { PollFlags::IN } else { PollFlags::empty() };
+        [PollFd::new(&self.master, master), PollFd::from_borrowed_fd(rustix::stdio::stdin(), input)]
     }
 
     fn turn(&mut self, input: bool, output: bool) {
@@ -353,8 +312,5 @@ impl Terminal {
 }
 
 fn wait_for(fd: BorrowedFd<'_>, flags: PollFlags) {
-    drop(rustix::event::poll(
-        &mut [PollFd::from_borrowed_fd(fd, flags)],
-        None,
-    ));
+    drop(rustix::event::poll(&mut [PollFd::from_borrowed_fd(fd, flags)], None));
 }

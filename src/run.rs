@@ -34,22 +34,13 @@ pub(crate) fn run(plan: &Plan, timings: &mut Timings) -> Result<u8> {
         UserPlan::Identity | UserPlan::Host | UserPlan::Maps { .. } => None,
     };
     let (end, child_end) = sync::pair().context("make a socket pair")?;
-    let (pid, pidfd) =
-        match sys::clone_process(plan.namespaces.clone_flags()).map_err(explain_clone)? {
-            Side::Child => child::enter(plan, &child_end, claim.as_ref()),
-            Side::Parent(pid, pidfd) => (pid, pidfd),
-        };
+    let (pid, pidfd) = match sys::clone_process(plan.namespaces.clone_flags()).map_err(explain_clone)? {
+        Side::Child => child::enter(plan, &child_end, claim.as_ref()),
+        Side::Parent(pid, pidfd) => (pid, pidfd),
+    };
     drop(child_end);
     timings.mark("clone3");
-    let mut running = Running {
-        plan,
-        end,
-        pid,
-        pidfd,
-        helper: None,
-        unit: None,
-        ended: false,
-    };
+    let mut running = Running { plan, end, pid, pidfd, helper: None, unit: None, ended: false };
     match running.start(claim.as_ref(), timings) {
         Ok(master) => running.supervise(&signals, master, timings),
         Err(error) => Err(running.first_failure(error)),
@@ -81,11 +72,9 @@ fn lock_upper(root: &RootPlan) -> Result<Option<File>> {
     let directory = File::open(path).with_context(|| format!("open --upper {}", path.display()))?;
     match directory.try_lock() {
         Ok(()) => Ok(Some(directory)),
-        Err(std::fs::TryLockError::WouldBlock) => Err(fault(format!(
-            "--upper {}: another sandbox uses it",
-            path.display()
-        ))
-        .into()),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            Err(fault(format!("--upper {}: another sandbox uses it", path.display())).into())
+        }
         Err(std::fs::TryLockError::Error(error)) => {
             Err(error).with_context(|| format!("lock --upper {}", path.display()))
         }
@@ -106,14 +95,8 @@ struct Running<'a> {
 impl Drop for Running<'_> {
     fn drop(&mut self) {
         if !self.ended {
-            drop(rustix::process::pidfd_send_signal(
-                &self.pidfd,
-                Signal::KILL,
-            ));
-            drop(rustix::process::waitid(
-                WaitId::PidFd(self.pidfd.as_fd()),
-                WaitIdOptions::EXITED,
-            ));
+            drop(rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL));
+            drop(rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED));
         }
         self.reap_helper();
         // A scope ends with its last process; only what shares the host's PIDs may have left others in it.
@@ -168,14 +151,9 @@ impl Running<'_> {
             return Ok(());
         };
         let userns = claim.map(|_| users::open_userns(self.pid)).transpose()?;
-        match sys::clone_process(libc::CLONE_NEWNS)
-            .context("start the helper that makes the root")?
-        {
+        match sys::clone_process(libc::CLONE_NEWNS).context("start the helper that makes the root")? {
             Side::Child => {
-                let ids = Ids {
-                    base: claim.map_or(0, |claim| claim.base),
-                    userns: userns.as_ref().map(AsFd::as_fd),
-                };
+                let ids = Ids { base: claim.map_or(0, |claim| claim.base), userns: userns.as_ref().map(AsFd::as_fd) };
                 let message = match assemble(root, &ids) {
                     Ok(tree) => ToChild::Tree(tree),
                     Err(error) => ToChild::Failed(Failure::from_error(&error)),
@@ -191,31 +169,22 @@ impl Running<'_> {
 
     fn reap_helper(&mut self) {
         if let Some(helper) = self.helper.take() {
-            drop(rustix::process::waitpid(
-                Some(helper),
-                rustix::process::WaitOptions::empty(),
-            ));
+            drop(rustix::process::waitpid(Some(helper), rustix::process::WaitOptions::empty()));
         }
     }
 
     /// Waits for the end of the first process inside; the status it leads to.
     fn wait_for_child(&mut self) -> Result<u8> {
-        let status =
-            rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED)
-                .context("wait for the child")?;
+        let status = rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED)
+            .context("wait for the child")?;
         self.ended = true;
         let parts = status.map(|status| (status.exit_status(), status.terminating_signal()));
-        Ok(parts.map_or(exit::FAILED, |(exited, signaled)| {
-            exit::from_waitid(exited, signaled)
-        }))
+        Ok(parts.map_or(exit::FAILED, |(exited, signaled)| exit::from_waitid(exited, signaled)))
     }
 
     /// When the child reported a failure, that is the cause of whatever this side saw.
     fn first_failure(&mut self, error: anyhow::Error) -> anyhow::Error {
-        drop(rustix::process::pidfd_send_signal(
-            &self.pidfd,
-            Signal::KILL,
-        ));
+        drop(rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL));
         while let Ok(Some(message)) = self.end.receive() {
             if let ToParent::Failed(failure) = message {
                 return failure.into_error();
@@ -225,20 +194,9 @@ impl Running<'_> {
     }
 
     /// Stays until the payload has ended.
-    fn supervise(
-        mut self,
-        signals: &Signals,
-        master: Option<OwnedFd>,
-        timings: &mut Timings,
-    ) -> Result<u8> {
+    fn supervise(mut self, signals: &Signals, master: Option<OwnedFd>, timings: &mut Timings) -> Result<u8> {
         self.reap_helper();
-        let mut relay = Relay::new(
-            &self.end,
-            &self.pidfd,
-            signals,
-            master,
-            self.plan.process.as_pid1,
-        )?;
+        let mut relay = Relay::new(&self.end, &self.pidfd, signals, master, self.plan.process.as_pid1)?;
         let reported = relay.until_end(&mut |event| {
             if matches!(event, ToParent::Executed) {
                 timings.mark("payload executed");
@@ -248,32 +206,20 @@ impl Running<'_> {
             Ok(reported) => reported,
             Err(error) => return Err(self.first_failure(error)),
         };
-        let out_of_memory = self
-            .unit
-            .as_ref()
-            .and_then(Unit::oom_kills)
-            .filter(|kills| *kills > 0);
+        let out_of_memory = self.unit.as_ref().and_then(Unit::oom_kills).filter(|kills| *kills > 0);
         drop(relay);
         let status = match reported {
             Some(status) => exit::from_wait_status(status),
             None => self.wait_for_child()?,
         };
         // With a kept upper the next sandbox may start at once: this one's overlay has to be gone.
-        if self
-            .plan
-            .root
-            .as_ref()
-            .is_some_and(|root| root.upper.is_some())
-            && !self.ended
-        {
+        if self.plan.root.as_ref().is_some_and(|root| root.upper.is_some()) && !self.ended {
             self.wait_for_child()?;
         }
         self.ended = true;
         timings.mark("ended");
         if let Some(kills) = out_of_memory {
-            log::warn!(
-                "out of memory: the kernel killed {kills} of the sandbox's processes (memory.events)"
-            );
+            log::warn!("out of memory: the kernel killed {kills} of the sandbox's processes (memory.events)");
         }
         Ok(status)
     }

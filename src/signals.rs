@@ -45,8 +45,8 @@ impl Signals {
     pub(crate) fn block() -> Result<Signals> {
         let set: SigSet = TAKEN.iter().copied().collect();
         set.thread_block().context("block signals")?;
-        let fd = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
-            .context("make a signalfd")?;
+        let fd =
+            SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).context("make a signalfd")?;
         Ok(Signals(fd))
     }
 
@@ -56,19 +56,10 @@ impl Signals {
     /// When the descriptor cannot be read.
     pub(crate) fn next(&self) -> Result<Option<Arrived>> {
         let arrived = |info: siginfo| {
-            let signal = i32::try_from(info.ssi_signo)
-                .ok()
-                .and_then(|number| Signal::try_from(number).ok())?;
-            Some(Arrived {
-                signal,
-                from_terminal: info.ssi_code == FROM_TERMINAL,
-            })
+            let signal = i32::try_from(info.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok())?;
+            Some(Arrived { signal, from_terminal: info.ssi_code == FROM_TERMINAL })
         };
-        Ok(self
-            .0
-            .read_signal()
-            .context("read a signal")?
-            .and_then(arrived))
+        Ok(self.0.read_signal().context("read a signal")?.and_then(arrived))
     }
 }
 

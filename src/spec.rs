@@ -134,9 +134,7 @@ impl Spec {
     /// One line that names the flag, the value and what is accepted.
     pub(crate) fn from_layer(mut layer: Layer) -> Result<Spec> {
         let Some(program) = layer.command.first() else {
-            return Err(fault("no command was given")
-                .hint("sandbox run [flags] -- CMD…")
-                .into());
+            return Err(fault("no command was given").hint("sandbox run [flags] -- CMD…").into());
         };
         let name = match &layer.name {
             Some(name) => checked_name("--name", name)?,
@@ -146,11 +144,9 @@ impl Spec {
         match layer.network {
             Some(Network::Host) => share.push(Namespace::Net),
             Some(Network::None) if share.contains(&Namespace::Net) => {
-                return Err(
-                    fault("--network none and --share net ask for different things")
-                        .hint("give only one of them")
-                        .into(),
-                );
+                return Err(fault("--network none and --share net ask for different things")
+                    .hint("give only one of them")
+                    .into());
             }
             _ => {}
         }
@@ -190,13 +186,13 @@ impl Spec {
             || !self.root.binds.is_empty()
             || !self.root.tmpfs.is_empty();
         if self.shares(Namespace::Mount) && root_asked {
-            return Err(fault("--share mount leaves no root of its own: no --rootfs, --layer, --bind, --tmpfs, --upper, --read-only").into());
-        }
-        if self.process.as_pid1 && self.shares(Namespace::Pid) {
             return Err(fault(
-                "--as-pid1 needs a PID namespace of its own: it goes without --share pid",
+                "--share mount leaves no root of its own: no --rootfs, --layer, --bind, --tmpfs, --upper, --read-only",
             )
             .into());
+        }
+        if self.process.as_pid1 && self.shares(Namespace::Pid) {
+            return Err(fault("--as-pid1 needs a PID namespace of its own: it goes without --share pid").into());
         }
         Ok(())
     }
@@ -205,9 +201,7 @@ impl Spec {
 fn userns(layer: &Layer, share: &[Namespace]) -> Result<Userns> {
     match (layer.userns, share.contains(&Namespace::User)) {
         (Some(Userns::Auto | Userns::Identity), true) => {
-            Err(fault("--share user and --userns ask for different things")
-                .hint("give only one of them")
-                .into())
+            Err(fault("--share user and --userns ask for different things").hint("give only one of them").into())
         }
         (_, true) => Ok(Userns::Host),
         (asked, false) => Ok(asked.unwrap_or(Userns::Auto)),
@@ -216,38 +210,26 @@ fn userns(layer: &Layer, share: &[Namespace]) -> Result<Userns> {
 
 /// The name that a command gives its sandbox: its file name, with what no unit or host may be called left out.
 fn name_of(program: &OsStr) -> String {
-    let file = Path::new(program)
-        .file_name()
-        .unwrap_or(program)
-        .to_string_lossy()
-        .into_owned();
-    let name: String = file
-        .chars()
-        .map(|c| if c.is_ascii_alphanumeric() { c } else { '-' })
-        .take(48)
-        .collect();
+    let file = Path::new(program).file_name().unwrap_or(program).to_string_lossy().into_owned();
+    let name: String = file.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(48).collect();
     let name = name.trim_matches('-').to_ascii_lowercase();
-    if name.is_empty() {
-        "sandbox".into()
-    } else {
-        name
-    }
+    if name.is_empty() { "sandbox".into() } else { name }
 }
 
 /// A name that fits a unit name and a hostname, systemd.unit(5) and hostname(7).
 fn checked_name(flag: &str, name: &str) -> Result<String> {
     let fits = !name.is_empty()
         && name.len() <= 63
-        && name
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_'))
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_'))
         && !name.starts_with(['-', '.'])
         && !name.ends_with(['-', '.']);
     if fits {
         return Ok(name.to_owned());
     }
-    Err(fault(format!("{flag} {name:?}: a name is 1 to 63 letters, digits, -, . and _, and begins and ends with a letter or digit"))
-        .into())
+    Err(fault(format!(
+        "{flag} {name:?}: a name is 1 to 63 letters, digits, -, . and _, and begins and ends with a letter or digit"
+    ))
+    .into())
 }
 
 fn hostname(layer: &Layer, name: &str) -> Result<String> {
@@ -259,16 +241,8 @@ fn hostname(layer: &Layer, name: &str) -> Result<String> {
 
 fn unit(layer: &Layer, assignments: Vec<Assignment>) -> Result<UnitSpec> {
     Ok(UnitSpec {
-        name: layer
-            .unit
-            .as_deref()
-            .map(|name| unit_name("--unit", name, ".scope"))
-            .transpose()?,
-        slice: layer
-            .slice
-            .as_deref()
-            .map(|name| unit_name("--slice", name, ".slice"))
-            .transpose()?,
+        name: layer.unit.as_deref().map(|name| unit_name("--unit", name, ".scope")).transpose()?,
+        slice: layer.slice.as_deref().map(|name| unit_name("--slice", name, ".slice")).transpose()?,
         description: layer.description.clone(),
         assignments,
         user: match (layer.user, layer.system) {
@@ -299,22 +273,17 @@ fn unit_name(flag: &str, name: &str, suffix: &str) -> Result<String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || ":-_.\\".contains(c);
     let stem = name.strip_suffix(suffix).unwrap_or(name);
     if let Some(other) = UNIT_SUFFIXES.iter().find(|s| stem.ends_with(**s)) {
-        return Err(fault(format!(
-            "{flag} {name}: this unit is a {}, not a {other}",
-            &suffix[1..]
-        ))
-        .hint(if *other == ".service" {
-            "run in the foreground makes a scope; leave the suffix out"
-        } else {
-            "leave the suffix out"
-        })
-        .into());
+        return Err(fault(format!("{flag} {name}: this unit is a {}, not a {other}", &suffix[1..]))
+            .hint(if *other == ".service" {
+                "run in the foreground makes a scope; leave the suffix out"
+            } else {
+                "leave the suffix out"
+            })
+            .into());
     }
-    let bad_slice = suffix == ".slice"
-        && (stem.starts_with('-') || stem.ends_with('-') || stem.contains("--"))
-        && stem != "-";
-    if stem.is_empty() || bad_slice || !stem.chars().all(allowed) || stem.len() + suffix.len() > 255
-    {
+    let bad_slice =
+        suffix == ".slice" && (stem.starts_with('-') || stem.ends_with('-') || stem.contains("--")) && stem != "-";
+    if stem.is_empty() || bad_slice || !stem.chars().all(allowed) || stem.len() + suffix.len() > 255 {
         return Err(fault(format!(
             "{flag} {name:?}: a unit name is up to 255 letters, digits and : - _ . \\ (a slice has no empty part between dashes)"
         ))
@@ -349,11 +318,7 @@ fn assignments(layer: &Layer) -> Result<(Vec<Assignment>, Vec<OwnSetting>)> {
     }
     if let Some(pids) = &layer.pids_limit {
         // Docker's words for no limit are 0 and -1.
-        let tasks = if matches!(pids.as_str(), "0" | "-1") {
-            "infinity"
-        } else {
-            pids
-        };
+        let tasks = if matches!(pids.as_str(), "0" | "-1") { "infinity" } else { pids };
         flag("--pids-limit", pids, format!("TasksMax={tasks}"))?;
     }
     if let Some(oom) = layer.oom {
@@ -365,11 +330,7 @@ fn assignments(layer: &Layer) -> Result<(Vec<Assignment>, Vec<OwnSetting>)> {
         flag("--oom", policy, format!("OOMPolicy={policy}"))?;
     }
     for (asked, property) in cpu_quota(layer)? {
-        assignments.push(
-            Assignment::parse(&property)
-                .with_context(|| asked.clone())?
-                .asked_as(asked),
-        );
+        assignments.push(Assignment::parse(&property).with_context(|| asked.clone())?.asked_as(asked));
     }
     Ok((assignments, own))
 }
@@ -379,11 +340,9 @@ fn cpu_quota(layer: &Layer) -> Result<Vec<(String, String)>> {
     let (quota, asked) = match (&layer.cpus, &layer.cpu_quota, &layer.cpu_period) {
         (None, None, None) => return Ok(Vec::new()),
         (Some(_), Some(_), _) | (Some(_), _, Some(_)) => {
-            return Err(
-                fault("--cpus and --cpu-quota say the same thing in two ways")
-                    .hint("give only one of them")
-                    .into(),
-            );
+            return Err(fault("--cpus and --cpu-quota say the same thing in two ways")
+                .hint("give only one of them")
+                .into());
         }
         (None, None, Some(period)) => {
             return Err(fault(format!("--cpu-period {period} needs --cpu-quota")).into());
@@ -397,25 +356,17 @@ fn cpu_quota(layer: &Layer) -> Result<Vec<(String, String)>> {
             if matches!(quota.as_str(), "-1" | "0") {
                 return Ok(vec![(asked, "CPUQuota=".into())]);
             }
-            let micros =
-                value::number_in(quota, 1000, 1_000_000_000_000).with_context(|| asked.clone())?;
+            let micros = value::number_in(quota, 1000, 1_000_000_000_000).with_context(|| asked.clone())?;
             let period = period.as_deref().unwrap_or("100000");
-            let period = value::number_in(period, 1000, 1_000_000)
-                .with_context(|| format!("--cpu-period {period}"))?;
+            let period = value::number_in(period, 1000, 1_000_000).with_context(|| format!("--cpu-period {period}"))?;
             (micros.saturating_mul(1_000_000) / period, asked)
         }
     };
     // CPUQuota= takes hundredths of a percent; per second that is 100 µs.
     let permyriad = (quota / 100).max(1);
-    let mut list = vec![(
-        asked,
-        format!("CPUQuota={}.{:02}%", permyriad / 100, permyriad % 100),
-    )];
+    let mut list = vec![(asked, format!("CPUQuota={}.{:02}%", permyriad / 100, permyriad % 100))];
     if let Some(period) = &layer.cpu_period {
-        list.push((
-            format!("--cpu-period {period}"),
-            format!("CPUQuotaPeriodSec={period}us"),
-        ));
+        list.push((format!("--cpu-period {period}"), format!("CPUQuotaPeriodSec={period}us")));
     }
     Ok(list)
 }
@@ -424,16 +375,8 @@ fn process(layer: &Layer, own: Vec<OwnSetting>) -> Result<ProcessSpec> {
     let mut process = ProcessSpec {
         user: layer.uid.clone(),
         group: layer.gid.clone(),
-        environment: layer
-            .setenv
-            .iter()
-            .map(|text| variable(text))
-            .collect::<Result<_>>()?,
-        directory: layer
-            .working_directory
-            .as_deref()
-            .map(|d| absolute("--working-directory", d))
-            .transpose()?,
+        environment: layer.setenv.iter().map(|text| variable(text)).collect::<Result<_>>()?,
+        directory: layer.working_directory.as_deref().map(|d| absolute("--working-directory", d)).transpose()?,
         as_pid1: layer.as_pid1.unwrap_or(false) && !layer.init.unwrap_or(false),
         terminal: terminal(layer),
         rlimits: Vec::new(),
@@ -444,9 +387,7 @@ fn process(layer: &Layer, own: Vec<OwnSetting>) -> Result<ProcessSpec> {
         quiet: layer.quiet.unwrap_or(false),
     };
     for text in &layer.ulimit {
-        process
-            .rlimits
-            .push(Rlimit::parse(text).with_context(|| format!("--ulimit {text}"))?);
+        process.rlimits.push(Rlimit::parse(text).with_context(|| format!("--ulimit {text}"))?);
     }
     for setting in own {
         apply(&mut process, layer, setting)?;
@@ -458,16 +399,9 @@ fn process(layer: &Layer, own: Vec<OwnSetting>) -> Result<ProcessSpec> {
 /// A limit given twice has to be the same; a soft limit is at most the hard one.
 fn check_rlimits(rlimits: &[Rlimit]) -> Result<()> {
     for (index, limit) in rlimits.iter().enumerate() {
-        let twice = rlimits
-            .iter()
-            .skip(index + 1)
-            .any(|other| other.resource == limit.resource && other != limit);
+        let twice = rlimits.iter().skip(index + 1).any(|other| other.resource == limit.resource && other != limit);
         if twice {
-            return Err(fault(format!(
-                "limit {} is asked twice and differently",
-                limit.name()
-            ))
-            .into());
+            return Err(fault(format!("limit {} is asked twice and differently", limit.name())).into());
         }
     }
     Ok(())
@@ -475,20 +409,14 @@ fn check_rlimits(rlimits: &[Rlimit]) -> Result<()> {
 
 fn apply(process: &mut ProcessSpec, layer: &Layer, setting: OwnSetting) -> Result<()> {
     let twice = |property: &str, flag: &str| -> anyhow::Error {
-        fault(format!(
-            "-p {property}= and {flag} ask for different things"
-        ))
-        .hint("give only one of them")
-        .into()
+        fault(format!("-p {property}= and {flag} ask for different things")).hint("give only one of them").into()
     };
     match setting {
         OwnSetting::Slice(name) => {
             if layer.slice.as_ref().is_none_or(|slice| *slice != name) {
-                return Err(
-                    fault(format!("-p Slice={name}: the slice is given by --slice"))
-                        .hint(format!("--slice={name}"))
-                        .into(),
-                );
+                return Err(fault(format!("-p Slice={name}: the slice is given by --slice"))
+                    .hint(format!("--slice={name}"))
+                    .into());
             }
         }
         OwnSetting::Limit(limit) => process.rlimits.push(limit),
@@ -498,37 +426,22 @@ fn apply(process: &mut ProcessSpec, layer: &Layer, setting: OwnSetting) -> Resul
         OwnSetting::CpuAffinity(cpus) => process.affinity = Some(cpus),
         OwnSetting::WorkingDirectory(path) => {
             let path = absolute("-p WorkingDirectory=", Path::new(&path))?;
-            if process
-                .directory
-                .replace(path.clone())
-                .is_some_and(|old| old != path)
-            {
+            if process.directory.replace(path.clone()).is_some_and(|old| old != path) {
                 return Err(twice("WorkingDirectory", "--working-directory"));
             }
         }
         OwnSetting::User(name) => {
-            if process
-                .user
-                .replace(name.clone())
-                .is_some_and(|old| old != name)
-            {
+            if process.user.replace(name.clone()).is_some_and(|old| old != name) {
                 return Err(twice("User", "--uid"));
             }
         }
         OwnSetting::Group(name) => {
-            if process
-                .group
-                .replace(name.clone())
-                .is_some_and(|old| old != name)
-            {
+            if process.group.replace(name.clone()).is_some_and(|old| old != name) {
                 return Err(twice("Group", "--gid"));
             }
         }
         OwnSetting::Environment(list) => {
-            process.environment.extend(
-                list.into_iter()
-                    .map(|(name, value)| (name.into(), Some(value.into()))),
-            );
+            process.environment.extend(list.into_iter().map(|(name, value)| (name.into(), Some(value.into()))));
         }
     }
     Ok(())
@@ -545,14 +458,11 @@ fn terminal(layer: &Layer) -> Option<bool> {
 fn variable(text: &OsStr) -> Result<(OsString, Option<OsString>)> {
     let bytes = text.as_bytes();
     let (name, value) = match bytes.iter().position(|b| *b == b'=') {
-        Some(at) => (
-            &bytes[..at],
-            Some(OsStr::from_bytes(&bytes[at + 1..]).to_owned()),
-        ),
+        Some(at) => (&bytes[..at], Some(OsStr::from_bytes(&bytes[at + 1..]).to_owned())),
         None => (bytes, None),
     };
-    let valid = name.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'_')
-        && !name.first().is_none_or(u8::is_ascii_digit);
+    let valid =
+        name.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'_') && !name.first().is_none_or(u8::is_ascii_digit);
     if !valid {
         return Err(fault(format!(
             "--setenv {}: accepted is NAME=VALUE or NAME, letters, digits and _",
@@ -567,30 +477,16 @@ fn root(layer: &Layer) -> Result<RootSpec> {
     let source = match (&layer.rootfs, layer.layer.as_slice()) {
         (None, []) => RootSource::HostView,
         (Some(rootfs), _) => RootSource::Layers(vec![directory("--rootfs", rootfs)?]),
-        (None, layers) => RootSource::Layers(
-            layers
-                .iter()
-                .map(|path| directory("--layer", path))
-                .collect::<Result<_>>()?,
-        ),
+        (None, layers) => {
+            RootSource::Layers(layers.iter().map(|path| directory("--layer", path)).collect::<Result<_>>()?)
+        }
     };
     Ok(RootSpec {
         source,
-        upper: layer
-            .upper
-            .as_deref()
-            .map_or(Ok(Upper::Memory(None)), upper)?,
+        upper: layer.upper.as_deref().map_or(Ok(Upper::Memory(None)), upper)?,
         read_only: layer.read_only.unwrap_or(false),
-        binds: layer
-            .bind
-            .iter()
-            .map(|text| bind(text))
-            .collect::<Result<_>>()?,
-        tmpfs: layer
-            .tmpfs
-            .iter()
-            .map(|text| tmpfs(text))
-            .collect::<Result<_>>()?,
+        binds: layer.bind.iter().map(|text| bind(text)).collect::<Result<_>>()?,
+        tmpfs: layer.tmpfs.iter().map(|text| tmpfs(text)).collect::<Result<_>>()?,
         host_secrets: layer.host_secrets.unwrap_or(false),
     })
 }
@@ -598,22 +494,14 @@ fn root(layer: &Layer) -> Result<RootSpec> {
 /// An existing directory of the host, without links in its path.
 fn directory(flag: &str, path: &Path) -> Result<PathBuf> {
     let real = std::fs::canonicalize(path).with_context(|| format!("{flag} {}", path.display()))?;
-    if real.is_dir() {
-        Ok(real)
-    } else {
-        Err(fault(format!("{flag} {}: Not a directory", path.display())).into())
-    }
+    if real.is_dir() { Ok(real) } else { Err(fault(format!("{flag} {}: Not a directory", path.display())).into()) }
 }
 
 fn absolute(flag: &str, path: &Path) -> Result<PathBuf> {
     if path.is_absolute() {
         return Ok(path.to_owned());
     }
-    Err(fault(format!(
-        "{flag} {}: a path inside begins with /",
-        path.display()
-    ))
-    .into())
+    Err(fault(format!("{flag} {}: a path inside begins with /", path.display())).into())
 }
 
 fn upper(text: &OsStr) -> Result<Upper> {
@@ -626,15 +514,10 @@ fn upper(text: &OsStr) -> Result<Upper> {
     }
     // The directory itself may be missing, what it is in may not.
     let path = Path::new(text);
-    let name = path.file_name().ok_or_else(|| {
-        fault(format!(
-            "--upper {shown}: accepted is tmpfs, tmpfs:SIZE or a directory"
-        ))
-    })?;
-    let parent = path
-        .parent()
-        .filter(|p| !p.as_os_str().is_empty())
-        .unwrap_or(Path::new("."));
+    let name = path
+        .file_name()
+        .ok_or_else(|| fault(format!("--upper {shown}: accepted is tmpfs, tmpfs:SIZE or a directory")))?;
+    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     Ok(Upper::Directory(directory("--upper", parent)?.join(name)))
 }
 
@@ -653,10 +536,7 @@ fn tmpfs(text: &OsStr) -> Result<(PathBuf, Option<u64>)> {
         Some((path, size)) => {
             // Docker writes size=64m among mount options.
             let size = size.strip_prefix("size=").unwrap_or(size);
-            (
-                PathBuf::from(path),
-                Some(tmpfs_size("--tmpfs", &shown, size)?),
-            )
+            (PathBuf::from(path), Some(tmpfs_size("--tmpfs", &shown, size)?))
         }
         None => (PathBuf::from(text), None),
     };
@@ -667,48 +547,29 @@ fn tmpfs(text: &OsStr) -> Result<(PathBuf, Option<u64>)> {
 fn below_root(flag: &str, path: &Path) -> Result<PathBuf> {
     let path = absolute(flag, path)?;
     if path.components().count() < 2 {
-        return Err(fault(format!(
-            "{flag} {}: the root itself is not mounted over",
-            path.display()
-        ))
-        .into());
+        return Err(fault(format!("{flag} {}: the root itself is not mounted over", path.display())).into());
     }
     Ok(path)
 }
 
 fn bind(text: &OsStr) -> Result<Bind> {
     let shown = text.to_string_lossy().into_owned();
-    let mut parts = text
-        .as_bytes()
-        .split(|b| *b == b':')
-        .map(|part| Path::new(OsStr::from_bytes(part)));
+    let mut parts = text.as_bytes().split(|b| *b == b':').map(|part| Path::new(OsStr::from_bytes(part)));
     let source = parts.next().filter(|p| !p.as_os_str().is_empty());
-    let source =
-        source.ok_or_else(|| fault(format!("--bind {shown}: accepted is SRC[:DST[:ro|rw]]")))?;
+    let source = source.ok_or_else(|| fault(format!("--bind {shown}: accepted is SRC[:DST[:ro|rw]]")))?;
     let source_full = std::path::absolute(source).with_context(|| format!("--bind {shown}"))?;
-    let at = parts
-        .next()
-        .filter(|p| !p.as_os_str().is_empty())
-        .map_or(source_full, Path::to_path_buf);
+    let at = parts.next().filter(|p| !p.as_os_str().is_empty()).map_or(source_full, Path::to_path_buf);
     let read_only = match parts.next().map(|p| p.as_os_str().as_bytes()) {
         None | Some(b"rw") => false,
         Some(b"ro") => true,
         Some(other) => {
             let other = String::from_utf8_lossy(other);
-            return Err(fault(format!(
-                "--bind {shown}: `{other}` is no option: accepted are ro and rw"
-            ))
-            .into());
+            return Err(fault(format!("--bind {shown}: `{other}` is no option: accepted are ro and rw")).into());
         }
     };
     if parts.next().is_some() {
         return Err(fault(format!("--bind {shown}: accepted is SRC[:DST[:ro|rw]]")).into());
     }
-    let source = std::fs::canonicalize(source)
-        .with_context(|| format!("--bind {shown}: {}", source.display()))?;
-    Ok(Bind {
-        source,
-        at: below_root("--bind", &at)?,
-        read_only,
-    })
+    let source = std::fs::canonicalize(source).with_context(|| format!("--bind {shown}: {}", source.display()))?;
+    Ok(Bind { source, at: below_root("--bind", &at)?, read_only })
 }

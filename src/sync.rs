@@ -20,8 +20,8 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
-    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, SocketFlags, SocketType,
 };
 
 use crate::error::{Fault, fault};
@@ -73,27 +73,18 @@ pub(crate) struct Failure {
 impl Failure {
     /// Makes the failure that the other side prints from an error of this side.
     pub(crate) fn from_error(error: &anyhow::Error) -> Failure {
-        let fault = error
-            .chain()
-            .find_map(|cause| cause.downcast_ref::<Fault>());
+        let fault = error.chain().find_map(|cause| cause.downcast_ref::<Fault>());
         Failure {
             status: fault.map_or(125, Fault::exit_status),
             message: crate::error::line(error),
-            hint: fault
-                .and_then(Fault::hint_text)
-                .unwrap_or_default()
-                .to_owned(),
+            hint: fault.and_then(Fault::hint_text).unwrap_or_default().to_owned(),
         }
     }
 
     /// The error of this side that says what failed on the other.
     pub(crate) fn into_error(self) -> anyhow::Error {
         let fault = fault(self.message).status(self.status);
-        if self.hint.is_empty() {
-            fault.into()
-        } else {
-            fault.hint(self.hint).into()
-        }
+        if self.hint.is_empty() { fault.into() } else { fault.hint(self.hint).into() }
     }
 
     fn encode(&self) -> Vec<u8> {
@@ -107,14 +98,8 @@ impl Failure {
 
     fn decode(bytes: &[u8]) -> Option<Failure> {
         let (status, text) = bytes.split_first()?;
-        let mut parts = text
-            .splitn(2, |b| *b == 0)
-            .map(|part| String::from_utf8_lossy(part).into_owned());
-        Some(Failure {
-            status: *status,
-            message: parts.next()?,
-            hint: parts.next().unwrap_or_default(),
-        })
+        let mut parts = text.splitn(2, |b| *b == 0).map(|part| String::from_utf8_lossy(part).into_owned());
+        Some(Failure { status: *status, message: parts.next()?, hint: parts.next().unwrap_or_default() })
     }
 }
 
@@ -123,12 +108,8 @@ impl Failure {
 /// # Errors
 /// When no socket can be had.
 pub(crate) fn pair() -> io::Result<(ParentEnd, ChildEnd)> {
-    let (parent, child) = rustix::net::socketpair(
-        AddressFamily::UNIX,
-        SocketType::SEQPACKET,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
+    let (parent, child) =
+        rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)?;
     Ok((ParentEnd(parent), ChildEnd(child)))
 }
 
@@ -180,9 +161,7 @@ impl ParentEnd {
             (Some((b'R', _)), pty) => ToParent::Ready(pty),
             (Some((b'X', _)), None) => ToParent::Executed,
             (Some((b'E', number)), None) => ToParent::Exited(decode_number(number)?),
-            (Some((b'F', failure)), None) => {
-                ToParent::Failed(Failure::decode(failure).ok_or_else(bad_message)?)
-            }
+            (Some((b'F', failure)), None) => ToParent::Failed(Failure::decode(failure).ok_or_else(bad_message)?),
             _ => return Err(bad_message()),
         };
         Ok(Some(message))
@@ -217,9 +196,7 @@ impl ChildEnd {
             (Some((b'G', _)), None) => ToChild::Go,
             (Some((b'S', number)), None) => ToChild::Signal(decode_number(number)?),
             (Some((b'P', number)), None) => ToChild::SignalGroup(decode_number(number)?),
-            (Some((b'F', failure)), None) => {
-                ToChild::Failed(Failure::decode(failure).ok_or_else(bad_message)?)
-            }
+            (Some((b'F', failure)), None) => ToChild::Failed(Failure::decode(failure).ok_or_else(bad_message)?),
             _ => return Err(bad_message()),
         };
         Ok(Some(message))
@@ -236,10 +213,7 @@ fn number_message(tag: u8, number: i32) -> [u8; 5] {
 }
 
 fn decode_number(bytes: &[u8]) -> io::Result<i32> {
-    bytes
-        .try_into()
-        .map(i32::from_ne_bytes)
-        .map_err(|_| bad_message())
+    bytes.try_into().map(i32::from_ne_bytes).map_err(|_| bad_message())
 }
 
 fn send(socket: &OwnedFd, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Result<()> {
@@ -250,12 +224,7 @@ fn send(socket: &OwnedFd, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> io::Resul
         control.push(SendAncillaryMessage::ScmRights(&fds));
     }
     rustix::io::retry_on_intr(|| {
-        rustix::net::sendmsg(
-            socket,
-            &[IoSlice::new(bytes)],
-            &mut control,
-            SendFlags::NOSIGNAL,
-        )
+        rustix::net::sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)
     })?;
     Ok(())
 }
@@ -293,11 +262,7 @@ mod tests {
     fn every_message_arrives_as_it_was_sent() {
         let (parent, child) = pair().unwrap();
         let file = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
-        let failure = Failure {
-            status: 127,
-            message: "run x: not found".into(),
-            hint: String::new(),
-        };
+        let failure = Failure { status: 127, message: "run x: not found".into(), hint: String::new() };
         parent.send(&ToChild::Mapped).unwrap();
         parent.send(&ToChild::Tree(file())).unwrap();
         parent.send(&ToChild::Go).unwrap();
@@ -307,58 +272,31 @@ mod tests {
         assert!(matches!(child.receive().unwrap(), Some(ToChild::Mapped)));
         assert!(matches!(child.receive().unwrap(), Some(ToChild::Tree(_))));
         assert!(matches!(child.receive().unwrap(), Some(ToChild::Go)));
-        assert!(matches!(
-            child.receive().unwrap(),
-            Some(ToChild::Signal(15))
-        ));
-        assert!(matches!(
-            child.receive().unwrap(),
-            Some(ToChild::SignalGroup(2))
-        ));
+        assert!(matches!(child.receive().unwrap(), Some(ToChild::Signal(15))));
+        assert!(matches!(child.receive().unwrap(), Some(ToChild::SignalGroup(2))));
         assert!(matches!(child.receive().unwrap(), Some(ToChild::Failed(f)) if f == failure));
         child.send(&ToParent::Ready(Some(file()))).unwrap();
         child.send(&ToParent::Ready(None)).unwrap();
         child.send(&ToParent::Executed).unwrap();
         child.send(&ToParent::Exited(-7)).unwrap();
         child.send(&ToParent::Failed(failure.clone())).unwrap();
-        assert!(matches!(
-            parent.receive().unwrap(),
-            Some(ToParent::Ready(Some(_)))
-        ));
-        assert!(matches!(
-            parent.receive().unwrap(),
-            Some(ToParent::Ready(None))
-        ));
-        assert!(matches!(
-            parent.receive().unwrap(),
-            Some(ToParent::Executed)
-        ));
-        assert!(matches!(
-            parent.receive().unwrap(),
-            Some(ToParent::Exited(-7))
-        ));
+        assert!(matches!(parent.receive().unwrap(), Some(ToParent::Ready(Some(_)))));
+        assert!(matches!(parent.receive().unwrap(), Some(ToParent::Ready(None))));
+        assert!(matches!(parent.receive().unwrap(), Some(ToParent::Executed)));
+        assert!(matches!(parent.receive().unwrap(), Some(ToParent::Exited(-7))));
         assert!(matches!(parent.receive().unwrap(), Some(ToParent::Failed(f)) if f == failure));
     }
 
     #[test]
     fn a_closed_end_is_seen_and_a_long_failure_is_cut() {
         let (parent, child) = pair().unwrap();
-        let failure = Failure {
-            status: 125,
-            message: "x".repeat(10_000),
-            hint: "y".into(),
-        };
+        let failure = Failure { status: 125, message: "x".repeat(10_000), hint: "y".into() };
         child.send(&ToParent::Failed(failure)).unwrap();
-        assert!(
-            matches!(parent.receive().unwrap(), Some(ToParent::Failed(f)) if f.message.len() == MAX - 2)
-        );
+        assert!(matches!(parent.receive().unwrap(), Some(ToParent::Failed(f)) if f.message.len() == MAX - 2));
         parent.send(&ToChild::Mapped).unwrap();
         child.send(&ToParent::Exited(0)).unwrap();
         drop(child);
-        assert!(matches!(
-            parent.receive().unwrap(),
-            Some(ToParent::Exited(0))
-        ));
+        assert!(matches!(parent.receive().unwrap(), Some(ToParent::Exited(0))));
         assert!(parent.receive().unwrap().is_none());
         assert!(parent.send(&ToChild::Go).is_err());
     }

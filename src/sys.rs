@@ -12,11 +12,7 @@ use rustix::process::Pid;
 
 /// Turns the -1 of a system call into the error it set.
 fn check(result: libc::c_long) -> io::Result<libc::c_long> {
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(result)
-    }
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
 }
 
 /// What [`clone_process`] returned: on which side of it the caller now is.
@@ -55,8 +51,7 @@ pub(crate) fn clone_process(flags: libc::c_int) -> io::Result<Side> {
     args.exit_signal = libc::SIGCHLD as u64;
     // SAFETY: args and the pidfd it points to live across the call; without CLONE_VM the child has its own copy of the
     // stack, and the caller is single-threaded (checked above), so the child may go on as after fork(2).
-    let pid =
-        check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of_val(&args)) })?;
+    let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of_val(&args)) })?;
     match Pid::from_raw(i32::try_from(pid).unwrap_or(0)) {
         None => Ok(Side::Child),
         // SAFETY: clone3 succeeded with CLONE_PIDFD, so pidfd is an open descriptor that nobody else owns.
@@ -89,12 +84,7 @@ pub(crate) fn mount_setattr(
     attributes: u64,
     userns: Option<BorrowedFd<'_>>,
 ) -> io::Result<()> {
-    let mut attr = libc::mount_attr {
-        attr_set: attributes,
-        attr_clr: 0,
-        propagation: 0,
-        userns_fd: 0,
-    };
+    let mut attr = libc::mount_attr { attr_set: attributes, attr_clr: 0, propagation: 0, userns_fd: 0 };
     if let Some(userns) = userns {
         attr.attr_set |= libc::MOUNT_ATTR_IDMAP;
         attr.userns_fd = u64::from(userns.as_raw_fd().cast_unsigned());
@@ -120,11 +110,7 @@ pub(crate) fn mount_setattr(
 /// # Errors
 /// What close_range(2) says; ENOSYS before Linux 5.9.
 pub(crate) fn close_all_but(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
-    let mut keep: Vec<RawFd> = keep
-        .iter()
-        .map(AsRawFd::as_raw_fd)
-        .filter(|fd| *fd > 2)
-        .collect();
+    let mut keep: Vec<RawFd> = keep.iter().map(AsRawFd::as_raw_fd).filter(|fd| *fd > 2).collect();
     keep.sort_unstable();
     let mut first = 3;
     for fd in keep {
@@ -152,23 +138,13 @@ const UP: libc::c_short = 0x41;
 pub(crate) fn interface_up(socket: BorrowedFd<'_>, name: &str) -> io::Result<()> {
     // SAFETY: ifreq is plain data for which all zeroes is valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request
-        .ifr_name
-        .iter_mut()
-        .zip(name.bytes().take(libc::IFNAMSIZ - 1))
-    {
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes().take(libc::IFNAMSIZ - 1)) {
         *to = from as libc::c_char;
     }
     request.ifr_ifru.ifru_flags = UP;
     // SAFETY: SIOCSIFFLAGS reads one ifreq, which lives across the call.
-    check(unsafe {
-        libc::ioctl(
-            socket.as_raw_fd(),
-            libc::SIOCSIFFLAGS as _,
-            &raw const request,
-        )
-    } as libc::c_long)
-    .map(drop)
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) } as libc::c_long)
+        .map(drop)
 }
 
 /// Makes `terminal` the controlling terminal of this session, which must have none; tty_ioctl(4).
@@ -177,8 +153,7 @@ pub(crate) fn interface_up(socket: BorrowedFd<'_>, name: &str) -> io::Result<()>
 /// EPERM when this process is no session leader or has a terminal already.
 pub(crate) fn set_controlling_terminal(terminal: BorrowedFd<'_>) -> io::Result<()> {
     // SAFETY: TIOCSCTTY takes an integer, no pointer.
-    check(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSCTTY as _, 0) } as libc::c_long)
-        .map(drop)
+    check(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSCTTY as _, 0) } as libc::c_long).map(drop)
 }
 
 /// Leaves the namespaces in `flags` (`CLONE_NEW*`) for new ones; unshare(2). Never used by the launcher.
@@ -204,29 +179,12 @@ pub(crate) struct Rlimit {
 /// # Errors
 /// EPERM when the hard limit would rise without CAP_SYS_RESOURCE in the initial user namespace.
 pub(crate) fn prlimit(pid: i32, resource: u32, new: Option<Rlimit>) -> io::Result<Rlimit> {
-    let mut old = libc::rlimit64 {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
-    let new = new.map(|l| libc::rlimit64 {
-        rlim_cur: l.soft,
-        rlim_max: l.hard,
-    });
+    let mut old = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    let new = new.map(|l| libc::rlimit64 { rlim_cur: l.soft, rlim_max: l.hard });
     let new_pointer = new.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
     // SAFETY: both pointers are null or point to a rlimit64 that lives across the call.
-    check(unsafe {
-        libc::syscall(
-            libc::SYS_prlimit64,
-            pid,
-            resource,
-            new_pointer,
-            &raw mut old,
-        )
-    })?;
-    Ok(Rlimit {
-        soft: old.rlim_cur,
-        hard: old.rlim_max,
-    })
+    check(unsafe { libc::syscall(libc::SYS_prlimit64, pid, resource, new_pointer, &raw mut old) })?;
+    Ok(Rlimit { soft: old.rlim_cur, hard: old.rlim_max })
 }
 
 /// Sets the nice value (-20 first … 19 last) of process `pid`; setpriority(2).
@@ -235,8 +193,7 @@ pub(crate) fn prlimit(pid: i32, resource: u32, new: Option<Rlimit>) -> io::Resul
 /// EACCES when it would fall without CAP_SYS_NICE.
 pub(crate) fn set_nice(pid: i32, nice: i32) -> io::Result<()> {
     // SAFETY: integers only.
-    check(unsafe { libc::setpriority(libc::PRIO_PROCESS, pid.cast_unsigned(), nice) } as libc::c_long)
-        .map(drop)
+    check(unsafe { libc::setpriority(libc::PRIO_PROCESS, pid.cast_unsigned(), nice) } as libc::c_long).map(drop)
 }
 
 /// Replaces this process by the program at `path`; returns only when that failed; execve(2).
@@ -245,10 +202,7 @@ pub(crate) fn exec(path: &OsStr, argv: &[CString], envp: &[CString]) -> io::Erro
         return io::Error::from_raw_os_error(libc::EINVAL);
     };
     let pointers = |list: &[CString]| -> Vec<*const libc::c_char> {
-        list.iter()
-            .map(|s| s.as_ptr())
-            .chain([std::ptr::null()])
-            .collect()
+        list.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
     };
     let (argv, envp) = (pointers(argv), pointers(envp));
     // SAFETY: path is NUL-terminated; both arrays end in a null pointer and their strings live until execve returns.
@@ -268,9 +222,7 @@ pub(crate) fn default_signals() -> io::Result<()> {
             unsafe { libc::signal(signal, libc::SIG_DFL) };
         }
     }
-    nix::sys::signal::SigSet::empty()
-        .thread_set_mask()
-        .map_err(io::Error::from)
+    nix::sys::signal::SigSet::empty().thread_set_mask().map_err(io::Error::from)
 }
 
 /// Ends this process at once, without running exit handlers or flushing what it inherited from its parent; _exit(2).

@@ -13,10 +13,7 @@ pub(crate) struct Timings {
 impl Timings {
     /// Begins now.
     pub(crate) fn begin() -> Timings {
-        Timings {
-            began: Instant::now(),
-            marks: Vec::new(),
-        }
+        Timings { began: Instant::now(), marks: Vec::new() }
     }
 
     /// Notes that this step is done.
@@ -29,10 +26,7 @@ impl fmt::Display for Timings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut before = Duration::ZERO;
         for (step, at) in &self.marks {
-            let (at_ms, took) = (
-                at.as_secs_f64() * 1e3,
-                at.saturating_sub(before).as_secs_f64() * 1e3,
-            );
+            let (at_ms, took) = (at.as_secs_f64() * 1e3, at.saturating_sub(before).as_secs_f64() * 1e3);
             writeln!(f, "{at_ms:9.3} ms  +{took:8.3}  {step}")?;
             before = *at;
         }

@@ -27,19 +27,9 @@ impl<'a> Unit<'a> {
     /// # Errors
     /// When the service manager cannot be reached.
     pub(crate) fn begin(plan: &'a UnitPlan, pid: Pid, pidfd: BorrowedFd<'_>) -> Result<Unit<'a>> {
-        let mut bus = if plan.user {
-            Bus::user()?
-        } else {
-            Bus::system()?
-        };
+        let mut bus = if plan.user { Bus::user()? } else { Bus::system()? };
         let pending = bus.begin_scope(&request(plan, pid, Some(pidfd)))?;
-        Ok(Unit {
-            plan,
-            pid,
-            bus,
-            pending: Some(pending),
-            memory_events: None,
-        })
+        Ok(Unit { plan, pid, bus, pending: Some(pending), memory_events: None })
     }
 
     /// Waits until the process is in the unit.
@@ -48,8 +38,7 @@ impl<'a> Unit<'a> {
     /// With systemd's reason; nothing of the unit is left then.
     pub(crate) fn finish(&mut self, pidfd: BorrowedFd<'_>) -> Result<()> {
         if let Some(pending) = self.pending.take() {
-            self.bus
-                .finish_scope(&request(self.plan, self.pid, Some(pidfd)), pending)?;
+            self.bus.finish_scope(&request(self.plan, self.pid, Some(pidfd)), pending)?;
         }
         self.memory_events = self.open_memory_events();
         Ok(())
@@ -68,8 +57,7 @@ impl<'a> Unit<'a> {
         if self.plan.cgroup != CgroupMode::Unified {
             return None;
         }
-        let text =
-            std::fs::read_to_string(format!("/proc/{}/cgroup", self.pid.as_raw_nonzero())).ok()?;
+        let text = std::fs::read_to_string(format!("/proc/{}/cgroup", self.pid.as_raw_nonzero())).ok()?;
         let path = text.lines().find_map(|line| line.strip_prefix("0::"))?;
         File::open(format!("/sys/fs/cgroup{path}/memory.events")).ok()
     }
@@ -79,10 +67,7 @@ impl<'a> Unit<'a> {
         let mut bytes = [0; 512];
         let length = self.memory_events.as_ref()?.read_at(&mut bytes, 0).ok()?;
         let text = std::str::from_utf8(bytes.get(..length)?).ok()?;
-        text.lines()
-            .find_map(|line| line.strip_prefix("oom_kill "))?
-            .parse()
-            .ok()
+        text.lines().find_map(|line| line.strip_prefix("oom_kill "))?.parse().ok()
     }
 
     /// Stops it, with whatever is still in it.

@@ -76,8 +76,7 @@ fn usage(error: &clap::Error) -> Result<u8> {
             None => {}
         }
     }
-    let hint =
-        hint.unwrap_or_else(|| "sandbox --help and sandbox run --help list every flag".to_owned());
+    let hint = hint.unwrap_or_else(|| "sandbox --help and sandbox run --help list every flag".to_owned());
     Err(crate::error::fault(message).hint(hint).into())
 }
 
@@ -109,16 +108,7 @@ mod tests {
 
     #[test]
     fn docker_users_type_it() {
-        let layer = run(&[
-            "-it",
-            "-m",
-            "500m",
-            "-e",
-            "A=1",
-            "-v",
-            "/srv:/data:ro",
-            "sh",
-        ]);
+        let layer = run(&["-it", "-m", "500m", "-e", "A=1", "-v", "/srv:/data:ro", "sh"]);
         assert_eq!((layer.interactive, layer.pty), (Some(true), Some(true)));
         assert_eq!(layer.memory.as_deref(), Some("500m"));
         assert_eq!(layer.bind, ["/srv:/data:ro"]);
@@ -131,10 +121,6 @@ mod tests {
         let error = usage(&error).unwrap_err();
         let fault = error.downcast_ref::<crate::error::Fault>().unwrap();
         assert_eq!(fault.to_string(), "unexpected argument '--memoryy' found");
-        assert!(
-            fault.hint_text().unwrap().contains("--memory"),
-            "{:?}",
-            fault.hint_text()
-        );
+        assert!(fault.hint_text().unwrap().contains("--memory"), "{:?}", fault.hint_text());
     }
 }

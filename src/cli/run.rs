@@ -39,11 +39,7 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
     let plan = Plan::new(&spec, &host)?;
     timings.mark("plan");
     if arguments.dry_run {
-        let text = if arguments.json {
-            format!("{:#}\n", serde_json::to_value(&plan)?)
-        } else {
-            plan.to_string()
-        };
+        let text = if arguments.json { format!("{:#}\n", serde_json::to_value(&plan)?) } else { plan.to_string() };
         std::io::stdout().write_all(text.as_bytes())?;
         return Ok(0);
     }

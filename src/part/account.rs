@@ -26,18 +26,12 @@ fn parse(line: &str) -> Option<Account> {
 
 /// The account with this user ID.
 pub(crate) fn by_uid(passwd: &str, uid: u32) -> Option<Account> {
-    passwd
-        .lines()
-        .filter_map(parse)
-        .find(|account| account.uid == uid)
+    passwd.lines().filter_map(parse).find(|account| account.uid == uid)
 }
 
 /// The account with this login name.
 pub(crate) fn by_name(passwd: &str, name: &str) -> Option<Account> {
-    passwd
-        .lines()
-        .filter_map(parse)
-        .find(|account| account.name == name)
+    passwd.lines().filter_map(parse).find(|account| account.name == name)
 }
 
 /// The ID of the group with this name.
@@ -56,10 +50,7 @@ pub(crate) fn member_of(group: &str, user: &str) -> Vec<u32> {
     group
         .lines()
         .map(|line| line.split(':').collect::<Vec<_>>())
-        .filter(|f| {
-            f.get(3)
-                .is_some_and(|members| members.split(',').any(|m| m == user))
-        })
+        .filter(|f| f.get(3).is_some_and(|members| members.split(',').any(|m| m == user)))
         .filter_map(|f| f.get(2)?.parse().ok())
         .collect()
 }
@@ -68,8 +59,7 @@ pub(crate) fn member_of(group: &str, user: &str) -> Vec<u32> {
 mod tests {
     use super::*;
 
-    const PASSWD: &str =
-        "root:x:0:0:root:/root:/bin/bash\nbroken\nwww:x:33:34:www:/var/www:/bin/sh\n";
+    const PASSWD: &str = "root:x:0:0:root:/root:/bin/bash\nbroken\nwww:x:33:34:www:/var/www:/bin/sh\n";
     const GROUP: &str = "root:x:0:\nwww:x:34:\ntape:x:26:a,www\nbad\n";
 
     #[test]

@@ -39,17 +39,8 @@ impl Capabilities {
         let dropped = sets("--cap-drop", drop)?;
         // `--cap-drop ALL --cap-add X` keeps X: what is named alone is meant more than ALL.
         let named = |names: &[String]| names.iter().any(|name| name.eq_ignore_ascii_case("all"));
-        let kept = if named(drop) {
-            added
-        } else {
-            DEFAULT.union(added).difference(dropped)
-        };
-        Ok(Capabilities(
-            all()
-                .filter(|(_, c)| kept.contains(*c))
-                .map(|(name, _)| name)
-                .collect(),
-        ))
+        let kept = if named(drop) { added } else { DEFAULT.union(added).difference(dropped) };
+        Ok(Capabilities(all().filter(|(_, c)| kept.contains(*c)).map(|(name, _)| name).collect()))
     }
 
     fn set(&self) -> CapabilitySet {
@@ -70,8 +61,7 @@ impl Capabilities {
                 // An older kernel does not know the newest ones.
                 Ok(()) | Err(rustix::io::Errno::INVAL) => {}
                 Err(error) => {
-                    return Err(error)
-                        .with_context(|| format!("drop CAP_{name} from the bounding set"));
+                    return Err(error).with_context(|| format!("drop CAP_{name} from the bounding set"));
                 }
             }
         }
@@ -96,11 +86,7 @@ impl Capabilities {
 
 impl std::fmt::Display for Capabilities {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.0.is_empty() {
-            f.write_str("none")
-        } else {
-            f.write_str(&self.0.join(" ").to_lowercase())
-        }
+        if self.0.is_empty() { f.write_str("none") } else { f.write_str(&self.0.join(" ").to_lowercase()) }
     }
 }
 
@@ -111,11 +97,7 @@ impl std::fmt::Display for Capabilities {
 pub(crate) fn limit_stub() -> Result<()> {
     let now = rustix::thread::capabilities(None).context("read capabilities")?;
     let keep = now.permitted.intersection(CapabilitySet::KILL);
-    let sets = CapabilitySets {
-        effective: keep,
-        permitted: keep,
-        inheritable: CapabilitySet::empty(),
-    };
+    let sets = CapabilitySets { effective: keep, permitted: keep, inheritable: CapabilitySet::empty() };
     rustix::thread::set_capabilities(None, sets).context("set the stub's capabilities")
 }
 
@@ -124,11 +106,7 @@ fn sets(flag: &str, names: &[String]) -> Result<CapabilitySet> {
     for name in names {
         let upper = name.to_ascii_uppercase();
         let bare = upper.strip_prefix("CAP_").unwrap_or(&upper);
-        let set = if bare == "ALL" {
-            Some(CapabilitySet::all())
-        } else {
-            CapabilitySet::from_name(bare)
-        };
+        let set = if bare == "ALL" { Some(CapabilitySet::all()) } else { CapabilitySet::from_name(bare) };
         union |= set.ok_or_else(|| {
             fault(format!("{flag} {name}: no such capability"))
                 .hint("names are those of capabilities(7), with or without CAP_: NET_ADMIN, SYS_PTRACE, …, or ALL")

@@ -26,33 +26,15 @@ pub(crate) enum Make {
 ///
 /// # Errors
 /// ELOOP after 40 links; ENOTDIR and what openat(2) and mkdirat(2) say.
-pub(crate) fn open_or_make(
-    root: BorrowedFd<'_>,
-    path: &Path,
-    make: Make,
-    owner: (Uid, Gid),
-) -> io::Result<OwnedFd> {
+pub(crate) fn open_or_make(root: BorrowedFd<'_>, path: &Path, make: Make, owner: (Uid, Gid)) -> io::Result<OwnedFd> {
     let relative = path.strip_prefix("/").unwrap_or(path);
     if relative.as_os_str().is_empty() {
-        return Ok(rustix::fs::openat(
-            root,
-            ".",
-            OFlags::PATH | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?);
+        return Ok(rustix::fs::openat(root, ".", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?);
     }
-    match rustix::fs::openat2(
-        root,
-        relative,
-        OFlags::PATH | OFlags::CLOEXEC,
-        Mode::empty(),
-        ResolveFlags::IN_ROOT,
-    ) {
+    match rustix::fs::openat2(root, relative, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::IN_ROOT) {
         Ok(found) => Ok(found),
         // ENOSYS: a seccomp filter around us (systemd's RestrictSUIDSGID=) hides openat2; the walk is as safe, only slower.
-        Err(Errno::NOENT | Errno::NOSYS | Errno::PERM) => {
-            Walk::new(root, make, owner)?.follow(relative)
-        }
+        Err(Errno::NOENT | Errno::NOSYS | Errno::PERM) => Walk::new(root, make, owner)?.follow(relative),
         Err(error) => Err(error.into()),
     }
 }
@@ -67,17 +49,8 @@ struct Walk {
 
 impl Walk {
     fn new(root: BorrowedFd<'_>, make: Make, owner: (Uid, Gid)) -> io::Result<Walk> {
-        let root = rustix::fs::openat(
-            root,
-            ".",
-            OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?;
-        Ok(Walk {
-            stack: vec![root],
-            make,
-            owner,
-        })
+        let root = rustix::fs::openat(root, ".", OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+        Ok(Walk { stack: vec![root], make, owner })
     }
 
     fn follow(mut self, path: &Path) -> io::Result<OwnedFd> {
@@ -125,13 +98,7 @@ impl Walk {
             rustix::fs::mkdirat(self.here(), name, Mode::from_raw_mode(0o755))?;
         }
         let (uid, gid) = self.owner;
-        rustix::fs::chownat(
-            self.here(),
-            name,
-            Some(uid),
-            Some(gid),
-            AtFlags::SYMLINK_NOFOLLOW,
-        )?;
+        rustix::fs::chownat(self.here(), name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
         Ok(rustix::fs::openat(self.here(), name, flags, Mode::empty())?)
     }
 }
@@ -155,9 +122,7 @@ fn link_target(fd: &OwnedFd) -> io::Result<Option<PathBuf>> {
         return Ok(None);
     }
     let target = rustix::fs::readlinkat(fd, "", Vec::new())?;
-    Ok(Some(PathBuf::from(
-        <OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(target.as_bytes()),
-    )))
+    Ok(Some(PathBuf::from(<OsStr as std::os::unix::ffi::OsStrExt>::from_bytes(target.as_bytes()))))
 }
 
 #[cfg(test)]
@@ -196,14 +161,10 @@ mod tests {
             ("/a/./f/../g", "a/g"),
         ];
         for (path, expected) in rows {
-            for resolve in [
-                open_or_make,
-                |root: BorrowedFd<'_>, path: &Path, make, owner| {
-                    Walk::new(root, make, owner)?.follow(path)
-                },
-            ] {
-                let found =
-                    resolve(root_fd.as_fd(), Path::new(path), Make::Directory, own()).unwrap();
+            for resolve in [open_or_make, |root: BorrowedFd<'_>, path: &Path, make, owner| {
+                Walk::new(root, make, owner)?.follow(path)
+            }] {
+                let found = resolve(root_fd.as_fd(), Path::new(path), Make::Directory, own()).unwrap();
                 assert_eq!(where_is(&found), root.join(expected), "{path}");
             }
         }

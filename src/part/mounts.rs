@@ -6,9 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, StatVfsMountFlags, Uid};
-use rustix::mount::{
-    MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
-};
+use rustix::mount::{MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 use serde::Serialize;
 
 use crate::error::{Result, fault};
@@ -64,13 +62,7 @@ const MASKED: &[&str] = &[
 ];
 
 /// Read-only as in the OCI runtime specification's defaults.
-const READ_ONLY: &[&str] = &[
-    "/proc/bus",
-    "/proc/fs",
-    "/proc/irq",
-    "/proc/sys",
-    "/proc/sysrq-trigger",
-];
+const READ_ONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 impl KernelMounts {
     /// Decides what is mounted: `shared_*` tell which namespaces are the host's.
@@ -98,9 +90,7 @@ const OWNER: (Uid, Gid) = (Uid::ROOT, Gid::ROOT);
 
 /// The flags of every mount of a kernel file system.
 fn kernel_attributes() -> MountAttrFlags {
-    MountAttrFlags::MOUNT_ATTR_NOSUID
-        | MountAttrFlags::MOUNT_ATTR_NODEV
-        | MountAttrFlags::MOUNT_ATTR_NOEXEC
+    MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC
 }
 
 /// Makes `tree` the root of this process's mount namespace, with the kernel's file systems in it, and drops the old root.
@@ -108,22 +98,12 @@ fn kernel_attributes() -> MountAttrFlags {
 /// # Errors
 /// With the object and the kernel's reason.
 pub(crate) fn enter(plan: &KernelMounts, tree: &OwnedFd) -> Result<()> {
-    rustix::mount::mount_change(
-        "/",
-        MountPropagationFlags::PRIVATE | MountPropagationFlags::REC,
-    )
-    .context("make / private")?;
+    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+        .context("make / private")?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    let attached = plan
-        .place
-        .iter()
-        .any(|place| rustix::mount::move_mount(tree, "", CWD, place, flags).is_ok());
+    let attached = plan.place.iter().any(|place| rustix::mount::move_mount(tree, "", CWD, place, flags).is_ok());
     if !attached {
-        return Err(fault(format!(
-            "attach the new root: none of {:?} can hold it",
-            plan.place
-        ))
-        .into());
+        return Err(fault(format!("attach the new root: none of {:?} can hold it", plan.place)).into());
     }
     rustix::process::fchdir(tree).context("enter the new root")?;
     // Before the old root goes and before anything covers a part of them: the kernel lets a user namespace have new ones only
@@ -134,8 +114,7 @@ pub(crate) fn enter(plan: &KernelMounts, tree: &OwnedFd) -> Result<()> {
         mask(tree.as_fd(), path, &mut empty).with_context(|| format!("mask {}", path.display()))?;
     }
     for path in &plan.read_only {
-        make_read_only(tree.as_fd(), path)
-            .with_context(|| format!("make {} read-only", path.display()))?;
+        make_read_only(tree.as_fd(), path).with_context(|| format!("make {} read-only", path.display()))?;
     }
     // Both names are the new root: the old one is stacked on it and detached, so no directory for it is needed, pivot_root(2).
     rustix::process::pivot_root(".", ".").context("pivot_root")?;
@@ -149,13 +128,7 @@ fn mount_kernel_file_systems(plan: &KernelMounts, tree: &OwnedFd) -> Result<()> 
         mount_new(tree, "proc", "/proc", &[], kernel)?;
     }
     if plan.sysfs {
-        mount_new(
-            tree,
-            "sysfs",
-            "/sys",
-            &[],
-            kernel | MountAttrFlags::MOUNT_ATTR_RDONLY,
-        )?;
+        mount_new(tree, "sysfs", "/sys", &[], kernel | MountAttrFlags::MOUNT_ATTR_RDONLY)?;
     }
     let mut options = vec![("ptmxmode", "0666".to_owned()), ("mode", "0620".to_owned())];
     if plan.tty_group {
@@ -169,22 +142,17 @@ fn mount_kernel_file_systems(plan: &KernelMounts, tree: &OwnedFd) -> Result<()> 
     Ok(())
 }
 
-fn mount_new(
-    root: &OwnedFd,
-    kind: &str,
-    at: &str,
-    options: &[(&str, String)],
-    flags: MountAttrFlags,
-) -> Result<()> {
+fn mount_new(root: &OwnedFd, kind: &str, at: &str, options: &[(&str, String)], flags: MountAttrFlags) -> Result<()> {
     let mount = new_file_system(kind, options, flags).map_err(|error| {
         let fault = fault(format!("mount {kind} on {at}: {error}"));
         if error.raw_os_error() == Some(libc::EPERM) {
-            return fault.hint(format!("something on this host covers a part of {at}, or we run in a container: try --userns host"));
+            return fault.hint(format!(
+                "something on this host covers a part of {at}, or we run in a container: try --userns host"
+            ));
         }
         fault
     })?;
-    attach(&mount, root.as_fd(), Path::new(at), Make::Directory)
-        .with_context(|| format!("mount {kind} on {at}"))
+    attach(&mount, root.as_fd(), Path::new(at), Make::Directory).with_context(|| format!("mount {kind} on {at}"))
 }
 
 fn attach(mount: &OwnedFd, root: BorrowedFd<'_>, at: &Path, make: Make) -> Result<()> {
@@ -196,16 +164,9 @@ fn attach(mount: &OwnedFd, root: BorrowedFd<'_>, at: &Path, make: Make) -> Resul
 /// Opens what `path` names below `root`; `None` where there is nothing.
 fn existing(root: BorrowedFd<'_>, path: &Path) -> Result<Option<OwnedFd>> {
     let relative = path.strip_prefix("/").unwrap_or(path);
-    match rustix::fs::openat(
-        root,
-        relative,
-        OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
-        Mode::empty(),
-    ) {
+    match rustix::fs::openat(root, relative, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) {
         Ok(found) => Ok(Some(found)),
-        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR | rustix::io::Errno::ACCESS) => {
-            Ok(None)
-        }
+        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR | rustix::io::Errno::ACCESS) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }
@@ -220,23 +181,10 @@ fn mask(root: BorrowedFd<'_>, path: &Path, empty: &mut Option<OwnedFd>) -> Resul
     let cover = match (kind == FileType::Directory, empty.as_ref()) {
         (true, Some(empty)) => clone_mount(empty)?,
         (true, None) => {
-            let options = [
-                ("mode", "0755".to_owned()),
-                ("size", "4096".to_owned()),
-                ("nr_inodes", "2".to_owned()),
-            ];
-            new_file_system(
-                "tmpfs",
-                &options,
-                kernel_attributes() | MountAttrFlags::MOUNT_ATTR_RDONLY,
-            )?
+            let options = [("mode", "0755".to_owned()), ("size", "4096".to_owned()), ("nr_inodes", "2".to_owned())];
+            new_file_system("tmpfs", &options, kernel_attributes() | MountAttrFlags::MOUNT_ATTR_RDONLY)?
         }
-        (false, _) => clone_mount(&open_or_make(
-            root,
-            Path::new("/dev/null"),
-            Make::File,
-            OWNER,
-        )?)?,
+        (false, _) => clone_mount(&open_or_make(root, Path::new("/dev/null"), Make::File, OWNER)?)?,
     };
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     rustix::mount::move_mount(&cover, "", &target, "", flags)?;
@@ -271,15 +219,10 @@ fn clone_mount(of: &OwnedFd) -> Result<OwnedFd> {
 /// With the kernel's reason.
 pub(crate) fn mount_cgroup() -> Result<()> {
     let at = "/sys/fs/cgroup";
-    let mount = new_file_system(
-        "cgroup2",
-        &[],
-        kernel_attributes() | MountAttrFlags::MOUNT_ATTR_RDONLY,
-    )
-    .with_context(|| format!("mount cgroup2 on {at}"))?;
+    let mount = new_file_system("cgroup2", &[], kernel_attributes() | MountAttrFlags::MOUNT_ATTR_RDONLY)
+        .with_context(|| format!("mount cgroup2 on {at}"))?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    rustix::mount::move_mount(&mount, "", CWD, at, flags)
-        .with_context(|| format!("mount cgroup2 on {at}"))
+    rustix::mount::move_mount(&mount, "", CWD, at, flags).with_context(|| format!("mount cgroup2 on {at}"))
 }
 
 /// Adds `attributes` ([`sys::attr`]) to the attached mount that `mount` is the root of, and with `recursive` to all below it.
@@ -289,9 +232,7 @@ pub(crate) fn mount_cgroup() -> Result<()> {
 pub(crate) fn restrict(mount: BorrowedFd<'_>, attributes: u64, recursive: bool) -> Result<()> {
     let flags = if recursive { sys::attr::RECURSIVE } else { 0 };
     match sys::mount_setattr(mount, flags, attributes, None) {
-        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {
-            remount(mount, attributes, recursive)
-        }
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => remount(mount, attributes, recursive),
         result => Ok(result?),
     }
 }
@@ -303,10 +244,7 @@ fn remount(mount: BorrowedFd<'_>, attributes: u64, recursive: bool) -> Result<()
     if recursive {
         let top = std::fs::read_link(&path)?;
         let table = parse_mountinfo(&std::fs::read("/proc/self/mountinfo")?);
-        for below in table
-            .iter()
-            .filter(|m| m.point != top && m.point.starts_with(&top))
-        {
+        for below in table.iter().filter(|m| m.point != top && m.point.starts_with(&top)) {
             remount_path(&below.point, attributes)?;
         }
     }
@@ -317,26 +255,10 @@ fn remount_path(path: &Path, attributes: u64) -> Result<()> {
     // What is set stays set: a user namespace may not clear it, and MS_REMOUNT replaces all flags.
     let now = rustix::fs::statvfs(path)?.f_flag;
     let rows = [
-        (
-            sys::attr::RDONLY,
-            StatVfsMountFlags::RDONLY,
-            MountFlags::RDONLY,
-        ),
-        (
-            sys::attr::NOSUID,
-            StatVfsMountFlags::NOSUID,
-            MountFlags::NOSUID,
-        ),
-        (
-            sys::attr::NODEV,
-            StatVfsMountFlags::NODEV,
-            MountFlags::NODEV,
-        ),
-        (
-            sys::attr::NOEXEC,
-            StatVfsMountFlags::NOEXEC,
-            MountFlags::NOEXEC,
-        ),
+        (sys::attr::RDONLY, StatVfsMountFlags::RDONLY, MountFlags::RDONLY),
+        (sys::attr::NOSUID, StatVfsMountFlags::NOSUID, MountFlags::NOSUID),
+        (sys::attr::NODEV, StatVfsMountFlags::NODEV, MountFlags::NODEV),
+        (sys::attr::NOEXEC, StatVfsMountFlags::NOEXEC, MountFlags::NOEXEC),
         (0, StatVfsMountFlags::NOATIME, MountFlags::NOATIME),
         (0, StatVfsMountFlags::NODIRATIME, MountFlags::NODIRATIME),
         (0, StatVfsMountFlags::RELATIME, MountFlags::RELATIME),
@@ -345,6 +267,5 @@ fn remount_path(path: &Path, attributes: u64) -> Result<()> {
         .into_iter()
         .filter(|(asked, set, _)| attributes & asked != 0 || now.contains(*set))
         .fold(MountFlags::BIND, |flags, (_, _, flag)| flags | flag);
-    rustix::mount::mount_remount(path, flags, "")
-        .with_context(|| format!("remount {}", path.display()))
+    rustix::mount::mount_remount(path, flags, "").with_context(|| format!("remount {}", path.display()))
 }

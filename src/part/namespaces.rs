@@ -16,10 +16,7 @@ impl Namespaces {
     pub(crate) fn plan(shared: &[Namespace]) -> Namespaces {
         use Namespace::{Cgroup, Ipc, Mount, Net, Pid, Time, User, Uts};
         Namespaces(
-            [Mount, Pid, Uts, Ipc, Net, Cgroup, Time, User]
-                .into_iter()
-                .filter(|n| !shared.contains(n))
-                .collect(),
+            [Mount, Pid, Uts, Ipc, Net, Cgroup, Time, User].into_iter().filter(|n| !shared.contains(n)).collect(),
         )
     }
 
@@ -39,9 +36,7 @@ impl Namespaces {
             (Namespace::Uts, libc::CLONE_NEWUTS),
             (Namespace::Ipc, libc::CLONE_NEWIPC),
         ];
-        rows.into_iter()
-            .filter(|(namespace, _)| self.has(*namespace))
-            .fold(0, |flags, (_, flag)| flags | flag)
+        rows.into_iter().filter(|(namespace, _)| self.has(*namespace)).fold(0, |flags, (_, flag)| flags | flag)
     }
 
     /// Enters the cgroup and time namespaces; for processes that this one forks from now on the boot-time clock starts at 0.
@@ -68,11 +63,7 @@ const TIME: libc::c_int = 0x80;
 
 impl std::fmt::Display for Namespaces {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let names: Vec<String> = self
-            .0
-            .iter()
-            .map(|namespace| format!("{namespace:?}").to_lowercase())
-            .collect();
+        let names: Vec<String> = self.0.iter().map(|namespace| format!("{namespace:?}").to_lowercase()).collect();
         f.write_str(&names.join(" "))
     }
 }

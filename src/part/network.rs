@@ -13,12 +13,7 @@ use crate::sys;
 /// When the kernel refuses.
 pub(crate) fn unshare() -> Result<()> {
     sys::unshare(libc::CLONE_NEWNET).context("unshare the network namespace")?;
-    let socket = rustix::net::socket_with(
-        AddressFamily::INET,
-        SocketType::DGRAM,
-        SocketFlags::CLOEXEC,
-        None,
-    )
-    .context("make a socket to set lo up")?;
+    let socket = rustix::net::socket_with(AddressFamily::INET, SocketType::DGRAM, SocketFlags::CLOEXEC, None)
+        .context("make a socket to set lo up")?;
     sys::interface_up(socket.as_fd(), "lo").context("set lo up")
 }

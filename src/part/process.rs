@@ -59,14 +59,8 @@ fn texts<S: Serializer>(list: &[OsString], serializer: S) -> std::result::Result
     serializer.collect_seq(list.iter().map(|text| text.to_string_lossy()))
 }
 
-fn variables<S: Serializer>(
-    list: &[(OsString, OsString)],
-    serializer: S,
-) -> std::result::Result<S::Ok, S::Error> {
-    serializer.collect_map(
-        list.iter()
-            .map(|(name, value)| (name.to_string_lossy(), value.to_string_lossy())),
-    )
+fn variables<S: Serializer>(list: &[(OsString, OsString)], serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    serializer.collect_map(list.iter().map(|(name, value)| (name.to_string_lossy(), value.to_string_lossy())))
 }
 
 /// Decides how the payload starts.
@@ -78,19 +72,7 @@ pub(crate) fn plan(spec: &Spec, host: &Host, can_set_groups: bool) -> ProcessPla
         None if host_view => vec![host.cwd.clone(), "/".into()],
         None => vec!["/".into()],
     };
-    let rlimits = process
-        .rlimits
-        .iter()
-        .map(|l| {
-            (
-                l.resource,
-                Rlimit {
-                    soft: l.soft,
-                    hard: l.hard,
-                },
-            )
-        })
-        .collect();
+    let rlimits = process.rlimits.iter().map(|l| (l.resource, Rlimit { soft: l.soft, hard: l.hard })).collect();
     ProcessPlan {
         command: spec.command.clone(),
         environment: environment(spec, host),
@@ -149,44 +131,25 @@ impl Identity {
         let account = match wanted.parse::<u32>() {
             Ok(uid) => account::by_uid(passwd, uid),
             Err(_) => Some(account::by_name(passwd, wanted).ok_or_else(|| {
-                fault(format!(
-                    "--uid {wanted}: no such user in the sandbox's /etc/passwd"
-                ))
-                .hint("a number works for any user")
+                fault(format!("--uid {wanted}: no such user in the sandbox's /etc/passwd"))
+                    .hint("a number works for any user")
             })?),
         };
-        let uid = account
-            .as_ref()
-            .map_or_else(|| wanted.parse().unwrap_or(0), |a| a.uid);
+        let uid = account.as_ref().map_or_else(|| wanted.parse().unwrap_or(0), |a| a.uid);
         let gid = match plan.group.as_deref() {
             None => account.as_ref().map_or(0, |a| a.gid),
             Some(wanted) => match wanted.parse() {
                 Ok(gid) => gid,
                 Err(_) => account::group_id(group, wanted).ok_or_else(|| {
-                    fault(format!(
-                        "--gid {wanted}: no such group in the sandbox's /etc/group"
-                    ))
-                    .hint("a number works for any group")
+                    fault(format!("--gid {wanted}: no such group in the sandbox's /etc/group"))
+                        .hint("a number works for any group")
                 })?,
             },
         };
-        let groups = account
-            .as_ref()
-            .map_or_else(Vec::new, |a| account::member_of(group, &a.name));
-        let (name, home) =
-            account.map_or_else(|| (uid.to_string(), "/".to_owned()), |a| (a.name, a.home));
-        let home = if uid == 0 && home == "/" {
-            "/root".to_owned()
-        } else {
-            home
-        };
-        Ok(Identity {
-            uid,
-            gid,
-            groups,
-            home,
-            name,
-        })
+        let groups = account.as_ref().map_or_else(Vec::new, |a| account::member_of(group, &a.name));
+        let (name, home) = account.map_or_else(|| (uid.to_string(), "/".to_owned()), |a| (a.name, a.home));
+        let home = if uid == 0 && home == "/" { "/root".to_owned() } else { home };
+        Ok(Identity { uid, gid, groups, home, name })
     }
 
     /// Becomes this user. Capabilities of a user other than root are gone with it.
@@ -201,17 +164,10 @@ impl Identity {
             anyhow::Error::new(error).context(context())
         };
         if can_set_groups {
-            let groups: Vec<_> = self
-                .groups
-                .iter()
-                .map(|id| nix::unistd::Gid::from_raw(*id))
-                .collect();
+            let groups: Vec<_> = self.groups.iter().map(|id| nix::unistd::Gid::from_raw(*id)).collect();
             nix::unistd::setgroups(&groups).map_err(explain)?;
         }
-        let (uid, gid) = (
-            nix::unistd::Uid::from_raw(self.uid),
-            nix::unistd::Gid::from_raw(self.gid),
-        );
+        let (uid, gid) = (nix::unistd::Uid::from_raw(self.uid), nix::unistd::Gid::from_raw(self.gid));
         nix::unistd::setresgid(gid, gid, gid).map_err(explain)?;
         nix::unistd::setresuid(uid, uid, uid).map_err(explain)
     }
@@ -226,13 +182,9 @@ impl ProcessPlan {
         let pid = pid.as_raw_nonzero().get();
         for (resource, wanted) in &self.rlimits {
             let name = rlimit_name(*resource);
-            let now =
-                sys::prlimit(pid, *resource, None).with_context(|| format!("read limit {name}"))?;
+            let now = sys::prlimit(pid, *resource, None).with_context(|| format!("read limit {name}"))?;
             if wanted.hard > now.hard {
-                let raised = Rlimit {
-                    soft: now.soft,
-                    hard: wanted.hard,
-                };
+                let raised = Rlimit { soft: now.soft, hard: wanted.hard };
                 sys::prlimit(pid, *resource, Some(raised)).map_err(|error| {
                     fault(format!("limit {name}: raise the hard limit from {} to {}: {error}", now.hard, wanted.hard))
                         .hint("only root with CAP_SYS_RESOURCE may raise a hard limit; ask for at most the present one")
@@ -255,9 +207,7 @@ impl ProcessPlan {
     /// When there is no such user or group.
     pub(crate) fn identity(&self) -> Result<Identity> {
         let read = |path: &str| {
-            std::fs::read(path)
-                .map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
-                .unwrap_or_default()
+            std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
         };
         Identity::find(self, &read("/etc/passwd"), &read("/etc/group"))
     }
@@ -273,9 +223,7 @@ impl ProcessPlan {
         }
         if let Some(cpus) = &self.affinity {
             let mut set = rustix::thread::CpuSet::new();
-            cpus.iter()
-                .filter(|cpu| **cpu < 1024)
-                .for_each(|cpu| set.set(*cpu as usize));
+            cpus.iter().filter(|cpu| **cpu < 1024).for_each(|cpu| set.set(*cpu as usize));
             rustix::thread::sched_setaffinity(None, &set).context("CPUAffinity=")?;
         }
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(self.umask));
@@ -295,17 +243,8 @@ impl ProcessPlan {
         let Some((directory, error)) = last else {
             return Ok(());
         };
-        let fault = fault(format!(
-            "working directory {}: {}",
-            directory.display(),
-            std::io::Error::from(error)
-        ));
-        Err(if self.host_view {
-            fault.hint(format!("--bind {} brings it", directory.display()))
-        } else {
-            fault
-        }
-        .into())
+        let fault = fault(format!("working directory {}: {}", directory.display(), std::io::Error::from(error)));
+        Err(if self.host_view { fault.hint(format!("--bind {} brings it", directory.display())) } else { fault }.into())
     }
 
     /// Replaces this process by the command; returns only the reason why that failed.
@@ -316,30 +255,15 @@ impl ProcessPlan {
                 environment.push((name.into(), value.into()));
             }
         }
-        let strings = |list: Vec<Vec<u8>>| {
-            list.into_iter()
-                .filter_map(|s| CString::new(s).ok())
-                .collect::<Vec<_>>()
-        };
-        let argv = strings(
-            self.command
-                .iter()
-                .map(|arg| arg.as_bytes().to_vec())
-                .collect(),
-        );
+        let strings = |list: Vec<Vec<u8>>| list.into_iter().filter_map(|s| CString::new(s).ok()).collect::<Vec<_>>();
+        let argv = strings(self.command.iter().map(|arg| arg.as_bytes().to_vec()).collect());
         let envp = strings(
-            environment
-                .iter()
-                .map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes()].concat())
-                .collect(),
+            environment.iter().map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes()].concat()).collect(),
         );
         let Some(program) = self.command.first() else {
             return fault("no command was given");
         };
-        let path = environment
-            .iter()
-            .find(|(name, _)| name == "PATH")
-            .map_or(OsStr::new(PATH), |(_, value)| value);
+        let path = environment.iter().find(|(name, _)| name == "PATH").map_or(OsStr::new(PATH), |(_, value)| value);
         let mut denied = None;
         for candidate in candidates(program, path) {
             let error = sys::exec(candidate.as_os_str(), &argv, &envp);
@@ -361,15 +285,8 @@ impl ProcessPlan {
     fn not_found(&self, program: &OsStr) -> Fault {
         let shown = program.to_string_lossy();
         let is_path = program.as_bytes().contains(&b'/');
-        let fault = fault(format!(
-            "run {shown}: {}",
-            if is_path {
-                "no such file"
-            } else {
-                "not found in PATH"
-            }
-        ))
-        .status(exit::NOT_FOUND);
+        let fault = fault(format!("run {shown}: {}", if is_path { "no such file" } else { "not found in PATH" }))
+            .status(exit::NOT_FOUND);
         if self.host_view && is_path {
             let hidden = Path::new(program).parent().unwrap_or(Path::new("/"));
             return fault.hint(format!(
@@ -386,17 +303,12 @@ impl ProcessPlan {
         if error.raw_os_error() == Some(libc::ENOENT)
             && let Some(interpreter) = interpreter(path)
         {
-            return fault(format!(
-                "run {shown}: its interpreter {} is missing",
-                interpreter.to_string_lossy()
-            ))
-            .status(exit::NOT_FOUND);
+            return fault(format!("run {shown}: its interpreter {} is missing", interpreter.to_string_lossy()))
+                .status(exit::NOT_FOUND);
         }
         if error.raw_os_error() == Some(libc::ENOEXEC) {
-            return fault(format!(
-                "run {shown}: no program for this machine, nor a script that begins with #!"
-            ))
-            .status(exit::NOT_EXECUTABLE);
+            return fault(format!("run {shown}: no program for this machine, nor a script that begins with #!"))
+                .status(exit::NOT_EXECUTABLE);
         }
         fault(format!("run {shown}: {error}")).status(exit::NOT_EXECUTABLE)
     }
@@ -409,13 +321,7 @@ fn candidates(program: &OsStr, path: &OsStr) -> Vec<PathBuf> {
     }
     let directories = path.as_bytes().split(|b| *b == b':');
     directories
-        .map(|directory| {
-            if directory.is_empty() {
-                Path::new(".")
-            } else {
-                Path::new(OsStr::from_bytes(directory))
-            }
-        })
+        .map(|directory| if directory.is_empty() { Path::new(".") } else { Path::new(OsStr::from_bytes(directory)) })
         .map(|directory| directory.join(program))
         .collect()
 }
@@ -424,16 +330,10 @@ fn candidates(program: &OsStr, path: &OsStr) -> Vec<PathBuf> {
 fn interpreter(path: &Path) -> Option<OsString> {
     use std::io::Read;
     let mut head = Vec::new();
-    std::fs::File::open(path)
-        .ok()?
-        .take(64 << 10)
-        .read_to_end(&mut head)
-        .ok()?;
+    std::fs::File::open(path).ok()?.take(64 << 10).read_to_end(&mut head).ok()?;
     if let Some(line) = head.strip_prefix(b"#!") {
         let line = line.split(|b| *b == b'\n').next()?;
-        let word = line
-            .split(|b| b.is_ascii_whitespace())
-            .find(|word| !word.is_empty())?;
+        let word = line.split(|b| b.is_ascii_whitespace()).find(|word| !word.is_empty())?;
         return Some(OsString::from_vec(word.to_vec()));
     }
     elf_interpreter(&head)
@@ -447,17 +347,12 @@ fn elf_interpreter(head: &[u8]) -> Option<OsString> {
     };
     let number = |at: usize, size: usize| -> Option<u64> {
         let mut bytes = [0; 8];
-        bytes
-            .get_mut(..size)?
-            .copy_from_slice(head.get(at..at.checked_add(size)?)?);
+        bytes.get_mut(..size)?.copy_from_slice(head.get(at..at.checked_add(size)?)?);
         Some(u64::from_le_bytes(bytes))
     };
     // Offsets of e_phoff, e_phentsize, e_phnum, p_offset and p_filesz, and the size of an address.
-    let (phoff, phentsize, phnum, offset, filesz, word) = if wide {
-        (32, 54, 56, 8, 32, 8)
-    } else {
-        (28, 42, 44, 4, 16, 4)
-    };
+    let (phoff, phentsize, phnum, offset, filesz, word) =
+        if wide { (32, 54, 56, 8, 32, 8) } else { (28, 42, 44, 4, 16, 4) };
     let table = usize::try_from(number(phoff, word)?).ok()?;
     let size = usize::try_from(number(phentsize, 2)?).ok()?;
     for index in 0..usize::try_from(number(phnum, 2)?).ok()? {
@@ -465,10 +360,7 @@ fn elf_interpreter(head: &[u8]) -> Option<OsString> {
         if number(entry, 4)? == PT_INTERP {
             let from = usize::try_from(number(entry + offset, word)?).ok()?;
             let length = usize::try_from(number(entry + filesz, word)?).ok()?;
-            let name = head
-                .get(from..from.checked_add(length)?)?
-                .split(|b| *b == 0)
-                .next()?;
+            let name = head.get(from..from.checked_add(length)?)?.split(|b| *b == 0).next()?;
             return Some(OsString::from_vec(name.to_vec()));
         }
     }
@@ -476,12 +368,7 @@ fn elf_interpreter(head: &[u8]) -> Option<OsString> {
 }
 
 fn rlimit_name(resource: u32) -> &'static str {
-    crate::value::Rlimit {
-        resource,
-        soft: 0,
-        hard: 0,
-    }
-    .name()
+    crate::value::Rlimit { resource, soft: 0, hard: 0 }.name()
 }
 
 #[cfg(test)]
@@ -506,17 +393,10 @@ mod tests {
 
     #[test]
     fn candidates_are_execvps() {
-        assert_eq!(
-            candidates(OsStr::new("a/b"), OsStr::new("/x")),
-            [PathBuf::from("a/b")]
-        );
+        assert_eq!(candidates(OsStr::new("a/b"), OsStr::new("/x")), [PathBuf::from("a/b")]);
         assert_eq!(
             candidates(OsStr::new("b"), OsStr::new("/x::/y")),
-            [
-                PathBuf::from("/x/b"),
-                PathBuf::from("./b"),
-                PathBuf::from("/y/b")
-            ]
+            [PathBuf::from("/x/b"), PathBuf::from("./b"), PathBuf::from("/y/b")]
         );
     }
 }

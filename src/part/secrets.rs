@@ -56,36 +56,17 @@ const SSH_HOST_KEYS: (&str, &str) = ("ssh_host_", "_key");
 /// The listed paths that exist on this host, each with whether it is a directory. Nothing on a network, FUSE or automount
 /// file system is looked at, nor anything behind a symbolic link.
 pub(crate) fn existing(host: &Host) -> Vec<(PathBuf, bool)> {
-    let local = |path: &Path| {
-        host.is_local(path) && host.mount_of(path).is_some_and(|m| !is_kernel(&m.fstype))
-    };
+    let local = |path: &Path| host.is_local(path) && host.mount_of(path).is_some_and(|m| !is_kernel(&m.fstype));
     let exists = |path: &Path, directory: bool| {
         local(path)
-            && std::fs::symlink_metadata(path)
-                .is_ok_and(|meta| meta.is_dir() == directory && !meta.is_symlink())
+            && std::fs::symlink_metadata(path).is_ok_and(|meta| meta.is_dir() == directory && !meta.is_symlink())
     };
     let mut found = Vec::new();
-    found.extend(
-        DIRECTORIES
-            .iter()
-            .map(PathBuf::from)
-            .filter(|p| exists(p, true))
-            .map(|p| (p, true)),
-    );
-    found.extend(
-        FILES
-            .iter()
-            .map(PathBuf::from)
-            .filter(|p| exists(p, false))
-            .map(|p| (p, false)),
-    );
+    found.extend(DIRECTORIES.iter().map(PathBuf::from).filter(|p| exists(p, true)).map(|p| (p, true)));
+    found.extend(FILES.iter().map(PathBuf::from).filter(|p| exists(p, false)).map(|p| (p, false)));
     let ssh = Path::new("/etc/ssh");
     if exists(ssh, true) {
-        let names = std::fs::read_dir(ssh)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|entry| entry.file_name());
+        let names = std::fs::read_dir(ssh).into_iter().flatten().flatten().map(|entry| entry.file_name());
         let keys = names.filter(|name| {
             let name = name.to_string_lossy();
             name.starts_with(SSH_HOST_KEYS.0) && name.ends_with(SSH_HOST_KEYS.1)

@@ -17,9 +17,7 @@ pub(crate) fn open() -> Result<(OwnedFd, OwnedFd)> {
     let flags = OFlags::RDWR | OFlags::NOCTTY | OFlags::CLOEXEC;
     let master = match rustix::fs::openat(CWD, "/dev/pts/ptmx", flags, Mode::empty()) {
         // With the host's mounts that one may be closed to everybody.
-        Err(rustix::io::Errno::ACCESS) => {
-            rustix::fs::openat(CWD, "/dev/ptmx", flags, Mode::empty())
-        }
+        Err(rustix::io::Errno::ACCESS) => rustix::fs::openat(CWD, "/dev/ptmx", flags, Mode::empty()),
         opened => opened,
     };
     let master = master.context("open /dev/pts/ptmx")?;
@@ -36,8 +34,7 @@ pub(crate) fn open() -> Result<(OwnedFd, OwnedFd)> {
 pub(crate) fn take(terminal: &OwnedFd, owner: (u32, u32)) -> Result<()> {
     let (uid, gid) = owner;
     if uid != 0 {
-        rustix::fs::fchown(terminal, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)))
-            .context("own the terminal")?;
+        rustix::fs::fchown(terminal, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).context("own the terminal")?;
     }
     sys::set_controlling_terminal(terminal.as_fd()).context("take the terminal")?;
     rustix::stdio::dup2_stdin(terminal).context("use the terminal as standard input")?;

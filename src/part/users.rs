@@ -63,19 +63,13 @@ pub(crate) enum UserPlan {
 impl UserPlan {
     /// Whether layers have to be shown through the map.
     pub(crate) fn owners(&self) -> Owners {
-        if matches!(self, UserPlan::Range { .. }) {
-            Owners::Mapped
-        } else {
-            Owners::Same
-        }
+        if matches!(self, UserPlan::Range { .. }) { Owners::Mapped } else { Owners::Same }
     }
 
     /// Whether group 5 exists inside.
     pub(crate) fn maps_tty_group(&self) -> bool {
         match self {
-            UserPlan::Maps { gid, .. } => {
-                gid.iter().any(|l| l.inside <= 5 && 5 - l.inside < l.count)
-            }
+            UserPlan::Maps { gid, .. } => gid.iter().any(|l| l.inside <= 5 && 5 - l.inside < l.count),
             UserPlan::Range { .. } | UserPlan::Identity | UserPlan::Host => true,
         }
     }
@@ -89,10 +83,7 @@ impl UserPlan {
 impl fmt::Display for UserPlan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let lines = |lines: &[MapLine]| {
-            let texts: Vec<String> = lines
-                .iter()
-                .map(|l| format!("{}→{} ×{}", l.inside, l.outside, l.count))
-                .collect();
+            let texts: Vec<String> = lines.iter().map(|l| format!("{}→{} ×{}", l.inside, l.outside, l.count)).collect();
             texts.join(", ")
         };
         match self {
@@ -122,16 +113,10 @@ pub(crate) fn plan(spec: &Spec, host: &Host) -> Result<(UserPlan, Option<String>
         Userns::Host => (UserPlan::Host, None),
         Userns::Identity => (UserPlan::Identity, None),
         Userns::Auto => match idmap_obstacle(spec, host) {
-            None => (
-                UserPlan::Range {
-                    taken: host.taken_ids.clone(),
-                },
-                None,
-            ),
+            None => (UserPlan::Range { taken: host.taken_ids.clone() }, None),
             Some(reason) => {
-                let warning = format!(
-                    "user namespace falls back to identity (root inside has the host's IDs): {reason}"
-                );
+                let warning =
+                    format!("user namespace falls back to identity (root inside has the host's IDs): {reason}");
                 (UserPlan::Identity, Some(warning))
             }
         },
@@ -139,35 +124,18 @@ pub(crate) fn plan(spec: &Spec, host: &Host) -> Result<(UserPlan, Option<String>
 }
 
 fn plan_rootless(userns: Userns, host: &Host) -> Result<UserPlan> {
-    let own = |inside, outside| MapLine {
-        inside,
-        outside,
-        count: 1,
-    };
+    let own = |inside, outside| MapLine { inside, outside, count: 1 };
     match (userns, host.subordinate_ids) {
-        (Userns::Host, _) => Err(fault(
-            "--userns host: a plain user has no other namespaces without a user namespace",
-        )
-        .hint("run as root: sudo sandbox run …")
-        .into()),
-        (Userns::Identity, _) => Ok(UserPlan::Maps {
-            uid: vec![own(host.uid, host.uid)],
-            gid: vec![own(host.gid, host.gid)],
-        }),
-        (Userns::Auto, None) => Ok(UserPlan::Maps {
-            uid: vec![own(0, host.uid)],
-            gid: vec![own(0, host.gid)],
-        }),
+        (Userns::Host, _) => Err(fault("--userns host: a plain user has no other namespaces without a user namespace")
+            .hint("run as root: sudo sandbox run …")
+            .into()),
+        (Userns::Identity, _) => {
+            Ok(UserPlan::Maps { uid: vec![own(host.uid, host.uid)], gid: vec![own(host.gid, host.gid)] })
+        }
+        (Userns::Auto, None) => Ok(UserPlan::Maps { uid: vec![own(0, host.uid)], gid: vec![own(0, host.gid)] }),
         (Userns::Auto, Some((uids, gids))) => {
-            let sub = |range: IdRange| MapLine {
-                inside: 1,
-                outside: range.first,
-                count: range.count,
-            };
-            Ok(UserPlan::Maps {
-                uid: vec![own(0, host.uid), sub(uids)],
-                gid: vec![own(0, host.gid), sub(gids)],
-            })
+            let sub = |range: IdRange| MapLine { inside: 1, outside: range.first, count: range.count };
+            Ok(UserPlan::Maps { uid: vec![own(0, host.uid), sub(uids)], gid: vec![own(0, host.gid), sub(gids)] })
         }
     }
 }
@@ -208,21 +176,14 @@ pub(crate) fn claim(taken: &[IdRange]) -> Result<Claim> {
         rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
         let ranges = (LAST - FIRST) / RANGE + 1;
         let base = FIRST + (u32::from_ne_bytes(random) % ranges) * RANGE;
-        let range = IdRange {
-            first: base,
-            count: RANGE,
-        };
+        let range = IdRange { first: base, count: RANGE };
         if !taken.iter().any(|other| range.overlaps(*other))
             && let Some(claim) = try_claim(base)?
         {
             return Ok(claim);
         }
     }
-    Err(fault(format!(
-        "no free range of user IDs after 1000 tries; locks are in {LOCKS}"
-    ))
-    .hint("sandbox gc")
-    .into())
+    Err(fault(format!("no free range of user IDs after 1000 tries; locks are in {LOCKS}")).hint("sandbox gc").into())
 }
 
 /// `F_WRLCK` and `SEEK_SET` in the type that struct flock has them in.
@@ -238,32 +199,20 @@ fn try_claim(base: u32) -> Result<Option<Claim>> {
         .mode(0o600)
         .open(&path)
         .with_context(|| format!("open {}", path.display()))?;
-    let whole_file = libc::flock {
-        l_type: WHOLE_FILE_LOCK.0,
-        l_whence: WHOLE_FILE_LOCK.1,
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    };
+    let whole_file =
+        libc::flock { l_type: WHOLE_FILE_LOCK.0, l_whence: WHOLE_FILE_LOCK.1, l_start: 0, l_len: 0, l_pid: 0 };
     // An open-file-description lock, as systemd takes it, F_OFD_SETLK in fcntl_locking(2).
     if nix::fcntl::fcntl(&lock, nix::fcntl::FcntlArg::F_OFD_SETLK(&whole_file)).is_err() {
         return Ok(None);
     }
     // Who held it before may have removed the name between our open and our lock.
-    let same = std::fs::metadata(&path)
-        .is_ok_and(|now| lock.metadata().is_ok_and(|m| m.ino() == now.ino()));
+    let same = std::fs::metadata(&path).is_ok_and(|now| lock.metadata().is_ok_and(|m| m.ino() == now.ino()));
     Ok(same.then_some(Claim { base, lock, path }))
 }
 
 /// The lines of both maps for a range that starts at `base`, or for identity.
 pub(crate) fn map_lines(plan: &UserPlan, base: u32) -> Option<(Vec<MapLine>, Vec<MapLine>)> {
-    let line = |outside, count| {
-        vec![MapLine {
-            inside: 0,
-            outside,
-            count,
-        }]
-    };
+    let line = |outside, count| vec![MapLine { inside: 0, outside, count }];
     match plan {
         UserPlan::Range { .. } => Some((line(base, RANGE), line(base, RANGE))),
         UserPlan::Identity => Some((line(0, u32::MAX), line(0, u32::MAX))),
@@ -284,14 +233,10 @@ pub(crate) fn write_maps(pid: Pid, uid: &[MapLine], gid: &[MapLine], is_root: bo
     }
     if !is_root {
         // Without it a plain user could drop a group to gain access, user_namespaces(7).
-        std::fs::write(format!("/proc/{pid}/setgroups"), "deny")
-            .context("deny setgroups in the user namespace")?;
+        std::fs::write(format!("/proc/{pid}/setgroups"), "deny").context("deny setgroups in the user namespace")?;
     }
     for (name, lines) in [("uid_map", uid), ("gid_map", gid)] {
-        let text: Vec<String> = lines
-            .iter()
-            .map(|l| format!("{} {} {}", l.inside, l.outside, l.count))
-            .collect();
+        let text: Vec<String> = lines.iter().map(|l| format!("{} {} {}", l.inside, l.outside, l.count)).collect();
         std::fs::write(format!("/proc/{pid}/{name}"), text.join("\n"))
             .with_context(|| format!("write {name} `{}`", text.join(", ")))?;
     }
@@ -299,25 +244,16 @@ pub(crate) fn write_maps(pid: Pid, uid: &[MapLine], gid: &[MapLine], is_root: bo
 }
 
 fn run_map_tool(tool: &str, pid: i32, lines: &[MapLine]) -> Result<()> {
-    let numbers = lines
-        .iter()
-        .flat_map(|l| [l.inside, l.outside, l.count])
-        .map(|n| n.to_string());
-    let output = Command::new(tool)
-        .arg(pid.to_string())
-        .args(numbers)
-        .output()
-        .map_err(|error| {
-            fault(format!("run {tool}: {error}"))
-                .hint("apt install uidmap, or --userns identity for a map of your own ID only")
-        })?;
+    let numbers = lines.iter().flat_map(|l| [l.inside, l.outside, l.count]).map(|n| n.to_string());
+    let output = Command::new(tool).arg(pid.to_string()).args(numbers).output().map_err(|error| {
+        fault(format!("run {tool}: {error}"))
+            .hint("apt install uidmap, or --userns identity for a map of your own ID only")
+    })?;
     if output.status.success() {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    Err(fault(format!("{tool}: {said}"))
-        .hint("compare /etc/subuid and /etc/subgid with subuid(5)")
-        .into())
+    Err(fault(format!("{tool}: {said}")).hint("compare /etc/subuid and /etc/subgid with subuid(5)").into())
 }
 
 /// A descriptor of process `pid`'s user namespace, for idmapped mounts.
@@ -325,8 +261,7 @@ fn run_map_tool(tool: &str, pid: i32, lines: &[MapLine]) -> Result<()> {
 /// # Errors
 /// When the process is gone.
 pub(crate) fn open_userns(pid: Pid) -> Result<File> {
-    File::open(format!("/proc/{}/ns/user", pid.as_raw_nonzero()))
-        .context("open the child's user namespace")
+    File::open(format!("/proc/{}/ns/user", pid.as_raw_nonzero())).context("open the child's user namespace")
 }
 
 /// Becomes root of the user namespace that this process is in.
@@ -355,37 +290,16 @@ mod tests {
 
     #[test]
     fn a_plain_user_gets_subordinate_ids_or_one() {
-        let mut host = Host {
-            uid: 1000,
-            gid: 100,
-            ..Host::default()
-        };
+        let mut host = Host { uid: 1000, gid: 100, ..Host::default() };
         let single = plan_rootless(Userns::Auto, &host).unwrap();
         assert!(!single.can_set_groups() && !single.maps_tty_group());
-        let range = IdRange {
-            first: 100_000,
-            count: RANGE,
-        };
+        let range = IdRange { first: 100_000, count: RANGE };
         host.subordinate_ids = Some((range, range));
         let many = plan_rootless(Userns::Auto, &host).unwrap();
         assert!(many.can_set_groups() && many.maps_tty_group());
         let (uid, gid) = map_lines(&many, 0).unwrap();
-        assert_eq!(
-            uid[0],
-            MapLine {
-                inside: 0,
-                outside: 1000,
-                count: 1
-            }
-        );
-        assert_eq!(
-            gid[1],
-            MapLine {
-                inside: 1,
-                outside: 100_000,
-                count: RANGE
-            }
-        );
+        assert_eq!(uid[0], MapLine { inside: 0, outside: 1000, count: 1 });
+        assert_eq!(gid[1], MapLine { inside: 1, outside: 100_000, count: RANGE });
         assert!(plan_rootless(Userns::Host, &host).is_err());
     }
 }

@@ -1,6 +1,8 @@
 //! The root of a sandbox: a list of mounts, decided here as plain data in the order they are made, and made by [`assemble`].
 
 pub(crate) mod assemble;
+mod init;
+mod overlay;
 mod view;
 
 use std::fmt;
@@ -141,21 +143,13 @@ pub(crate) enum Owners {
 ///
 /// # Errors
 /// When a bind or an upper cannot be idmapped but has to be, and when a plain user's kernel has no overlay for them.
-pub(crate) fn plan(
-    spec: &Spec,
-    host: &Host,
-    owners: Owners,
-    share_sys: bool,
-    share_proc: bool,
-) -> Result<RootPlan> {
+pub(crate) fn plan(spec: &Spec, host: &Host, owners: Owners, share_sys: bool, share_proc: bool) -> Result<RootPlan> {
     let rootless = host.uid != 0;
     if rootless && host.kernel < (5, 11) {
         let (major, minor) = host.kernel;
-        return Err(fault(format!(
-            "overlay root: a plain user cannot mount one on Linux {major}.{minor} (5.11 can)"
-        ))
-        .hint("run as root: sudo sandbox run …")
-        .into());
+        return Err(fault(format!("overlay root: a plain user cannot mount one on Linux {major}.{minor} (5.11 can)"))
+            .hint("run as root: sudo sandbox run …")
+            .into());
     }
     let mut operations = match &spec.root.source {
         RootSource::HostView => view::operations(spec, host, owners),
@@ -163,12 +157,7 @@ pub(crate) fn plan(
             let init = init_files(spec, host);
             let at = PathBuf::from("/");
             let idmap = owners == Owners::Mapped;
-            vec![Operation::Overlay(Overlay {
-                at,
-                layers: layers.clone(),
-                init,
-                idmap,
-            })]
+            vec![Operation::Overlay(Overlay { at, layers: layers.clone(), init, idmap })]
         }
     };
     operations.extend(kernel_directories(share_sys, share_proc));
@@ -235,18 +224,14 @@ pub(crate) fn can_idmap(mount: &Mount, kernel: (u32, u32)) -> bool {
         ("tmpfs", (6, 3)),
         ("bcachefs", (6, 10)),
     ];
-    SINCE
-        .iter()
-        .any(|(name, since)| *name == mount.fstype && kernel >= *since)
+    SINCE.iter().any(|(name, since)| *name == mount.fstype && kernel >= *since)
 }
 
 /// The first layer that cannot be idmapped, with its file system: the reason for falling back to identity.
 pub(crate) fn idmap_obstacle(spec: &Spec, host: &Host) -> Option<String> {
     let (major, minor) = host.kernel;
     if host.kernel < (5, 19) {
-        return Some(format!(
-            "Linux {major}.{minor} cannot map the owners of an overlay's layers (5.19 can)"
-        ));
+        return Some(format!("Linux {major}.{minor} cannot map the owners of an overlay's layers (5.19 can)"));
     }
     let layers: Vec<&Path> = match &spec.root.source {
         RootSource::HostView => vec![Path::new("/"), Path::new("/usr")],
@@ -280,31 +265,18 @@ fn require_idmap(host: &Host, path: &Path, what: &str) -> Result<()> {
 /// /etc/hosts, /etc/hostname and /etc/resolv.conf.
 fn init_files(spec: &Spec, host: &Host) -> Vec<InitEntry> {
     let name = &spec.hostname;
-    let own = format!(
-        "127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{name}\n"
-    );
+    let own = format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{name}\n");
     let hosts = match spec.root.source {
         RootSource::HostView => format!("{}127.0.1.1\t{name}\n", with_newline(&host.view.hosts)),
         RootSource::Layers(_) => own,
     };
-    let file = |path: &str, content: String| InitEntry {
-        path: path.into(),
-        what: InitKind::File(content),
-    };
+    let file = |path: &str, content: String| InitEntry { path: path.into(), what: InitKind::File(content) };
     let resolv_conf = String::from_utf8_lossy(&host.view.resolv_conf).into_owned();
-    vec![
-        file("etc/hostname", format!("{name}\n")),
-        file("etc/hosts", hosts),
-        file("etc/resolv.conf", resolv_conf),
-    ]
+    vec![file("etc/hostname", format!("{name}\n")), file("etc/hosts", hosts), file("etc/resolv.conf", resolv_conf)]
 }
 
 fn with_newline(text: &str) -> String {
-    if text.is_empty() || text.ends_with('\n') {
-        text.to_owned()
-    } else {
-        format!("{text}\n")
-    }
+    if text.is_empty() || text.ends_with('\n') { text.to_owned() } else { format!("{text}\n") }
 }
 
 /// /proc and /sys: directories for the child's own mounts, or the host's where its namespace is shared: the kernel refuses a
@@ -330,13 +302,7 @@ fn kernel_directories(share_sys: bool, share_proc: bool) -> Vec<Operation> {
 }
 
 fn devices() -> Vec<Operation> {
-    let tmpfs = |at: &str, mode| {
-        Operation::Tmpfs(Tmpfs {
-            at: at.into(),
-            mode,
-            size: None,
-        })
-    };
+    let tmpfs = |at: &str, mode| Operation::Tmpfs(Tmpfs { at: at.into(), mode, size: None });
     let mut operations = vec![tmpfs("/dev", 0o755)];
     operations.extend(DEVICES.iter().map(|name| {
         let path = Path::new("/dev").join(name);
@@ -350,10 +316,11 @@ fn devices() -> Vec<Operation> {
             optional: false,
         })
     }));
-    operations.extend(DEVICE_LINKS.iter().map(|(name, target)| Operation::Link {
-        at: Path::new("/dev").join(name),
-        target: target.into(),
-    }));
+    operations.extend(
+        DEVICE_LINKS
+            .iter()
+            .map(|(name, target)| Operation::Link { at: Path::new("/dev").join(name), target: target.into() }),
+    );
     operations.extend(["/dev/pts", "/dev/mqueue"].map(|path| Operation::Directory(path.into())));
     operations.push(tmpfs("/dev/shm", 0o1777));
     operations
@@ -362,12 +329,7 @@ fn devices() -> Vec<Operation> {
 /// The binds and tmpfs of the request, what is nearer to the root first, in the order of the request otherwise.
 fn asked(spec: &Spec, host: &Host, owners: Owners) -> Result<Vec<Operation>> {
     let mut operations = Vec::new();
-    for Bind {
-        source,
-        at,
-        read_only,
-    } in &spec.root.binds
-    {
+    for Bind { source, at, read_only } in &spec.root.binds {
         let mapped = owners == Owners::Mapped;
         if mapped {
             require_idmap(host, source, "--bind")?;
@@ -382,13 +344,9 @@ fn asked(spec: &Spec, host: &Host, owners: Owners) -> Result<Vec<Operation>> {
             optional: false,
         }));
     }
-    operations.extend(spec.root.tmpfs.iter().map(|(at, size)| {
-        Operation::Tmpfs(Tmpfs {
-            at: at.clone(),
-            mode: 0o1777,
-            size: *size,
-        })
-    }));
+    operations.extend(
+        spec.root.tmpfs.iter().map(|(at, size)| Operation::Tmpfs(Tmpfs { at: at.clone(), mode: 0o1777, size: *size })),
+    );
     operations.sort_by_key(|operation| operation.at().components().count());
     Ok(operations)
 }
@@ -410,36 +368,15 @@ impl fmt::Display for Operation {
         let at = self.at().display();
         match self {
             Operation::Overlay(overlay) => {
-                let layers: Vec<String> = overlay
-                    .layers
-                    .iter()
-                    .map(|l| l.display().to_string())
-                    .collect();
-                write!(
-                    f,
-                    "{at}: overlay of {}{}",
-                    layers.join(", "),
-                    if overlay.idmap { ", idmapped" } else { "" }
-                )?;
+                let layers: Vec<String> = overlay.layers.iter().map(|l| l.display().to_string()).collect();
+                write!(f, "{at}: overlay of {}{}", layers.join(", "), if overlay.idmap { ", idmapped" } else { "" })?;
                 let hidden = |entry: &&InitEntry| !matches!(entry.what, InitKind::File(_));
-                let hidden: Vec<String> = overlay
-                    .init
-                    .iter()
-                    .filter(hidden)
-                    .map(|e| e.path.display().to_string())
-                    .collect();
-                if hidden.is_empty() {
-                    Ok(())
-                } else {
-                    write!(f, "; hidden: {}", hidden.join(" "))
-                }
+                let hidden: Vec<String> =
+                    overlay.init.iter().filter(hidden).map(|e| e.path.display().to_string()).collect();
+                if hidden.is_empty() { Ok(()) } else { write!(f, "; hidden: {}", hidden.join(" ")) }
             }
             Operation::Bind(bind) => {
-                let mode = if bind.read_only {
-                    "read-only"
-                } else {
-                    "writable"
-                };
+                let mode = if bind.read_only { "read-only" } else { "writable" };
                 write!(
                     f,
                     "{at}: bind of {}, {mode}{}",

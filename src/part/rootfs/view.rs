@@ -3,45 +3,27 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{
-    BindPlan, InitEntry, InitKind, Operation, Overlay, Owners, Tmpfs, can_idmap, init_files,
-};
+use super::{BindPlan, InitEntry, InitKind, Operation, Overlay, Owners, Tmpfs, can_idmap, init_files};
 use crate::host::{Host, Kind, Mount, is_kernel};
 use crate::spec::Spec;
 
 /// Directories that are always new: (path, mode).
-const FRESH: &[(&str, u32)] = &[
-    ("/home", 0o755),
-    ("/root", 0o700),
-    ("/run", 0o755),
-    ("/tmp", 0o1777),
-    ("/var/tmp", 0o1777),
-];
+const FRESH: &[(&str, u32)] =
+    &[("/home", 0o755), ("/root", 0o700), ("/run", 0o755), ("/tmp", 0o1777), ("/var/tmp", 0o1777)];
 
 /// Directories that other parts make.
 const OTHERS: &[&str] = &["/dev", "/proc", "/sys"];
 
 /// File systems that serve as a layer.
-const LAYERS: &[&str] = &[
-    "ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs", "bcachefs", "overlay", "tmpfs", "ramfs",
-    "rootfs",
-];
+const LAYERS: &[&str] =
+    &["ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs", "bcachefs", "overlay", "tmpfs", "ramfs", "rootfs"];
 
 /// What makes the host view.
 pub(super) fn operations(spec: &Spec, host: &Host, owners: Owners) -> Vec<Operation> {
     let view = View { spec, host, owners };
-    let mut operations = if host.uid == 0 {
-        view.by_mount()
-    } else {
-        view.by_entry()
-    };
-    operations.extend(FRESH.iter().map(|(at, mode)| {
-        Operation::Tmpfs(Tmpfs {
-            at: at.into(),
-            mode: *mode,
-            size: None,
-        })
-    }));
+    let mut operations = if host.uid == 0 { view.by_mount() } else { view.by_entry() };
+    operations
+        .extend(FRESH.iter().map(|(at, mode)| Operation::Tmpfs(Tmpfs { at: at.into(), mode: *mode, size: None })));
     operations
 }
 
@@ -54,23 +36,12 @@ struct View<'a> {
 impl View<'_> {
     /// One overlay, or read-only bind, for each mount of the host.
     fn by_mount(&self) -> Vec<Operation> {
-        self.host
-            .mounts
-            .iter()
-            .filter(|mount| !self.left_out(mount))
-            .map(|mount| self.mount(mount))
-            .collect()
+        self.host.mounts.iter().filter(|mount| !self.left_out(mount)).map(|mount| self.mount(mount)).collect()
     }
 
     fn left_out(&self, mount: &Mount) -> bool {
-        let hidden = self
-            .secrets()
-            .filter(|(_, directory)| *directory)
-            .any(|(path, _)| mount.point.starts_with(path));
-        hidden
-            || is_elsewhere(&mount.point)
-            || !self.host.is_local(&mount.point)
-            || is_kernel(&mount.fstype)
+        let hidden = self.secrets().filter(|(_, directory)| *directory).any(|(path, _)| mount.point.starts_with(path));
+        hidden || is_elsewhere(&mount.point) || !self.host.is_local(&mount.point) || is_kernel(&mount.fstype)
     }
 
     fn mount(&self, mount: &Mount) -> Operation {
@@ -95,38 +66,20 @@ impl View<'_> {
     }
 
     fn overlay(&self, at: &Path, idmap: bool) -> Operation {
-        Operation::Overlay(Overlay {
-            at: at.into(),
-            layers: vec![at.into()],
-            init: self.init_below(at),
-            idmap,
-        })
+        Operation::Overlay(Overlay { at: at.into(), layers: vec![at.into()], init: self.init_below(at), idmap })
     }
 
     /// What the init layer puts into the overlay at `at`: what is below it and below no other one.
     fn init_below(&self, at: &Path) -> Vec<InitEntry> {
-        let files = init_files(self.spec, self.host)
-            .into_iter()
-            .map(|entry| (Path::new("/").join(&entry.path), entry.what));
-        let hidden = self.secrets().map(|(path, directory)| {
-            (
-                path.clone(),
-                if *directory {
-                    InitKind::Empty
-                } else {
-                    InitKind::Absent
-                },
-            )
-        });
+        let files =
+            init_files(self.spec, self.host).into_iter().map(|entry| (Path::new("/").join(&entry.path), entry.what));
+        let hidden = self
+            .secrets()
+            .map(|(path, directory)| (path.clone(), if *directory { InitKind::Empty } else { InitKind::Absent }));
         let owner = |path: &Path| self.overlay_of(path);
         let below = files.chain(hidden).filter(|(path, _)| owner(path) == at);
         below
-            .filter_map(|(path, what)| {
-                Some(InitEntry {
-                    path: path.strip_prefix(at).ok()?.to_path_buf(),
-                    what,
-                })
-            })
+            .filter_map(|(path, what)| Some(InitEntry { path: path.strip_prefix(at).ok()?.to_path_buf(), what }))
             .filter(|entry| !entry.path.as_os_str().is_empty())
             .collect()
     }
@@ -134,37 +87,20 @@ impl View<'_> {
     /// Where the overlay is that shows `path`.
     fn overlay_of(&self, path: &Path) -> PathBuf {
         if self.host.uid == 0 {
-            return self
-                .host
-                .mount_of(path)
-                .map_or_else(|| "/".into(), |mount| mount.point.clone());
+            return self.host.mount_of(path).map_or_else(|| "/".into(), |mount| mount.point.clone());
         }
-        let composed = |ancestor: &&Path| {
-            ancestor
-                .parent()
-                .is_some_and(|p| self.host.view.entries.contains_key(p))
-        };
-        path.ancestors()
-            .find(composed)
-            .map_or_else(|| "/".into(), Path::to_path_buf)
+        let composed = |ancestor: &&Path| ancestor.parent().is_some_and(|p| self.host.view.entries.contains_key(p));
+        path.ancestors().find(composed).map_or_else(|| "/".into(), Path::to_path_buf)
     }
 
     fn secrets(&self) -> impl Iterator<Item = &(PathBuf, bool)> {
-        self.host
-            .view
-            .secrets
-            .iter()
-            .filter(|_| !self.spec.root.host_secrets)
+        self.host.view.secrets.iter().filter(|_| !self.spec.root.host_secrets)
     }
 
     /// A plain user's overlay cannot have a layer with mounts below it (they are locked, and the kernel refuses to show what is
     /// under them), so directories with mounts are made anew and what they hold is brought one by one.
     fn by_entry(&self) -> Vec<Operation> {
-        let mut operations = vec![Operation::Tmpfs(Tmpfs {
-            at: "/".into(),
-            mode: 0o755,
-            size: None,
-        })];
+        let mut operations = vec![Operation::Tmpfs(Tmpfs { at: "/".into(), mode: 0o755, size: None })];
         for (directory, entries) in &self.host.view.entries {
             if is_elsewhere(directory) || self.is_hidden(directory) {
                 continue;
@@ -181,13 +117,7 @@ impl View<'_> {
     }
 
     fn is_hidden(&self, path: &Path) -> bool {
-        self.secrets().any(|(secret, directory)| {
-            if *directory {
-                path.starts_with(secret)
-            } else {
-                path == secret
-            }
-        })
+        self.secrets().any(|(secret, directory)| if *directory { path.starts_with(secret) } else { path == secret })
     }
 
     fn entry(&self, at: PathBuf, kind: &Kind) -> Option<Operation> {
@@ -196,14 +126,9 @@ impl View<'_> {
             return Some(Operation::Directory(at));
         }
         match kind {
-            Kind::Link(target) => Some(Operation::Link {
-                at,
-                target: target.clone(),
-            }),
+            Kind::Link(target) => Some(Operation::Link { at, target: target.clone() }),
             Kind::Directory if self.is_hidden(&at) => Some(Operation::Directory(at)),
-            Kind::Directory if self.host.view.entries.contains_key(&at) => {
-                Some(Operation::Directory(at))
-            }
+            Kind::Directory if self.host.view.entries.contains_key(&at) => Some(Operation::Directory(at)),
             Kind::Directory => Some(self.overlay(&at, false)),
             Kind::File if !self.is_hidden(&at) => Some(Operation::Bind(BindPlan {
                 source: at.clone(),
@@ -221,8 +146,5 @@ impl View<'_> {
 
 /// Whether something at `path` would be under a directory that is made anew.
 fn is_elsewhere(path: &Path) -> bool {
-    OTHERS
-        .iter()
-        .chain(FRESH.iter().map(|(fresh, _)| fresh))
-        .any(|other| path.starts_with(other))
+    OTHERS.iter().chain(FRESH.iter().map(|(fresh, _)| fresh)).any(|other| path.starts_with(other))
 }
