@@ -7,6 +7,7 @@ mod property;
 mod scope;
 mod show;
 mod translate;
+mod verify;
 mod wire;
 
 pub(crate) use bus::Bus;
@@ -15,3 +16,4 @@ pub(crate) use own::{OwnSetting, exec_setting};
 pub(crate) use property::{Asked, Assignment, Setting, Value, since};
 pub(crate) use scope::{PendingScope, ScopeRequest, StartedScope};
 pub(crate) use translate::{Translated, translate};
+pub(crate) use verify::{Limit, Report, Subject, verify};

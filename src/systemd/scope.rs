@@ -3,6 +3,7 @@
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
+use rustix::process::Pid;
 use zbus::wire::OwnedVariant;
 use zbus::{Fd, OwnedObjectPath, Variant};
 
@@ -25,7 +26,7 @@ pub(crate) struct ScopeRequest<'a> {
     /// What `systemctl status` shows, best the command.
     pub(crate) description: &'a str,
     /// The process that goes in, as PID 1 numbers it. It must be a child of ours, so that the number stays its own.
-    pub(crate) pid: u32,
+    pub(crate) pid: Pid,
     /// The same process as a descriptor; systemd takes it since 255.
     pub(crate) pidfd: Option<BorrowedFd<'a>>,
     /// The limits and whatever else was asked, translated.
@@ -304,7 +305,7 @@ fn properties<'a>(request: &ScopeRequest<'a>, left_out: &[&str]) -> Vec<(&'a str
     properties.extend(request.settings.iter().map(|setting| (setting.name.as_str(), variant(&setting.value))));
     properties.push(match request.pidfd {
         Some(pidfd) if !left_out.contains(&"PIDFDs") => ("PIDFDs", Variant::from(vec![Fd::from(pidfd)])),
-        _ => ("PIDs", Variant::from(vec![request.pid])),
+        _ => ("PIDs", Variant::from(vec![u32::try_from(request.pid.as_raw_nonzero().get()).unwrap_or_default()])),
     });
     properties
 }
