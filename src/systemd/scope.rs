@@ -136,7 +136,8 @@ impl Bus {
             Ok(result) => {
                 self.clean_up(name);
                 let line = fault(format!("systemd did not start {name}: its job ended as `{result}`"));
-                Err(line.hint(format!("journalctl -b -u {name}")).into())
+                let user = if self.user { " --user" } else { "" };
+                Err(line.hint(format!("journalctl{user} -b -u {name}")).into())
             }
             Err((Failure::Timeout, job)) => {
                 self.clean_up(name);
@@ -186,10 +187,11 @@ impl Bus {
             return Ok(Attempt::Retry);
         }
         let line = fault(format!("{name} exists already, it is {state}"));
+        let systemctl = if self.user { "systemctl --user" } else { "systemctl" };
         Err(match state.as_str() {
-            "failed" => line.hint(format!("systemctl reset-failed {name}")),
+            "failed" => line.hint(format!("{systemctl} reset-failed {name}")),
             "inactive" | "loaded" => line.hint("a unit file of that name exists: choose another --unit"),
-            _ => line.hint(format!("systemctl stop {name}, or choose another --unit")),
+            _ => line.hint(format!("{systemctl} stop {name}, or choose another --unit")),
         }
         .into())
     }
@@ -267,15 +269,23 @@ impl Bus {
             .map_err(|failure| self.explain(&format!("change {unit}"), failure))
     }
 
+    /// Reads one property of the service manager itself: `Version`, `Features`, `ControlGroup`.
+    pub(crate) fn manager_property(&mut self, name: &str) -> Result<Value> {
+        let path = manager_call("Get").path;
+        self.property(path, "org.freedesktop.systemd1.Manager", name)
+            .map_err(|failure| self.explain(&format!("tell its {name}"), failure))
+    }
+
     /// Reads one property of a unit; `interface` is the last part of its name: `Unit`, `Scope`, `Service`.
     pub(crate) fn unit_property(&mut self, unit: &str, interface: &str, name: &str) -> Result<Value> {
-        let path = unit_path(unit);
-        let call = object_call(&path, "org.freedesktop.DBus.Properties", "Get");
-        let found = self.call::<_, OwnedVariant>(&call, &(format!("org.freedesktop.systemd1.{interface}"), name));
-        let value = found.and_then(|found| {
-            value(&found).ok_or_else(|| Failure::Broken(format!("the property is of type {}", found.value_signature())))
-        });
-        value.map_err(|failure| self.explain(&format!("tell {name} of {unit}"), failure))
+        self.property(&unit_path(unit), &format!("org.freedesktop.systemd1.{interface}"), name)
+            .map_err(|failure| self.explain(&format!("tell {name} of {unit}"), failure))
+    }
+
+    fn property(&mut self, path: &str, interface: &str, name: &str) -> Exchange<Value> {
+        let call = object_call(path, "org.freedesktop.DBus.Properties", "Get");
+        let found: OwnedVariant = self.call(&call, &(interface, name))?;
+        value(&found).ok_or_else(|| Failure::Broken(format!("the property is of type {}", found.value_signature())))
     }
 }
 

@@ -72,15 +72,37 @@ pub(crate) struct Report {
 /// # Errors
 /// When a setting is not in force, or looser than asked: one line with property, asked, found and reason.
 pub(crate) fn verify(bus: &mut Bus, subject: &Subject<'_>) -> Result<Report> {
-    let kernel = Kernel::here(subject.settings);
-    let mut drop_ins = || match bus.unit_property(subject.unit, "Unit", "DropInPaths") {
-        Ok(Value::Texts(paths)) => paths.into_iter().map(PathBuf::from).collect(),
-        other => {
-            log::debug!("drop-ins of {}: {other:?}", subject.unit);
-            Vec::new()
+    Kernel::here(subject.settings).verify(subject, bus)
+}
+
+/// What is asked of systemd when something is not as it should be; tests answer themselves.
+trait Manager {
+    /// The drop-in files of a unit.
+    fn drop_ins(&mut self, unit: &str) -> Vec<PathBuf>;
+    /// What systemd was built with: `+PAM … -BPF_FRAMEWORK …`.
+    fn features(&mut self) -> String;
+}
+
+impl Manager for Bus {
+    fn drop_ins(&mut self, unit: &str) -> Vec<PathBuf> {
+        match self.unit_property(unit, "Unit", "DropInPaths") {
+            Ok(Value::Texts(paths)) => paths.into_iter().map(PathBuf::from).collect(),
+            other => {
+                log::debug!("drop-ins of {unit}: {other:?}");
+                Vec::new()
+            }
         }
-    };
-    kernel.verify(subject, &mut drop_ins)
+    }
+
+    fn features(&mut self) -> String {
+        match self.manager_property("Features") {
+            Ok(Value::Text(features)) => features,
+            other => {
+                log::debug!("features of systemd: {other:?}");
+                String::new()
+            }
+        }
+    }
 }
 
 /// The files that are read; tests bring their own.
@@ -113,7 +135,7 @@ impl Kernel {
         Kernel { proc, cgroup, sys, machine, programs }
     }
 
-    fn verify(&self, subject: &Subject<'_>, drop_ins: &mut dyn FnMut() -> Vec<PathBuf>) -> Result<Report> {
+    fn verify(&self, subject: &Subject<'_>, manager: &mut dyn Manager) -> Result<Report> {
         let file = self.proc.join(subject.pid.as_raw_nonzero().to_string()).join("cgroup");
         let paths = read(&file).with_context(|| format!("read {}", file.display()))?;
         let paths = CgroupPaths::parse(&paths.unwrap_or_default());
@@ -122,7 +144,7 @@ impl Kernel {
             let Some(place) = self.place(subject, &paths, expectation.controller) else {
                 return Err(outside(subject, &paths, &expectation).into());
             };
-            self.check(subject, &place, &expectation, &mut report, drop_ins)?;
+            self.check(subject, &place, &expectation, &mut report, manager)?;
         }
         let memory = self.place(subject, &paths, Some("memory"));
         report.memory = memory.map(|place| place.mount.join(place.unit));
@@ -142,7 +164,7 @@ impl Kernel {
         place: &Place<'_>,
         expectation: &Expectation,
         report: &mut Report,
-        drop_ins: &mut dyn FnMut() -> Vec<PathBuf>,
+        manager: &mut dyn Manager,
     ) -> Result<()> {
         let Some(found) = self.look(subject, place, expectation)? else {
             return Err(absent(subject, place, expectation).into());
@@ -155,9 +177,10 @@ impl Kernel {
             effective: self.effective(place, found.file, &found.want),
         };
         match found.verdict {
-            Verdict::Looser => return Err(different(subject, expectation, &found, &drop_ins()).into()),
+            Verdict::Looser => return Err(different(subject, expectation, &found, manager).into()),
             Verdict::Tighter => {
-                let by = named(&drop_ins(), expectation).map_or_else(String::new, |by| format!(", by {by}"));
+                let by = named(&manager.drop_ins(subject.unit), expectation)
+                    .map_or_else(String::new, |by| format!(", by {by}"));
                 report.warnings.push(format!("{}: {} has {}{by}", expectation.asked, found.file, found.text));
             }
             Verdict::InForce => {}
@@ -209,7 +232,7 @@ impl Kernel {
             _ => None,
         };
         let (verdict, text) = compare(want, &text, device.as_deref());
-        let found = Found { file, want: want.clone(), verdict, text };
+        let found = Found { file, want: want.clone(), verdict, text, disk: device };
         Ok(Some(self.unusable_cpus(place, &found).unwrap_or(found)))
     }
 
@@ -222,7 +245,7 @@ impl Kernel {
         };
         let used = read(&place.mount.join(place.unit).join(file)).ok()??;
         let (verdict, text) = compare(&found.want, &used, None);
-        (verdict == Verdict::Looser).then(|| Found { file, want: found.want.clone(), verdict, text })
+        (verdict == Verdict::Looser).then(|| Found { file, want: found.want.clone(), verdict, text, disk: None })
     }
 
     fn look_at_programs(
@@ -250,7 +273,7 @@ impl Kernel {
         }
         let verdict = if count > 0 { Verdict::InForce } else { Verdict::Looser };
         let text = if count > 0 { "a BPF program" } else { "no BPF program" }.to_owned();
-        Ok(Found { file: "", want: Want::Programs(types.to_vec()), verdict, text })
+        Ok(Found { file: "", want: Want::Programs(types.to_vec()), verdict, text, disk: None })
     }
 
     /// What holds in the end, when a cgroup further up is tighter than `want`.
@@ -300,6 +323,8 @@ struct Found {
     want: Want,
     verdict: Verdict,
     text: String,
+    /// The number of the disk that a path stands for, where that is the question and can be told.
+    disk: Option<String>,
 }
 
 /// The limit that is left when a tighter one was found.
@@ -373,19 +398,29 @@ fn asked(want: &Want) -> String {
 }
 
 /// The line for a value that is looser than asked.
-fn different(subject: &Subject<'_>, expectation: &Expectation, found: &Found, drop_ins: &[PathBuf]) -> Fault {
+fn different(subject: &Subject<'_>, expectation: &Expectation, found: &Found, manager: &mut dyn Manager) -> Fault {
     let place = if found.file.is_empty() { "on its cgroup" } else { &format!("in {}", found.file) };
     let asked = asked(&found.want);
     let line = format!("{} is not in force: asked {asked}, found {} {place}", expectation.asked, found.text);
     let user = if subject.user { " --user" } else { "" };
-    match named(drop_ins, expectation) {
-        Some(files) => fault(format!("{line}: a drop-in says otherwise: {files}"))
-            .hint(format!("systemctl{user} cat {}", subject.unit)),
-        None => {
-            let why = "systemd did not set it or the kernel did not take it";
-            fault(format!("{line}: {why}")).hint(format!("journalctl{user} -b -u {}", subject.unit))
-        }
+    if let Some(files) = named(&manager.drop_ins(subject.unit), expectation) {
+        let hint = format!("systemctl{user} cat {}", subject.unit);
+        return fault(format!("{line}: a drop-in says otherwise: {files}")).hint(hint);
     }
+    let why = match &found.want {
+        Want::Device { path, .. } if found.disk.is_none() => format!("no single disk is known behind {path}"),
+        Want::Programs(_) if needs_framework(expectation.property) && manager.features().contains("-BPF_FRAMEWORK") => {
+            "this systemd was built without the BPF framework (`systemctl --version`)".to_owned()
+        }
+        _ => "systemd did not set it or the kernel did not take it".to_owned(),
+    };
+    fault(format!("{line}: {why}")).hint(format!("journalctl{user} -b -u {}", subject.unit))
+}
+
+/// Says whether systemd loads the program for a property with libbpf, which not every distribution builds in (Debian 12
+/// does not); what it makes of IPAddress…= and Device…= it assembles itself.
+fn needs_framework(property: &str) -> bool {
+    property.starts_with("SocketBind") || property == "RestrictNetworkInterfaces"
 }
 
 /// What gives a user manager the controllers that it lacks.
@@ -441,6 +476,20 @@ mod tests {
     const PID: i32 = 42;
     const UNIT: &str = "t.scope";
 
+    /// A systemd with these drop-ins.
+    struct Answers(Vec<PathBuf>);
+
+    impl Manager for Answers {
+        fn drop_ins(&mut self, unit: &str) -> Vec<PathBuf> {
+            assert_eq!(unit, UNIT);
+            self.0.clone()
+        }
+
+        fn features(&mut self) -> String {
+            "+PAM -BPF_FRAMEWORK +X".to_owned()
+        }
+    }
+
     /// A /proc and a /sys/fs/cgroup in a temporary directory.
     struct Fixture {
         root: tempfile::TempDir,
@@ -475,8 +524,8 @@ mod tests {
             assert_eq!(settings.len(), texts.len());
             let pid = Pid::from_raw(PID).unwrap_or(Pid::INIT);
             let subject = Subject { pid, unit: UNIT, settings: &settings, mode: self.mode, user };
-            let mut drop_ins = || drop_ins.iter().map(|name| path(name)).collect();
-            let result = kernel.verify(&subject, &mut drop_ins);
+            let mut manager = Answers(drop_ins.iter().map(|name| path(name)).collect());
+            let result = kernel.verify(&subject, &mut manager);
             let text = match result {
                 Ok(report) => {
                     let limits = report.limits.iter().map(|limit| format!("{} {}", limit.file, limit.in_force));
@@ -576,6 +625,10 @@ mod tests {
         assert!(user.contains("is not delegated to your service manager") && user.contains("delegate.conf"), "{user}");
         let user = fixture.verify(&["SocketBindDeny=any"], true, &[]);
         assert!(user.contains("may not load BPF programs"), "{user}");
+        let found = fixture.verify(&["SocketBindDeny=any"], false, &[]);
+        assert!(found.contains("built without the BPF framework"), "{found}");
+        let found = fixture.verify(&["IOReadBandwidthMax=/proc 2M"], false, &[]);
+        assert!(found.contains("no single disk is known behind /proc"), "{found}");
         fixture.write("cgroup/test.slice/t.scope/bpf", "")?;
         assert_eq!(fixture.verify(&["DevicePolicy=closed"], false, &[]), " a BPF program");
         Ok(())

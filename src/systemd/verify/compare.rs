@@ -127,7 +127,8 @@ fn device_line(key: &str, want: u64, text: &str, device: Option<&str>) -> (Verdi
     match found.as_slice() {
         many if many.contains(&want) => (InForce, shown(want)),
         [] if want == INFINITY => (InForce, "max".to_owned()),
-        [] => (Looser, "nothing for this device".to_owned()),
+        [] => (Looser, "nothing for it".to_owned()),
+        _ if device.is_none() => (Looser, "nothing for it".to_owned()),
         [first, ..] => (if *first < want { Tighter } else { Looser }, shown(*first)),
     }
 }
@@ -189,5 +190,6 @@ mod tests {
             assert_eq!(compare(&want, text, Some("253:0")).0, verdict, "{want:?} {text:?}");
         }
         assert_eq!(compare(&device("rbps", 5), io, None).0, InForce, "any device");
+        assert_eq!(compare(&device("rbps", 6), io, None).0, Looser, "another device says nothing");
     }
 }

@@ -149,7 +149,6 @@ fn on_v1(setting: &Setting, all: &[Setting], machine: &Machine) -> Vec<Place> {
             one("memory", "memory.limit_in_bytes", memory(value, false, machine))
         }
         ("TasksMax" | "TasksMaxScale", value) => one("pids", "pids.max", tasks(value, machine)),
-        ("CPUAccounting", Value::Bool(true)) => one("cpuacct", "cpuacct.usage", Want::Exists),
         ("MemoryAccounting", Value::Bool(true)) => one("memory", "memory.usage_in_bytes", Want::Exists),
         ("TasksAccounting", Value::Bool(true)) => one("pids", "pids.current", Want::Exists),
         ("BlockIOAccounting", Value::Bool(true)) => one("blkio", "blkio.throttle.io_service_bytes", Want::Exists),
