@@ -230,3 +230,30 @@ pub(crate) fn exit_now(status: u8) -> ! {
     // SAFETY: _exit has no preconditions.
     unsafe { libc::_exit(i32::from(status)) }
 }
+
+/// The number of BPF programs of one attach type (`enum bpf_attach_type`) on a cgroup itself, those of its parents not
+/// counted; see bpf(2), `BPF_PROG_QUERY`.
+///
+/// # Errors
+/// EPERM without CAP_NET_ADMIN and CAP_BPF, EINVAL where the kernel was built without BPF for cgroups.
+pub(crate) fn bpf_prog_query(cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<u32> {
+    /// `BPF_PROG_QUERY` of `enum bpf_cmd`.
+    const QUERY: libc::c_int = 16;
+    /// The member `query` of `union bpf_attr`.
+    #[repr(C)]
+    struct Query {
+        target_fd: u32,
+        attach_type: u32,
+        query_flags: u32,
+        attach_flags: u32,
+        prog_ids: u64,
+        prog_cnt: u32,
+        padding: u32,
+    }
+    let target_fd = u32::try_from(cgroup.as_raw_fd()).map_err(io::Error::other)?;
+    let mut query = Query { target_fd, attach_type, query_flags: 0, attach_flags: 0, prog_ids: 0, prog_cnt: 0, padding: 0 };
+    // SAFETY: query lives across the call and is as long as said; the kernel takes any length of bpf_attr and treats what is
+    // missing as zero. With prog_ids null and prog_cnt 0 it writes nothing but attach_flags and prog_cnt into it.
+    check(unsafe { libc::syscall(libc::SYS_bpf, QUERY, &raw mut query, size_of::<Query>()) })?;
+    Ok(query.prog_cnt)
+}
