@@ -216,7 +216,7 @@ mod tests {
             (
                 &["CPUQuota=20%", "TasksMax=9", "DevicePolicy=closed"],
                 Legacy,
-                "CPUQuotaPerSecUSec=200000 TasksMax=9 DevicePolicy=Text(\"closed\")",
+                "CPUQuotaPerSecUSec=200000 TasksMax=9 DevicePolicy=closed",
             ),
             (&["AllowedCPUs=0"], Hybrid, "error: AllowedCPUs=0 would not be in force: cgroup v1 cannot do this"),
             (&["MemoryHigh=1M"], Legacy, "error: MemoryHigh=1M would not be in force: cgroup v1 cannot do this"),
