@@ -1,11 +1,14 @@
 #!/bin/bash
-# The Debian trees that the test beds boot. Sourced by lab/lab.sh and vm/vm.sh; `tests/tree.sh SUITE` builds one by hand.
+# The Debian trees that the test beds boot.
+#   tree.sh tarball SUITE…          build, or find in the cache, and print the path
+#   tree.sh image SUITE vm|lab      the same for a bootable image of it
+# lab/ and vm/ source it for the rest.
 #
 # Two steps, each cached by a key that hashes what goes into it, each written under a temporary name and then renamed, so
 # that an interrupted run leaves nothing that looks finished:
 #   tree_tarball SUITE        mmdebstrap over the network, 25 to 130 s
 #   tree_image SUITE vm|lab   the tarball made ready (user, masks, test service) as an ext4 image, about 10 s, no network
-set -eu
+set -euo pipefail
 tree_cache=${SANDBOX_TEST_CACHE:-/var/cache/sandbox-test}
 tree_self=$(realpath "${BASH_SOURCE[0]}")
 
@@ -161,5 +164,10 @@ UNIT
 }
 
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then
-  for suite; do tree_tarball "$suite"; done
+  shopt -s inherit_errexit   # a failure in $(…) is one too
+  case "${1:-}" in
+    tarball) shift; for suite; do tree_tarball "$suite"; done ;;
+    image) tree_image "${2:?SUITE}" "${3:?vm or lab}" ;;
+    *) sed -n '2,5p' "$0"; exit 125 ;;
+  esac
 fi

@@ -136,7 +136,7 @@ start() { # start NAME LEASH: with LEASH the write end of the pipe is left open 
   [ "$(id -u)" = 0 ] || die "needs root"
   [ -x /lib/systemd/systemd ] || die "needs systemd installed (apt install systemd dbus libpam-systemd dbus-user-session)"
   sweep
-  [ "$kind" = cow ] || image=$(tree_image bookworm lab)
+  [ "$kind" = cow ] || image=$(bash "$here/../tree.sh" image bookworm lab) || die "no image of the bookworm tree"
   mkdir "/run/lab-$name" 2>/dev/null || die "$name is there already"
   if [ -d /run/systemd/system ]; then
     scope=(systemd-run --scope --quiet --collect -p Delegate=yes "--unit=lab-$name")
