@@ -51,3 +51,29 @@ impl fmt::Display for Fault {
 }
 
 impl std::error::Error for Fault {}
+
+/// The whole chain on one line, outermost first, as a person reads it: without the numbers that Rust adds to the kernel's words.
+pub(crate) fn line(error: &anyhow::Error) -> String {
+    let text = format!("{error:#}").replace('\n', " ");
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text.as_str();
+    while let Some((before, after)) = rest.split_once(" (os error ") {
+        out.push_str(before);
+        rest = after.split_once(')').map_or("", |(_, tail)| tail);
+    }
+    out + rest
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_has_the_kernels_words_only() {
+        let error = anyhow::Error::from(std::io::Error::from_raw_os_error(libc::EACCES)).context("open /x");
+        assert_eq!(line(&error), "open /x: Permission denied");
+        let twice =
+            anyhow::Error::from(fault("a: No such file or directory (os error 2)")).context("b (os error 1): c");
+        assert_eq!(line(&twice), "b: c: a: No such file or directory");
+    }
+}

@@ -54,7 +54,7 @@ fn log_to_stderr() {
 /// Prints an error: one line, and the hint; the exit status it leads to.
 fn report(error: &anyhow::Error) -> u8 {
     let fault = error.chain().find_map(|cause| cause.downcast_ref::<error::Fault>());
-    let mut text = format!("sandbox: {error:#}\n");
+    let mut text = format!("sandbox: {}\n", error::line(error));
     if let Some(hint) = fault.and_then(error::Fault::hint_text) {
         text.push_str(&format!("hint: {hint}\n"));
     }

@@ -50,7 +50,8 @@ impl<'a> Relay<'a> {
         Ok(Relay { end, pidfd, signals, terminal, as_pid1, socket_open: true, interrupted: None, status: None })
     }
 
-    /// Returns when the first process inside has ended, with the payload's status (as by wait(2)) where the stub reported it.
+    /// Returns when nothing inside runs any more: with the payload's status (as by wait(2)) when the stub reported it, or without
+    /// when the first process inside is gone.
     ///
     /// # Errors
     /// When the payload could not be executed, or an event cannot be read.
@@ -68,12 +69,13 @@ impl<'a> Relay<'a> {
             if ready.socket {
                 self.hear(seen)?;
             }
-            if ready.ended {
+            // The stub reports when nothing else runs inside; the rest of its end, taking the mounts down, need not be waited for.
+            if ready.ended || self.status.is_some() {
                 if let Some(terminal) = &mut self.terminal {
                     terminal.drain();
                 }
                 // What the stub said before it ended may still be in the socket.
-                while self.socket_open {
+                while self.socket_open && self.status.is_none() {
                     self.hear(seen)?;
                 }
                 return Ok(self.status);

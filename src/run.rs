@@ -49,7 +49,9 @@ pub(crate) fn run(plan: &Plan, timings: &mut Timings) -> Result<u8> {
 
 fn explain_clone(error: std::io::Error) -> anyhow::Error {
     let hint = match error.raw_os_error() {
-        Some(libc::EPERM) => "sysctl kernel.unprivileged_userns_clone=1 kernel.apparmor_restrict_unprivileged_userns=0, or run as root",
+        Some(libc::EPERM) => {
+            "sysctl kernel.unprivileged_userns_clone=1 kernel.apparmor_restrict_unprivileged_userns=0, or run as root"
+        }
         Some(libc::ENOSPC) => "sysctl user.max_user_namespaces=… and its kind limit namespaces",
         _ => return anyhow::Error::new(error).context("make namespaces"),
     };
@@ -58,7 +60,9 @@ fn explain_clone(error: std::io::Error) -> anyhow::Error {
 
 /// A directory that keeps writes has one sandbox at a time: two would damage each other's overlay.
 fn lock_upper(root: &RootPlan) -> Result<Option<File>> {
-    let Some(path) = &root.upper else { return Ok(None) };
+    let Some(path) = &root.upper else {
+        return Ok(None);
+    };
     match std::fs::create_dir(path) {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
             return Err(error).with_context(|| format!("make --upper {}", path.display()));
@@ -68,8 +72,12 @@ fn lock_upper(root: &RootPlan) -> Result<Option<File>> {
     let directory = File::open(path).with_context(|| format!("open --upper {}", path.display()))?;
     match directory.try_lock() {
         Ok(()) => Ok(Some(directory)),
-        Err(std::fs::TryLockError::WouldBlock) => Err(fault(format!("--upper {}: another sandbox uses it", path.display())).into()),
-        Err(std::fs::TryLockError::Error(error)) => Err(error).with_context(|| format!("lock --upper {}", path.display())),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            Err(fault(format!("--upper {}: another sandbox uses it", path.display())).into())
+        }
+        Err(std::fs::TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("lock --upper {}", path.display()))
+        }
     }
 }
 
@@ -80,7 +88,7 @@ struct Running<'a> {
     pid: Pid,
     pidfd: OwnedFd,
     helper: Option<Pid>,
-    unit: Option<Unit>,
+    unit: Option<Unit<'a>>,
     ended: bool,
 }
 
@@ -103,20 +111,28 @@ impl Drop for Running<'_> {
 impl Running<'_> {
     /// Everything up to Go. The child and the helper work while systemd does; the master of the sandbox's terminal is returned.
     fn start(&mut self, claim: Option<&Claim>, timings: &mut Timings) -> Result<Option<OwnedFd>> {
+        if let Some(plan) = &self.plan.unit {
+            self.unit = Some(Unit::begin(plan, self.pid, self.pidfd.as_fd())?);
+            timings.mark("unit asked for");
+        }
         self.map_ids(claim)?;
         self.start_helper(claim)?;
-        timings.mark("id maps, helper");
-        if let Some(plan) = &self.plan.unit {
-            self.unit = Some(Unit::start(plan, self.pid, self.pidfd.as_fd(), timings)?);
-        }
         self.plan.process.apply_from_outside(self.pid)?;
+        timings.mark("id maps, helper");
+        if let Some(unit) = &mut self.unit {
+            unit.finish(self.pidfd.as_fd())?;
+            timings.mark("unit started");
+        }
         let master = match self.end.receive()? {
             Some(ToParent::Ready(master)) => master,
             other => return Err(unexpected(other)),
         };
         timings.mark("child ready");
         if let Some(unit) = &mut self.unit {
-            unit.verify(self.pid)?;
+            let report = unit.verify()?;
+            if !self.plan.process.quiet {
+                report.warnings.iter().for_each(|warning| log::warn!("{warning}"));
+            }
             timings.mark("limits verified");
         }
         self.end.send(&ToChild::Go).context("tell the child")?;
@@ -125,14 +141,18 @@ impl Running<'_> {
 
     fn map_ids(&self, claim: Option<&Claim>) -> Result<()> {
         let base = claim.map_or(0, |claim| claim.base);
-        let Some((uid, gid)) = users::map_lines(&self.plan.users, base) else { return Ok(()) };
+        let Some((uid, gid)) = users::map_lines(&self.plan.users, base) else {
+            return Ok(());
+        };
         users::write_maps(self.pid, &uid, &gid, rustix::process::geteuid().is_root())?;
         self.end.send(&ToChild::Mapped).context("tell the child")
     }
 
     /// The helper makes the root with the host's privileges, in a mount namespace of its own, and sends it to the child itself.
     fn start_helper(&mut self, claim: Option<&Claim>) -> Result<()> {
-        let Some(root) = self.plan.root.as_ref().filter(|root| !root.userxattr) else { return Ok(()) };
+        let Some(root) = self.plan.root.as_ref().filter(|root| !root.userxattr) else {
+            return Ok(());
+        };
         let userns = claim.map(|_| users::open_userns(self.pid)).transpose()?;
         match sys::clone_process(libc::CLONE_NEWNS).context("start the helper that makes the root")? {
             Side::Child => {
@@ -154,6 +174,15 @@ impl Running<'_> {
         if let Some(helper) = self.helper.take() {
             drop(rustix::process::waitpid(Some(helper), rustix::process::WaitOptions::empty()));
         }
+    }
+
+    /// Waits for the end of the first process inside; the status it leads to.
+    fn wait_for_child(&mut self) -> Result<u8> {
+        let status = rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED)
+            .context("wait for the child")?;
+        self.ended = true;
+        let parts = status.map(|status| (status.exit_status(), status.terminating_signal()));
+        Ok(parts.map_or(exit::FAILED, |(exited, signaled)| exit::from_waitid(exited, signaled)))
     }
 
     /// When the child reported a failure, that is the cause of whatever this side saw.
@@ -181,17 +210,18 @@ impl Running<'_> {
             Err(error) => return Err(self.first_failure(error)),
         };
         let out_of_memory = self.unit.as_ref().and_then(Unit::oom_kills).filter(|kills| *kills > 0);
-        let ended = rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED)
-            .context("wait for the child")?;
-        self.ended = true;
         drop(relay);
-        timings.mark("ended");
-        let status = match (reported, ended) {
-            (Some(status), _) => exit::from_wait_status(status),
-            (None, Some(status)) => exit::from_waitid(status.exit_status(), status.terminating_signal()),
-            (None, None) => exit::FAILED,
+        let status = match reported {
+            Some(status) => exit::from_wait_status(status),
+            None => self.wait_for_child()?,
         };
-        if let Some(kills) = out_of_memory {
+        // With a kept upper the next sandbox may start at once: this one's overlay has to be gone.
+        if self.plan.root.as_ref().is_some_and(|root| root.upper.is_some()) && !self.ended {
+            self.wait_for_child()?;
+        }
+        self.ended = true;
+        timings.mark("ended");
+        if let Some(kills) = out_of_memory.filter(|_| !self.plan.process.quiet) {
             log::warn!("out of memory: the kernel killed {kills} of the sandbox's processes (memory.events)");
         }
         Ok(status)

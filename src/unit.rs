@@ -1,26 +1,90 @@
-//! The unit around one sandbox: started, its limits verified, stopped.
+//! The unit around one sandbox: started while the child works, its limits verified, stopped where it has to be.
 
+use std::fs::File;
 use std::os::fd::BorrowedFd;
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
 
 use rustix::process::Pid;
 
 use crate::error::Result;
 use crate::plan::UnitPlan;
-use crate::timings::Timings;
+use crate::systemd::{self, Bus, CgroupMode, PendingScope, Report, ScopeRequest, Subject};
 
-/// A unit that runs.
+/// A unit that is being started, and then runs.
 #[derive(Debug)]
-pub(crate) struct Unit;
+pub(crate) struct Unit<'a> {
+    plan: &'a UnitPlan,
+    pid: Pid,
+    bus: Bus,
+    pending: Option<PendingScope>,
+    memory_events: Option<File>,
+}
 
-impl Unit {
-    pub(crate) fn start(_plan: &UnitPlan, _pid: Pid, _pidfd: BorrowedFd<'_>, _timings: &mut Timings) -> Result<Unit> {
-        Ok(Unit)
+impl<'a> Unit<'a> {
+    /// Asks systemd for the unit with process `pid` in it, and does not wait for it.
+    ///
+    /// # Errors
+    /// When the service manager cannot be reached.
+    pub(crate) fn begin(plan: &'a UnitPlan, pid: Pid, pidfd: BorrowedFd<'_>) -> Result<Unit<'a>> {
+        let mut bus = if plan.user { Bus::user()? } else { Bus::system()? };
+        let pending = bus.begin_scope(&request(plan, pid, Some(pidfd)))?;
+        Ok(Unit { plan, pid, bus, pending: Some(pending), memory_events: None })
     }
-    pub(crate) fn verify(&mut self, _pid: Pid) -> Result<()> {
+
+    /// Waits until the process is in the unit.
+    ///
+    /// # Errors
+    /// With systemd's reason; nothing of the unit is left then.
+    pub(crate) fn finish(&mut self, pidfd: BorrowedFd<'_>) -> Result<()> {
+        if let Some(pending) = self.pending.take() {
+            self.bus.finish_scope(&request(self.plan, self.pid, Some(pidfd)), pending)?;
+        }
         Ok(())
     }
-    pub(crate) fn oom_kills(&self) -> Option<u64> {
-        None
+
+    /// Reads every limit back from the kernel.
+    ///
+    /// # Errors
+    /// With property, asked, found and reason, when one is not in force.
+    pub(crate) fn verify(&mut self) -> Result<Report> {
+        let UnitPlan { user, name, settings, cgroup, .. } = self.plan;
+        let subject = Subject { pid: self.pid, unit: name, settings, mode: *cgroup, user: *user };
+        let report = systemd::verify(&mut self.bus, &subject)?;
+        // Held open, because the file is gone from the tree as soon as systemd sees the unit empty.
+        let name = if *cgroup == CgroupMode::Unified { "memory.events" } else { "memory.oom_control" };
+        self.memory_events = report.memory.as_ref().and_then(|directory| File::open(directory.join(name)).ok());
+        Ok(report)
     }
-    pub(crate) fn stop(&mut self) {}
+
+    /// How many of its processes the kernel has killed for memory; `None` where that is not known.
+    pub(crate) fn oom_kills(&self) -> Option<u64> {
+        let mut bytes = [0; 512];
+        let length = self.memory_events.as_ref()?.read_at(&mut bytes, 0).ok()?;
+        let text = std::str::from_utf8(bytes.get(..length)?).ok()?;
+        text.lines().find_map(|line| line.strip_prefix("oom_kill "))?.parse().ok()
+    }
+
+    /// Stops it, with whatever is still in it.
+    pub(crate) fn stop(&mut self) {
+        let wait = Duration::from_micros(self.plan.timeout_stop_usec) + Duration::from_secs(5);
+        if let Err(error) = self.bus.stop(&self.plan.name, wait) {
+            log::debug!("{error:#}");
+        }
+    }
+}
+
+fn request<'a>(plan: &'a UnitPlan, pid: Pid, pidfd: Option<BorrowedFd<'a>>) -> ScopeRequest<'a> {
+    ScopeRequest {
+        name: &plan.name,
+        slice: &plan.slice,
+        description: &plan.description,
+        pid,
+        pidfd,
+        settings: &plan.settings,
+        timeout_stop_usec: plan.timeout_stop_usec,
+        oom_policy: "continue",
+        delegate: plan.delegate,
+        collect_mode: "inactive-or-failed",
+    }
 }

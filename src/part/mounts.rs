@@ -6,9 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, StatVfsMountFlags, Uid};
-use rustix::mount::{
-    MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
-};
+use rustix::mount::{MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 use serde::Serialize;
 
 use crate::error::{Result, fault};
@@ -68,7 +66,13 @@ const READ_ONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", 
 
 impl KernelMounts {
     /// Decides what is mounted: `shared_*` tell which namespaces are the host's.
-    pub(crate) fn plan(shared_pid: bool, shared_net: bool, shared_ipc: bool, cgroup: bool, tty_group: bool) -> KernelMounts {
+    pub(crate) fn plan(
+        shared_pid: bool,
+        shared_net: bool,
+        shared_ipc: bool,
+        cgroup: bool,
+        tty_group: bool,
+    ) -> KernelMounts {
         KernelMounts {
             proc: !shared_pid,
             sysfs: !shared_net,
@@ -105,8 +109,9 @@ pub(crate) fn enter(plan: &KernelMounts, tree: &OwnedFd) -> Result<()> {
     // Before the old root goes and before anything covers a part of them: the kernel lets a user namespace have new ones only
     // while it sees whole ones (mount_too_revealing() in fs/namespace.c).
     mount_kernel_file_systems(plan, tree)?;
+    let mut empty = None;
     for path in &plan.masked {
-        mask(tree.as_fd(), path).with_context(|| format!("mask {}", path.display()))?;
+        mask(tree.as_fd(), path, &mut empty).with_context(|| format!("mask {}", path.display()))?;
     }
     for path in &plan.read_only {
         make_read_only(tree.as_fd(), path).with_context(|| format!("make {} read-only", path.display()))?;
@@ -141,7 +146,9 @@ fn mount_new(root: &OwnedFd, kind: &str, at: &str, options: &[(&str, String)], f
     let mount = new_file_system(kind, options, flags).map_err(|error| {
         let fault = fault(format!("mount {kind} on {at}: {error}"));
         if error.raw_os_error() == Some(libc::EPERM) {
-            return fault.hint(format!("something on this host covers a part of {at}, or we run in a container: try --userns host"));
+            return fault.hint(format!(
+                "something on this host covers a part of {at}, or we run in a container: try --userns host"
+            ));
         }
         fault
     })?;
@@ -164,23 +171,33 @@ fn existing(root: BorrowedFd<'_>, path: &Path) -> Result<Option<OwnedFd>> {
     }
 }
 
-/// Covers a file with /dev/null, a directory with an empty one. The source of each is our own, opened by descriptor.
-fn mask(root: BorrowedFd<'_>, path: &Path) -> Result<()> {
-    let Some(target) = existing(root, path)? else { return Ok(()) };
+/// Covers a file with /dev/null, a directory with an empty one. The source of each is our own, opened by descriptor; `empty` is
+/// the empty directory once there is one.
+fn mask(root: BorrowedFd<'_>, path: &Path, empty: &mut Option<OwnedFd>) -> Result<()> {
+    let Some(target) = existing(root, path)? else {
+        return Ok(());
+    };
     let kind = FileType::from_raw_mode(rustix::fs::fstat(&target)?.st_mode);
-    let cover = if kind == FileType::Directory {
-        let options = [("mode", "0755".to_owned()), ("size", "4096".to_owned()), ("nr_inodes", "2".to_owned())];
-        new_file_system("tmpfs", &options, kernel_attributes() | MountAttrFlags::MOUNT_ATTR_RDONLY)?
-    } else {
-        let null = open_or_make(root, Path::new("/dev/null"), Make::File, OWNER)?;
-        clone_mount(&null)?
+    let cover = match (kind == FileType::Directory, empty.as_ref()) {
+        (true, Some(empty)) => clone_mount(empty)?,
+        (true, None) => {
+            let options = [("mode", "0755".to_owned()), ("size", "4096".to_owned()), ("nr_inodes", "2".to_owned())];
+            new_file_system("tmpfs", &options, kernel_attributes() | MountAttrFlags::MOUNT_ATTR_RDONLY)?
+        }
+        (false, _) => clone_mount(&open_or_make(root, Path::new("/dev/null"), Make::File, OWNER)?)?,
     };
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    Ok(rustix::mount::move_mount(&cover, "", &target, "", flags)?)
+    rustix::mount::move_mount(&cover, "", &target, "", flags)?;
+    if kind == FileType::Directory {
+        empty.get_or_insert(cover);
+    }
+    Ok(())
 }
 
 fn make_read_only(root: BorrowedFd<'_>, path: &Path) -> Result<()> {
-    let Some(target) = existing(root, path)? else { return Ok(()) };
+    let Some(target) = existing(root, path)? else {
+        return Ok(());
+    };
     let copy = clone_mount(&target)?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     rustix::mount::move_mount(&copy, "", &target, "", flags)?;

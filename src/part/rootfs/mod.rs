@@ -1,6 +1,8 @@
 //! The root of a sandbox: a list of mounts, decided here as plain data in the order they are made, and made by [`assemble`].
 
 pub(crate) mod assemble;
+mod init;
+mod overlay;
 mod view;
 
 use std::fmt;
@@ -23,7 +25,7 @@ pub(crate) struct RootPlan {
     pub(crate) upper: Option<PathBuf>,
     /// No overlay can be written to.
     pub(crate) read_only: bool,
-    /// Overlays keep their marks in `user.overlay.*` (a plain user may not write `trusted.*`).
+    /// A plain user's root: made by the child, with overlays that keep their marks in `user.overlay.*`.
     pub(crate) userxattr: bool,
     /// `lowerdir+` exists (Linux 6.5), so the number of layers is not bounded by one page of options.
     pub(crate) many_layers: bool,
@@ -112,7 +114,7 @@ pub(crate) struct Tmpfs {
     pub(crate) at: PathBuf,
     /// Mode of the directory.
     pub(crate) mode: u32,
-    /// Size in bytes; `None`: half of the machine's memory.
+    /// Size in bytes; `None`: what [`RootPlan::memory`] leaves.
     pub(crate) size: Option<u64>,
 }
 
@@ -161,6 +163,9 @@ pub(crate) fn plan(spec: &Spec, host: &Host, owners: Owners, share_sys: bool, sh
     operations.extend(kernel_directories(share_sys, share_proc));
     operations.extend(devices());
     operations.extend(asked(spec, host, owners)?);
+    if rootless && host.kernel < (6, 6) {
+        without_user_xattrs(spec, host, &mut operations)?;
+    }
     let (memory, upper) = match &spec.root.upper {
         Upper::Memory(size) => (*size, None),
         Upper::Directory(path) => (None, Some(path.clone())),
@@ -179,6 +184,27 @@ pub(crate) fn plan(spec: &Spec, host: &Host, owners: Owners, share_sys: bool, sh
         many_layers: host.kernel >= (6, 5),
         scratch: ["/tmp", "/mnt", "/run", "/usr"].map(PathBuf::from).to_vec(),
     })
+}
+
+/// Before 6.6 a tmpfs has no user.* attributes, so it can be neither the upper of a plain user's overlay (removing a directory and
+/// making it again would give EIO) nor hold an opaque directory: what is hidden is absent then, not empty.
+fn without_user_xattrs(spec: &Spec, host: &Host, operations: &mut [Operation]) -> Result<()> {
+    if matches!(spec.root.upper, Upper::Memory(_)) {
+        let (major, minor) = host.kernel;
+        return Err(fault(format!("overlay root: on Linux {major}.{minor} a plain user's needs a place on a disk for its writes (6.6 does not)"))
+            .hint("--upper DIR, a directory that need not exist yet; or run as root")
+            .into());
+    }
+    for operation in operations {
+        if let Operation::Overlay(overlay) = operation {
+            overlay
+                .init
+                .iter_mut()
+                .filter(|entry| entry.what == InitKind::Empty)
+                .for_each(|entry| entry.what = InitKind::Absent);
+        }
+    }
+    Ok(())
 }
 
 /// Whether `mount` can be idmapped: the file systems that can, with the first kernel where each can (FS_ALLOW_IDMAP in the
@@ -214,7 +240,11 @@ pub(crate) fn idmap_obstacle(spec: &Spec, host: &Host) -> Option<String> {
     layers.into_iter().find_map(|layer| {
         let mount = host.mount_of(layer)?;
         (!can_idmap(mount, host.kernel)).then(|| {
-            format!("the owners of files on {} ({}) cannot be mapped on Linux {major}.{minor}", layer.display(), mount.fstype)
+            format!(
+                "the owners of files on {} ({}) cannot be mapped on Linux {major}.{minor}",
+                layer.display(),
+                mount.fstype
+            )
         })
     })
 }
@@ -242,11 +272,7 @@ fn init_files(spec: &Spec, host: &Host) -> Vec<InitEntry> {
     };
     let file = |path: &str, content: String| InitEntry { path: path.into(), what: InitKind::File(content) };
     let resolv_conf = String::from_utf8_lossy(&host.view.resolv_conf).into_owned();
-    vec![
-        file("etc/hostname", format!("{name}\n")),
-        file("etc/hosts", hosts),
-        file("etc/resolv.conf", resolv_conf),
-    ]
+    vec![file("etc/hostname", format!("{name}\n")), file("etc/hosts", hosts), file("etc/resolv.conf", resolv_conf)]
 }
 
 fn with_newline(text: &str) -> String {
@@ -277,7 +303,7 @@ fn kernel_directories(share_sys: bool, share_proc: bool) -> Vec<Operation> {
 
 fn devices() -> Vec<Operation> {
     let tmpfs = |at: &str, mode| Operation::Tmpfs(Tmpfs { at: at.into(), mode, size: None });
-    let mut operations = vec![Operation::Tmpfs(Tmpfs { at: "/dev".into(), mode: 0o755, size: Some(4 << 20) })];
+    let mut operations = vec![tmpfs("/dev", 0o755)];
     operations.extend(DEVICES.iter().map(|name| {
         let path = Path::new("/dev").join(name);
         Operation::Bind(BindPlan {
@@ -291,7 +317,9 @@ fn devices() -> Vec<Operation> {
         })
     }));
     operations.extend(
-        DEVICE_LINKS.iter().map(|(name, target)| Operation::Link { at: Path::new("/dev").join(name), target: target.into() }),
+        DEVICE_LINKS
+            .iter()
+            .map(|(name, target)| Operation::Link { at: Path::new("/dev").join(name), target: target.into() }),
     );
     operations.extend(["/dev/pts", "/dev/mqueue"].map(|path| Operation::Directory(path.into())));
     operations.push(tmpfs("/dev/shm", 0o1777));
@@ -343,12 +371,18 @@ impl fmt::Display for Operation {
                 let layers: Vec<String> = overlay.layers.iter().map(|l| l.display().to_string()).collect();
                 write!(f, "{at}: overlay of {}{}", layers.join(", "), if overlay.idmap { ", idmapped" } else { "" })?;
                 let hidden = |entry: &&InitEntry| !matches!(entry.what, InitKind::File(_));
-                let hidden: Vec<String> = overlay.init.iter().filter(hidden).map(|e| e.path.display().to_string()).collect();
+                let hidden: Vec<String> =
+                    overlay.init.iter().filter(hidden).map(|e| e.path.display().to_string()).collect();
                 if hidden.is_empty() { Ok(()) } else { write!(f, "; hidden: {}", hidden.join(" ")) }
             }
             Operation::Bind(bind) => {
                 let mode = if bind.read_only { "read-only" } else { "writable" };
-                write!(f, "{at}: bind of {}, {mode}{}", bind.source.display(), if bind.idmap { ", idmapped" } else { "" })
+                write!(
+                    f,
+                    "{at}: bind of {}, {mode}{}",
+                    bind.source.display(),
+                    if bind.idmap { ", idmapped" } else { "" }
+                )
             }
             Operation::Tmpfs(tmpfs) => match tmpfs.size {
                 Some(size) => write!(f, "{at}: tmpfs of {size} bytes"),

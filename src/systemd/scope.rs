@@ -1,0 +1,360 @@
+//! Units over the bus: start a scope and wait until it stands, stop, kill, freeze, look at and change a unit.
+
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
+
+use rustix::process::Pid;
+use zbus::wire::OwnedVariant;
+use zbus::{Fd, OwnedObjectPath, Variant};
+
+use crate::error::{Result, fault};
+
+use super::bus::{Bus, WAIT, is_absence, manager_call, object_call, unit_path, unknown_property};
+use super::property::{Setting, Value};
+use super::wire::{Call, Deadline, Exchange, Failure, Incoming};
+
+/// How long a clean-up after a failure may take; nobody is served by waiting for it longer.
+const CLEANUP_WAIT: Duration = Duration::from_secs(2);
+
+/// A scope to start. What `settings` names wins over the field that says the same.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ScopeRequest<'a> {
+    /// With its suffix: `toptest.scope`.
+    pub(crate) name: &'a str,
+    /// With its suffix: `test.slice`; systemd makes it when it does not exist.
+    pub(crate) slice: &'a str,
+    /// What `systemctl status` shows, best the command.
+    pub(crate) description: &'a str,
+    /// The process that goes in, as PID 1 numbers it. It must be a child of ours, so that the number stays its own.
+    pub(crate) pid: Pid,
+    /// The same process as a descriptor; systemd takes it since 255.
+    pub(crate) pidfd: Option<BorrowedFd<'a>>,
+    /// The limits and whatever else was asked, translated.
+    pub(crate) settings: &'a [Setting],
+    /// How long a stop waits between SIGTERM and SIGKILL, in microseconds.
+    pub(crate) timeout_stop_usec: u64,
+    /// `continue`, `stop` or `kill`: what an OOM kill inside does to the rest. Left out on systemd that does not take
+    /// it (before 253), since nobody asked for it by name.
+    pub(crate) oom_policy: &'a str,
+    /// Whether the payload may have cgroups of its own; user managers need it for `exec`.
+    pub(crate) delegate: bool,
+    /// `inactive-or-failed`: nothing is left of a scope that failed.
+    pub(crate) collect_mode: &'a str,
+}
+
+/// A scope that stands, with the process in it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct StartedScope {
+    /// Its object on the bus.
+    pub(crate) object: String,
+    /// The bus properties that this systemd is too old for and that were left out: `PIDFDs`, `OOMPolicy`.
+    pub(crate) left_out: Vec<&'static str>,
+}
+
+/// A start that was sent; systemd works on it. End it with [`Bus::finish_scope`].
+#[derive(Debug)]
+#[must_use]
+pub(crate) struct PendingScope {
+    call: u32,
+    deadline: Deadline,
+    left_out: Vec<&'static str>,
+    was_reset: bool,
+}
+
+/// What came of one attempt to start.
+enum Attempt {
+    Done,
+    Retry,
+}
+
+impl Bus {
+    /// Starts a scope and waits until the process is in it, 30 s at the longest.
+    pub(crate) fn start_scope(&mut self, request: &ScopeRequest<'_>) -> Result<StartedScope> {
+        let pending = self.begin_scope(request)?;
+        self.finish_scope(request, pending)
+    }
+
+    /// Sends the start and returns: what the caller does next happens while systemd works.
+    pub(crate) fn begin_scope(&mut self, request: &ScopeRequest<'_>) -> Result<PendingScope> {
+        let deadline = Deadline::after(WAIT);
+        let mut pending = PendingScope { call: 0, deadline, left_out: Vec::new(), was_reset: false };
+        self.send_start(request, &mut pending)
+            .map_err(|failure| self.explain(&format!("start {}", request.name), failure))?;
+        Ok(pending)
+    }
+
+    /// Waits until systemd has put the process into the scope.
+    ///
+    /// # Errors
+    /// When it has not, for whatever reason; nothing is left of the unit then.
+    pub(crate) fn finish_scope(
+        &mut self,
+        request: &ScopeRequest<'_>,
+        mut pending: PendingScope,
+    ) -> Result<StartedScope> {
+        loop {
+            match self.await_start(request, &mut pending)? {
+                Attempt::Done => {
+                    return Ok(StartedScope { object: unit_path(request.name), left_out: pending.left_out });
+                }
+                Attempt::Retry => self
+                    .send_start(request, &mut pending)
+                    .map_err(|failure| self.explain(&format!("start {}", request.name), failure))?,
+            }
+        }
+    }
+
+    fn send_start(&mut self, request: &ScopeRequest<'_>, pending: &mut PendingScope) -> Exchange<()> {
+        self.greeted(pending.deadline)?;
+        self.match_jobs(request.name)?;
+        let properties = properties(request, &pending.left_out);
+        let nothing_else: Vec<(&str, Vec<(&str, Variant<'_>)>)> = Vec::new();
+        let body = (request.name, "fail", properties, nothing_else);
+        pending.call = self.wire.send(&manager_call("StartTransientUnit"), &body)?;
+        Ok(())
+    }
+
+    /// Asks the bus daemon for the end of jobs of one unit. The call that makes the job goes out right behind it,
+    /// and a daemon handles what it gets in order, so no signal is missed and no answer is waited for. systemd's own
+    /// socket sends them all unasked.
+    fn match_jobs(&mut self, unit: &str) -> Exchange<()> {
+        if !self.daemon || self.watched.as_deref() == Some(unit) {
+            return Ok(());
+        }
+        let rule = format!(
+            "type='signal',sender='org.freedesktop.systemd1',path='/org/freedesktop/systemd1',\
+             interface='org.freedesktop.systemd1.Manager',member='JobRemoved',arg2='{unit}'"
+        );
+        self.watched = Some(unit.to_owned());
+        self.wire.send_along(&Call::daemon("AddMatch"), &(rule,))
+    }
+
+    fn await_start(&mut self, request: &ScopeRequest<'_>, pending: &mut PendingScope) -> Result<Attempt> {
+        let name = request.name;
+        match self.await_job(pending.call, pending.deadline) {
+            Ok(result) if result == "done" => Ok(Attempt::Done),
+            Ok(result) => {
+                self.clean_up(name);
+                let line = fault(format!("systemd did not start {name}: its job ended as `{result}`"));
+                let user = if self.user { " --user" } else { "" };
+                Err(line.hint(format!("journalctl{user} -b -u {name}")).into())
+            }
+            Err((Failure::Timeout, job)) => {
+                self.clean_up(name);
+                let job = job.map_or_else(String::new, |job| format!(" ({job})"));
+                let line = format!("systemd did not start {name} within {} s{job}; it was stopped", WAIT.as_secs());
+                Err(fault(line).hint("systemctl list-jobs").into())
+            }
+            Err((failure, _)) => self.recover(request, pending, failure),
+        }
+    }
+
+    /// Decides whether a refused start is tried again: with less for an old systemd, after a failed leftover of the
+    /// name was reset, or on another socket.
+    fn recover(&mut self, request: &ScopeRequest<'_>, pending: &mut PendingScope, failure: Failure) -> Result<Attempt> {
+        let what = format!("start {}", request.name);
+        if is_absence(&failure) {
+            self.next_place(failure).map_err(|failure| self.explain(&what, failure))?;
+            return Ok(Attempt::Retry);
+        }
+        let Failure::Remote { name, message } = &failure else { return Err(self.explain(&what, failure)) };
+        match name.rsplit('.').next().unwrap_or_default() {
+            "UnknownProperty" | "PropertyReadOnly" => {
+                let dispensable =
+                    ["PIDFDs", "OOMPolicy"].into_iter().find(|known| unknown_property(message) == Some(known));
+                let asked = |known: &str| request.settings.iter().any(|setting| setting.name == known);
+                match dispensable {
+                    Some(known) if !asked(known) && !pending.left_out.contains(&known) => {
+                        pending.left_out.push(known);
+                        Ok(Attempt::Retry)
+                    }
+                    _ => Err(self.explain(&what, failure)),
+                }
+            }
+            "UnitExists" => self.unit_exists(request.name, pending),
+            _ => Err(self.explain(&what, failure)),
+        }
+    }
+
+    fn unit_exists(&mut self, name: &str, pending: &mut PendingScope) -> Result<Attempt> {
+        let state = match self.unit_property(name, "Unit", "ActiveState") {
+            Ok(Value::Text(state)) => state,
+            _ => "loaded".to_owned(),
+        };
+        if state == "failed" && !pending.was_reset {
+            pending.was_reset = true;
+            self.reset_failed(name)?;
+            return Ok(Attempt::Retry);
+        }
+        let line = fault(format!("{name} exists already, it is {state}"));
+        let systemctl = if self.user { "systemctl --user" } else { "systemctl" };
+        Err(match state.as_str() {
+            "failed" => line.hint(format!("{systemctl} reset-failed {name}")),
+            "inactive" | "loaded" => line.hint("a unit file of that name exists: choose another --unit"),
+            _ => line.hint(format!("{systemctl} stop {name}, or choose another --unit")),
+        }
+        .into())
+    }
+
+    /// Waits for the answer to a call that makes a job, and then for the end of that job: its result.
+    /// A failure comes with the job, once that is known.
+    fn await_job(&mut self, call: u32, deadline: Deadline) -> std::result::Result<String, (Failure, Option<String>)> {
+        let mut job: Option<String> = None;
+        let mut ended: Vec<(String, String)> = Vec::new();
+        loop {
+            let incoming = self.wire.receive(deadline).map_err(|failure| (failure, job.clone()))?;
+            if incoming.answers(call) {
+                let path: OwnedObjectPath = incoming.body().map_err(|failure| (failure, None))?;
+                job = Some(path.as_str().to_owned());
+            } else {
+                ended.extend(ended_job(&incoming));
+            }
+            let result = ended.iter().find(|(path, _)| Some(path) == job.as_ref());
+            if let Some((_, result)) = result {
+                return Ok(result.clone());
+            }
+        }
+    }
+
+    /// Ends what a failed start may have left; its own failure changes nothing for the user.
+    fn clean_up(&mut self, unit: &str) {
+        let deadline = Deadline::after(CLEANUP_WAIT);
+        let stop: Exchange<OwnedObjectPath> = self.wire.call(&manager_call("StopUnit"), &(unit, "replace"), deadline);
+        let reset: Exchange<()> = self.wire.call(&manager_call("ResetFailedUnit"), &(unit,), deadline);
+        log::debug!("{unit}: clean-up after a failed start: stop {stop:?}, reset {reset:?}");
+    }
+
+    /// Stops a unit and waits until it is gone, `wait` at the longest: a stop may take the unit's TimeoutStopSec.
+    pub(crate) fn stop(&mut self, unit: &str, wait: Duration) -> Result<()> {
+        let deadline = Deadline::after(wait);
+        let mut stop = || {
+            self.greeted(deadline)?;
+            self.match_jobs(unit)?;
+            let call = self.wire.send(&manager_call("StopUnit"), &(unit, "replace"))?;
+            self.await_job(call, deadline).map_err(|(failure, _)| failure)
+        };
+        match stop() {
+            Ok(result) if result == "done" => Ok(()),
+            Ok(result) => Err(fault(format!("systemd did not stop {unit}: its job ended as `{result}`")).into()),
+            Err(failure) => Err(self.explain(&format!("stop {unit}"), failure)),
+        }
+    }
+
+    /// Forgets that a unit failed, so that its name is free again.
+    pub(crate) fn reset_failed(&mut self, unit: &str) -> Result<()> {
+        self.manager("ResetFailedUnit", &(unit,)).map_err(|failure| self.explain(&format!("reset {unit}"), failure))
+    }
+
+    /// Sends a signal to the processes of a unit: `whom` is `all` or `main`.
+    pub(crate) fn kill(&mut self, unit: &str, whom: &str, signal: i32) -> Result<()> {
+        self.manager("KillUnit", &(unit, whom, signal))
+            .map_err(|failure| self.explain(&format!("kill {unit}"), failure))
+    }
+
+    /// Stops the processes of a unit where they are; cgroup v2 only.
+    pub(crate) fn freeze(&mut self, unit: &str) -> Result<()> {
+        self.manager("FreezeUnit", &(unit,)).map_err(|failure| self.explain(&format!("freeze {unit}"), failure))
+    }
+
+    /// Undoes [`Bus::freeze`].
+    pub(crate) fn thaw(&mut self, unit: &str) -> Result<()> {
+        self.manager("ThawUnit", &(unit,)).map_err(|failure| self.explain(&format!("thaw {unit}"), failure))
+    }
+
+    /// Changes properties of a living unit: until the next boot when `runtime`, else for ever.
+    pub(crate) fn set_properties(&mut self, unit: &str, runtime: bool, settings: &[Setting]) -> Result<()> {
+        let properties: Vec<_> =
+            settings.iter().map(|setting| (setting.name.as_str(), variant(&setting.value))).collect();
+        self.manager("SetUnitProperties", &(unit, runtime, properties))
+            .map_err(|failure| self.explain(&format!("change {unit}"), failure))
+    }
+
+    /// Reads one property of the service manager itself: `Version`, `Features`, `ControlGroup`.
+    pub(crate) fn manager_property(&mut self, name: &str) -> Result<Value> {
+        let path = manager_call("Get").path;
+        self.property(path, "org.freedesktop.systemd1.Manager", name)
+            .map_err(|failure| self.explain(&format!("tell its {name}"), failure))
+    }
+
+    /// Reads one property of a unit; `interface` is the last part of its name: `Unit`, `Scope`, `Service`.
+    pub(crate) fn unit_property(&mut self, unit: &str, interface: &str, name: &str) -> Result<Value> {
+        self.property(&unit_path(unit), &format!("org.freedesktop.systemd1.{interface}"), name)
+            .map_err(|failure| self.explain(&format!("tell {name} of {unit}"), failure))
+    }
+
+    fn property(&mut self, path: &str, interface: &str, name: &str) -> Exchange<Value> {
+        let call = object_call(path, "org.freedesktop.DBus.Properties", "Get");
+        let found: OwnedVariant = self.call(&call, &(interface, name))?;
+        value(&found).ok_or_else(|| Failure::Broken(format!("the property is of type {}", found.value_signature())))
+    }
+}
+
+/// Reads a JobRemoved signal: the job and its result.
+fn ended_job(incoming: &Incoming) -> Option<(String, String)> {
+    if !incoming.is_signal("JobRemoved") {
+        return None;
+    }
+    let (_, job, _, result) = incoming.body::<(u32, OwnedObjectPath, String, String)>().ok()?;
+    Some((job.as_str().to_owned(), result))
+}
+
+/// The properties of a new scope; what is in `left_out` this systemd does not take.
+fn properties<'a>(request: &ScopeRequest<'a>, left_out: &[&str]) -> Vec<(&'a str, Variant<'a>)> {
+    let mut properties = vec![
+        ("Description", Variant::from(request.description)),
+        ("Slice", Variant::from(request.slice)),
+        ("CollectMode", Variant::from(request.collect_mode)),
+        ("TimeoutStopUSec", Variant::from(request.timeout_stop_usec)),
+        ("OOMPolicy", Variant::from(request.oom_policy)),
+    ];
+    if request.delegate {
+        properties.push(("Delegate", Variant::from(true)));
+    }
+    let asked = |name: &str| request.settings.iter().any(|setting| setting.name == name);
+    properties.retain(|(name, _)| !asked(name) && !left_out.contains(name));
+    properties.extend(request.settings.iter().map(|setting| (setting.name.as_str(), variant(&setting.value))));
+    properties.push(match request.pidfd {
+        Some(pidfd) if !left_out.contains(&"PIDFDs") => ("PIDFDs", Variant::from(vec![Fd::from(pidfd)])),
+        _ => ("PIDs", Variant::from(vec![u32::try_from(request.pid.as_raw_nonzero().get()).unwrap_or_default()])),
+    });
+    properties
+}
+
+/// A value as zbus sends it.
+fn variant(value: &Value) -> Variant<'_> {
+    match value {
+        Value::Bool(yes) => Variant::from(*yes),
+        Value::I32(number) => Variant::from(*number),
+        Value::U32(number) => Variant::from(*number),
+        Value::U64(number) => Variant::from(*number),
+        Value::Text(text) => Variant::from(text.as_str()),
+        Value::Texts(texts) => Variant::new(texts.clone()),
+        Value::Bytes(bytes) => Variant::new(bytes.clone()),
+        Value::Devices(devices) => Variant::new(devices.clone()),
+        Value::Pairs(pairs) => Variant::new(pairs.clone()),
+        Value::Addresses(addresses) => Variant::new(addresses.clone()),
+        Value::Ports(ports) => Variant::new(ports.clone()),
+        Value::Interfaces(interfaces) => Variant::new(interfaces.clone()),
+        Value::NftSets(sets) => Variant::new(sets.clone()),
+        Value::Conditions(conditions) => Variant::new(conditions.clone()),
+    }
+}
+
+/// The simple values that properties of units have.
+fn value(found: &Variant<'_>) -> Option<Value> {
+    Some(match found {
+        Variant::Bool(yes) => Value::Bool(*yes),
+        Variant::I32(number) => Value::I32(*number),
+        Variant::U32(number) => Value::U32(*number),
+        Variant::U64(number) => Value::U64(*number),
+        Variant::Str(text) => Value::Text(text.as_str().to_owned()),
+        Variant::ObjectPath(path) => Value::Text(path.as_str().to_owned()),
+        Variant::Array(array) if array.element_signature().to_string() == "s" => {
+            Value::Texts(found.try_clone().ok()?.try_into().ok()?)
+        }
+        Variant::Array(array) if array.element_signature().to_string() == "y" => {
+            Value::Bytes(found.try_clone().ok()?.try_into().ok()?)
+        }
+        _ => return None,
+    })
+}
