@@ -22,7 +22,7 @@ tree_packages() {
 # What a test does not need and what costs seconds under emulation, or would reach out of the lab to the real kernel
 # (udev's coldplug, sysctl, module loading).
 tree_masks="systemd-udevd.service systemd-udev-trigger.service systemd-udev-settle.service systemd-udevd-control.socket \
-  systemd-udevd-kernel.socket systemd-sysctl.service systemd-modules-load.service systemd-random-seed.service \
+  systemd-udevd-kernel.socket systemd-udevd-varlink.socket systemd-sysctl.service systemd-modules-load.service systemd-random-seed.service \
   systemd-remount-fs.service systemd-binfmt.service systemd-hwdb-update.service systemd-firstboot.service \
   systemd-journal-catalog-update.service systemd-journal-flush.service systemd-update-done.service ldconfig.service \
   systemd-pstore.service systemd-timesyncd.service systemd-sysusers.service systemd-boot-system-token.service \

@@ -61,7 +61,8 @@ boot() { # boot LANE DIR: the payload in DIR; output on stdout
 }
 
 qemu() { # qemu IMAGE PAYLOAD LANE KERNEL-ARGS
-  timeout --kill-after=5 "${SANDBOX_TEST_VM_TIMEOUT:-900}" qemu-system-x86_64 -M q35 \
+  # It ends with us, whatever ends us.
+  exec setpriv --pdeathsig TERM timeout --foreground --kill-after=5 "${SANDBOX_TEST_VM_TIMEOUT:-900}" qemu-system-x86_64 -M q35 \
     -accel "${SANDBOX_TEST_ACCEL:-tcg,thread=multi}" -cpu max -smp 2 -m 2048 \
     -display none -monitor none -no-reboot -nic none -kernel "$1.vmlinuz" -initrd "$1.initrd" \
     -drive "file=$1,if=virtio,format=raw,snapshot=on" -drive "file=$2,if=virtio,format=raw,readonly=on" \
@@ -80,7 +81,7 @@ with_payload() { # with_payload LANE FUNCTION ARG…: FUNCTION adds to the run s
   suite_of "$lane" > /dev/null
   command -v qemu-system-x86_64 > /dev/null || die "no qemu here: apt install qemu-system-x86"
   mkdir -p "$tree_cache"
-  dir=$(mktemp -d "$tree_cache/payload-XXXXXX")
+  dir=$(mktemp -d)
   # shellcheck disable=SC2064  # expanded now, on purpose
   trap "rm -rf '$dir' '$dir.img'" EXIT
   payload "$dir" "$lane"
