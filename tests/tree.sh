@@ -59,6 +59,10 @@ tree_bootstrap() { # tree_bootstrap SUITE OUT.tar
     --customize-hook='rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/*.bin' "$1" "$2"
 }
 
+tree_forget() { # tree_forget PATTERN: what nobody used for a day; another checkout may use an older one right now
+  find "$tree_cache/trees" -maxdepth 1 -name "$1" -mtime +0 -delete
+}
+
 tree_tarball() { # prints the path of the finished tarball of SUITE
   local out
   mkdir -p "$tree_cache/trees"
@@ -66,7 +70,8 @@ tree_tarball() { # prints the path of the finished tarball of SUITE
   ( flock 9
     if [ ! -e "$out" ]; then
       echo "building the $1 tree" >&2
-      rm -f "$tree_cache/trees/$1"-*.tar "$tree_cache/trees/.$1".*
+      tree_forget "$1"'-????????????.tar'
+      rm -rf "$tree_cache/trees/.$1.tmp.tar"
       tree_bootstrap "$1" "$tree_cache/trees/.$1.tmp.tar" >&2
       mv "$tree_cache/trees/.$1.tmp.tar" "$out"
     fi
@@ -79,9 +84,10 @@ tree_image() { # tree_image SUITE vm|lab: prints IMAGE; beside it lie IMAGE.vmli
   tar=$(tree_tarball "$1")
   out=$tree_cache/trees/$1-$2-$(tree_key "$1" image).img
   ( flock 9
-    [ ! -e "$out" ] || exit 0
+    if [ -e "$out" ]; then touch "$out"*; exit 0; fi
     echo "building the $1 $2 image" >&2
-    rm -rf "$tree_cache/trees/$1-$2"-*.img*
+    tree_forget "$1-$2-*"
+    rm -rf "$tree_cache/trees/.$1-$2".??????
     tmp=$(mktemp -d "$tree_cache/trees/.$1-$2.XXXXXX")
     trap 'rm -rf "$tmp"' EXIT
     mkdir "$tmp/root"
@@ -112,6 +118,10 @@ tree_prepare() { # tree_prepare ROOT: the same for a tree on disk and for the la
   echo bed > "$root/etc/hostname"
   : > "$root/etc/fstab"                                            # a cow view must not mount the machine's disks
   printf '[Journal]\nStorage=volatile\n' > "$root/etc/systemd/journald.conf.d/bed.conf"
+  # Without --remove: at boot it empties /tmp, and through a directory bound into a lab's /tmp, or as it, the machine's own.
+  mkdir -p "$root/etc/systemd/system/systemd-tmpfiles-setup.service.d"
+  printf '[Service]\nExecStart=\nExecStart=systemd-tmpfiles --create --boot --exclude-prefix=/dev\n' \
+    > "$root/etc/systemd/system/systemd-tmpfiles-setup.service.d/bed.conf"
   printf '[Unit]\nDescription=Test bed\nRequires=basic.target\nAfter=basic.target\nAllowIsolate=yes\n%s\n' \
     'Wants=dbus.service systemd-logind.service user@1000.service systemd-user-sessions.service' \
     > "$root/etc/systemd/system/bed.target"
