@@ -134,7 +134,7 @@ impl Host {
             mounts: visible(&parse_mountinfo(&mounts)),
             terminal: std::io::stdin().is_terminal() && std::io::stdout().is_terminal(),
             environment: std::env::vars_os().collect(),
-            subordinate_ids: own(&subuid).zip(own(&subgid)).filter(|_| has_map_tools()),
+            subordinate_ids: own(&subuid).zip(own(&subgid)).filter(|_| uid != 0 && has_map_tools()),
             taken_ids: taken_ids(&[&subuid, &subgid], &[&passwd, &group]),
             view: HostView::default(),
             user,
