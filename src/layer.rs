@@ -174,7 +174,14 @@ pub(crate) struct Layer {
     pub(crate) cap_drop: Vec<String>,
 
     /// Set a variable; without =VALUE, take the caller's. The command starts with PATH, TERM, HOME, USER and container=sandbox only
-    #[arg(long, short = 'E', visible_short_alias = 'e', visible_alias = "env", value_name = "NAME[=VALUE]", help_heading = "Process")]
+    #[arg(
+        long,
+        short = 'E',
+        visible_short_alias = 'e',
+        visible_alias = "env",
+        value_name = "NAME[=VALUE]",
+        help_heading = "Process"
+    )]
     pub(crate) setenv: Vec<OsString>,
     /// Working directory [default: the caller's where it can be seen inside, else /]
     #[arg(long, short = 'w', visible_alias = "workdir", value_name = "DIR", help_heading = "Process")]
@@ -205,6 +212,6 @@ pub(crate) struct Layer {
     pub(crate) quiet: Option<bool>,
 
     /// The command and its arguments
-    #[arg(value_name = "CMD", trailing_var_arg = true, allow_hyphen_values = true)]
+    #[arg(value_name = "CMD", trailing_var_arg = true)]
     pub(crate) command: Vec<OsString>,
 }

@@ -80,7 +80,9 @@ fn read_failure(pipe: OwnedFd) -> Result<Option<Failure>> {
     File::from(pipe).take(8192).read_to_end(&mut text).context("wait for the payload")?;
     let text = String::from_utf8_lossy(&text);
     let mut parts = text.splitn(3, '\0');
-    let (Some(status), Some(message), Some(hint)) = (parts.next(), parts.next(), parts.next()) else { return Ok(None) };
+    let (Some(status), Some(message), Some(hint)) = (parts.next(), parts.next(), parts.next()) else {
+        return Ok(None);
+    };
     Ok(Some(Failure { status: status.parse().unwrap_or(125), message: message.into(), hint: hint.into() }))
 }
 
@@ -97,7 +99,8 @@ impl Stub<'_> {
             if let Some(status) = self.reap()? {
                 return Ok(status);
             }
-            let mut ready = [PollFd::new(&self.signals, PollFlags::IN), PollFd::from_borrowed_fd(self.end.as_fd(), PollFlags::IN)];
+            let mut ready =
+                [PollFd::new(&self.signals, PollFlags::IN), PollFd::from_borrowed_fd(self.end.as_fd(), PollFlags::IN)];
             match rustix::event::poll(&mut ready, None) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error).context("wait for events"),
@@ -143,7 +146,9 @@ impl Stub<'_> {
 
     fn signal(&self, number: i32, group: bool) {
         let pid = nix::unistd::Pid::from_raw(self.payload.as_raw_nonzero().get());
-        let Ok(signal) = Signal::try_from(number) else { return };
+        let Ok(signal) = Signal::try_from(number) else {
+            return;
+        };
         // The payload leads its session, so its own group has its number. ESRCH: it has just ended, which reap() will see.
         drop(if group { nix::sys::signal::killpg(pid, signal) } else { nix::sys::signal::kill(pid, signal) });
     }

@@ -6,9 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, StatVfsMountFlags, Uid};
-use rustix::mount::{
-    MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
-};
+use rustix::mount::{MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 use serde::Serialize;
 
 use crate::error::{Result, fault};
@@ -68,7 +66,13 @@ const READ_ONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", 
 
 impl KernelMounts {
     /// Decides what is mounted: `shared_*` tell which namespaces are the host's.
-    pub(crate) fn plan(shared_pid: bool, shared_net: bool, shared_ipc: bool, cgroup: bool, tty_group: bool) -> KernelMounts {
+    pub(crate) fn plan(
+        shared_pid: bool,
+        shared_net: bool,
+        shared_ipc: bool,
+        cgroup: bool,
+        tty_group: bool,
+    ) -> KernelMounts {
         KernelMounts {
             proc: !shared_pid,
             sysfs: !shared_net,
@@ -142,7 +146,9 @@ fn mount_new(root: &OwnedFd, kind: &str, at: &str, options: &[(&str, String)], f
     let mount = new_file_system(kind, options, flags).map_err(|error| {
         let fault = fault(format!("mount {kind} on {at}: {error}"));
         if error.raw_os_error() == Some(libc::EPERM) {
-            return fault.hint(format!("something on this host covers a part of {at}, or we run in a container: try --userns host"));
+            return fault.hint(format!(
+                "something on this host covers a part of {at}, or we run in a container: try --userns host"
+            ));
         }
         fault
     })?;
@@ -168,7 +174,9 @@ fn existing(root: BorrowedFd<'_>, path: &Path) -> Result<Option<OwnedFd>> {
 /// Covers a file with /dev/null, a directory with an empty one. The source of each is our own, opened by descriptor; `empty` is
 /// the empty directory once there is one.
 fn mask(root: BorrowedFd<'_>, path: &Path, empty: &mut Option<OwnedFd>) -> Result<()> {
-    let Some(target) = existing(root, path)? else { return Ok(()) };
+    let Some(target) = existing(root, path)? else {
+        return Ok(());
+    };
     let kind = FileType::from_raw_mode(rustix::fs::fstat(&target)?.st_mode);
     let cover = match (kind == FileType::Directory, empty.as_ref()) {
         (true, Some(empty)) => clone_mount(empty)?,
@@ -187,7 +195,9 @@ fn mask(root: BorrowedFd<'_>, path: &Path, empty: &mut Option<OwnedFd>) -> Resul
 }
 
 fn make_read_only(root: BorrowedFd<'_>, path: &Path) -> Result<()> {
-    let Some(target) = existing(root, path)? else { return Ok(()) };
+    let Some(target) = existing(root, path)? else {
+        return Ok(());
+    };
     let copy = clone_mount(&target)?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     rustix::mount::move_mount(&copy, "", &target, "", flags)?;

@@ -7,11 +7,13 @@ mod property;
 mod scope;
 mod show;
 mod translate;
+mod verify;
 mod wire;
 
 pub(crate) use bus::Bus;
 pub(crate) use cgroup::CgroupMode;
-pub(crate) use own::{OwnSetting, exec_setting};
-pub(crate) use property::{Asked, Assignment, Setting, Value, since};
+pub(crate) use own::OwnSetting;
+pub(crate) use property::{Asked, Assignment, Setting, Value};
 pub(crate) use scope::{PendingScope, ScopeRequest, StartedScope};
 pub(crate) use translate::{Translated, translate};
+pub(crate) use verify::{Limit, Report, Subject, verify};

@@ -138,6 +138,7 @@ pub(crate) fn since(name: &str) -> Option<u16> {
 pub(super) fn reach(property: &str) -> table::Reach {
     Property::named(property).map_or(table::Reach::Unit, |known| known.reach)
 }
+pub(super) use convert::ATTACH_TYPES;
 pub(super) use table::Reach;
 
 fn unknown(name: &str) -> anyhow::Error {
