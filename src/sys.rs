@@ -251,7 +251,8 @@ pub(crate) fn bpf_prog_query(cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Re
         padding: u32,
     }
     let target_fd = u32::try_from(cgroup.as_raw_fd()).map_err(io::Error::other)?;
-    let mut query = Query { target_fd, attach_type, query_flags: 0, attach_flags: 0, prog_ids: 0, prog_cnt: 0, padding: 0 };
+    let mut query =
+        Query { target_fd, attach_type, query_flags: 0, attach_flags: 0, prog_ids: 0, prog_cnt: 0, padding: 0 };
     // SAFETY: query lives across the call and is as long as said; the kernel takes any length of bpf_attr and treats what is
     // missing as zero. With prog_ids null and prog_cnt 0 it writes nothing but attach_flags and prog_cnt into it.
     check(unsafe { libc::syscall(libc::SYS_bpf, QUERY, &raw mut query, size_of::<Query>()) })?;

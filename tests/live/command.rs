@@ -44,6 +44,11 @@ impl Cmd {
         self
     }
 
+    /// What would be run.
+    pub(crate) fn words(&self) -> &[OsString] {
+        &self.argv
+    }
+
     /// More arguments.
     pub(crate) fn args<S: AsRef<OsStr>>(self, args: impl IntoIterator<Item = S>) -> Self {
         args.into_iter().fold(self, Self::arg)
@@ -51,6 +56,12 @@ impl Cmd {
 
     pub(crate) fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
         self.env.push((name.as_ref().to_owned(), value.as_ref().to_owned()));
+        self
+    }
+
+    /// Without this variable.
+    pub(crate) fn env_remove(mut self, name: &str) -> Self {
+        self.argv.splice(0..0, ["env", "-u", name].map(OsString::from));
         self
     }
 
@@ -130,7 +141,17 @@ impl Cmd {
             let pipe = if master.is_some() { stdin.as_ref().map(|file| File::from(copy(file))) } else { stdin.take() };
             std::thread::spawn(move || pipe.map(|mut pipe| pipe.write_all(&bytes)));
         }
-        Running { shown, child, stdin, stdout, stderr, master, started: Instant::now(), limit: patience(self.limit), over: None }
+        Running {
+            shown,
+            child,
+            stdin,
+            stdout,
+            stderr,
+            master,
+            started: Instant::now(),
+            limit: patience(self.limit),
+            over: None,
+        }
     }
 }
 
@@ -235,7 +256,8 @@ impl Running {
     #[track_caller]
     pub(crate) fn wait_for(&mut self, text: &str) {
         loop {
-            let over = self.is_over();
+            // Its last words may still be on their way when it has ended.
+            let over = self.is_over() && self.stdout.reader.is_finished();
             if self.stdout_so_far().contains(text) {
                 return;
             }
@@ -264,7 +286,11 @@ impl Running {
         // Its output ends with it, unless it left somebody behind who holds the pipe.
         let patience = Instant::now() + patience(Duration::from_secs(2));
         while !(self.stdout.reader.is_finished() && self.stderr.reader.is_finished()) {
-            assert!(Instant::now() < patience, "it ended, but a process of it still holds its output; {}", self.story());
+            assert!(
+                Instant::now() < patience,
+                "it ended, but a process of it still holds its output; {}",
+                self.story()
+            );
             std::thread::sleep(Duration::from_millis(2));
         }
         let status = self.over.expect("it is over");
@@ -350,7 +376,12 @@ impl Outcome {
         let lines: Vec<&str> = errors.lines().collect();
         let shape = matches!(lines[..], [error] if error.starts_with("sandbox: "))
             || matches!(lines[..], [error, hint] if error.starts_with("sandbox: ") && hint.starts_with("hint: "));
-        assert!(shape && outcome.stdout.is_empty(), "not one error and a hint: {}\n{errors}\n{}", outcome.shown, outcome.text());
+        assert!(
+            shape && outcome.stdout.is_empty(),
+            "not one error and a hint: {}\n{errors}\n{}",
+            outcome.shown,
+            outcome.text()
+        );
         for word in words {
             assert!(lines[0].contains(word), "'{word}' is not in the error of {}: {errors}", outcome.shown);
         }
@@ -361,6 +392,10 @@ impl Outcome {
     #[track_caller]
     pub(crate) fn hint(&self) -> String {
         let errors = self.errors();
-        errors.lines().find_map(|line| line.strip_prefix("hint: ")).unwrap_or_else(|| panic!("no hint in: {errors}")).to_owned()
+        errors
+            .lines()
+            .find_map(|line| line.strip_prefix("hint: "))
+            .unwrap_or_else(|| panic!("no hint in: {errors}"))
+            .to_owned()
     }
 }

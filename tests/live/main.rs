@@ -26,7 +26,11 @@
 //! - `let before = HostState::take(); …; bed.nothing_left(&before)`: mounts, units, cgroups, /run and PID 1's descriptors.
 //!
 //! Environment: `SANDBOX_BIN` (else cargo's), `SANDBOX_TEST_SLOW` (a factor for every time limit, 8 under emulation).
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a test a broken expectation is a failure, which a panic reports")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "in a test a broken expectation is a failure, which a panic reports"
+)]
 #![allow(clippy::print_stderr, reason = "a test that cannot run must say so where a human looks")]
 
 /// `needs![root, systemd_min(253)]`
@@ -38,8 +42,10 @@ mod bed;
 mod bed_itself;
 mod command;
 mod facts;
+mod namespaces;
 mod seed;
 mod snapshot;
+mod statuses;
 mod tree;
 mod unit;
 mod units;
@@ -68,11 +74,7 @@ fn alone(name: &'static str, needs: Vec<Need>, run: fn(&Bed)) -> Test {
 }
 
 fn all() -> Vec<Test> {
-    let areas = [
-        bed_itself::tests(),
-        seed::tests(),
-        units::tests(),
-    ];
+    let areas = [bed_itself::tests(), seed::tests(), units::tests(), namespaces::tests(), statuses::tests()];
     areas.into_iter().flatten().collect()
 }
 

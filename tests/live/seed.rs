@@ -25,7 +25,22 @@ fn top(bed: &Bed) -> (Running, String) {
     let slice = bed.slice();
     let slice = slice.trim_end_matches(".slice");
     let mut running = bed
-        .sandbox(["run", "--slice", slice, "--unit", &unit, "-p", "CPUShares=600", "-p", "MemoryMax=500M", "--", "top", "-b", "-d", "0.5"])
+        .sandbox([
+            "run",
+            "--slice",
+            slice,
+            "--unit",
+            &unit,
+            "-p",
+            "CPUShares=600",
+            "-p",
+            "MemoryMax=500M",
+            "--",
+            "top",
+            "-b",
+            "-d",
+            "0.5",
+        ])
         .env("TERM", "dumb")
         .spawn();
     running.wait_for("COMMAND");
@@ -43,7 +58,8 @@ fn started(bed: &Bed) {
     let processes = unit::processes(&scope);
     assert_eq!(processes.len(), 2, "stub and payload: {processes:?}");
     assert!(!processes.contains(&running.pid()), "the launcher is not in the unit");
-    let mut names: Vec<String> = processes.iter().map(|pid| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap()).collect();
+    let mut names: Vec<String> =
+        processes.iter().map(|pid| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap()).collect();
     names.sort();
     assert_eq!(names, ["sandbox\n", "top\n"]);
     for pid in processes {
@@ -56,17 +72,26 @@ fn started(bed: &Bed) {
 
 fn systemds_own_eyes(bed: &Bed) {
     let (_running, scope) = top(bed);
-    let tree = bed.command("systemd-cgls", ["--no-pager", "--full", "--unit", &bed.slice()]).env("LANG", "C.UTF-8").output().succeeded().text();
+    let tree = bed
+        .command("systemd-cgls", ["--no-pager", "--full", "--unit", &bed.slice()])
+        .env("LANG", "C.UTF-8")
+        .output()
+        .succeeded()
+        .text();
     let lines: Vec<&str> = tree.lines().collect();
     let at = lines.iter().position(|line| line.contains(&scope)).unwrap_or_else(|| panic!("{scope} is not in\n{tree}"));
-    assert!(lines[at..].iter().any(|line| line.trim_end().ends_with("top -b -d 0.5")), "the payload is not below its scope:\n{tree}");
+    assert!(
+        lines[at..].iter().any(|line| line.trim_end().ends_with("top -b -d 0.5")),
+        "the payload is not below its scope:\n{tree}"
+    );
     let status = bed.command("systemctl", ["status", "--no-pager", "--full", &scope]).output().succeeded().text();
     for expected in ["active (running)", &format!("/{}/{scope}", bed.slice()), "top -b -d 0.5"] {
         assert!(status.contains(expected), "'{expected}' is not in\n{status}");
     }
     assert_eq!(unit::property(&scope, "Description"), "top -b -d 0.5");
     assert_eq!(unit::property(&scope, "Transient"), "yes");
-    let listed = bed.command("systemctl", ["list-units", "--plain", "--no-legend", "--type=scope"]).output().succeeded().text();
+    let listed =
+        bed.command("systemctl", ["list-units", "--plain", "--no-legend", "--type=scope"]).output().succeeded().text();
     assert!(listed.contains(&scope), "{listed}");
 }
 
@@ -119,6 +144,10 @@ fn stop(bed: &Bed) {
     }
     // top ends by itself at SIGTERM.
     let outcome = running.finish();
-    assert!([0, 143].contains(&outcome.status) && outcome.signal.is_none(), "the launcher's status is {}", outcome.status);
+    assert!(
+        [0, 143].contains(&outcome.status) && outcome.signal.is_none(),
+        "the launcher's status is {}",
+        outcome.status
+    );
     assert_eq!(unit::property(&scope, "LoadState"), "not-found", "a stopped scope is collected");
 }

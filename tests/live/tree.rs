@@ -1,6 +1,6 @@
 //! Directory trees: whether a sandbox changed one, and small ones to be roots.
 
-use rustix::fs::{CWD, FileType, Mode, XattrFlags, listxattr, lgetxattr, makedev, mknodat, setxattr};
+use rustix::fs::{CWD, FileType, Mode, XattrFlags, lgetxattr, listxattr, makedev, mknodat, setxattr};
 use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, symlink};
@@ -17,10 +17,14 @@ impl Tree {
         while let Some(path) = todo.pop() {
             let meta = fs::symlink_metadata(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
             let content = match meta.file_type() {
-                kind if kind.is_file() => String::from_utf8_lossy(&fs::read(&path).expect("a readable file")).into_owned(),
+                kind if kind.is_file() => {
+                    String::from_utf8_lossy(&fs::read(&path).expect("a readable file")).into_owned()
+                }
                 kind if kind.is_symlink() => fs::read_link(&path).expect("a link").display().to_string(),
                 kind if kind.is_dir() => {
-                    todo.extend(fs::read_dir(&path).expect("a readable directory").map(|entry| entry.expect("an entry").path()));
+                    todo.extend(
+                        fs::read_dir(&path).expect("a readable directory").map(|entry| entry.expect("an entry").path()),
+                    );
                     String::new()
                 }
                 _ => format!("device {}", meta.rdev()),
@@ -46,7 +50,11 @@ impl Tree {
     pub(crate) fn unchanged(&self, top: &Path) {
         let now = Self::take(top);
         let lines = |from: &Self, other: &Self, sign: &str| -> Vec<String> {
-            from.0.iter().filter(|(path, line)| other.0.get(*path) != Some(line)).map(|(p, l)| format!("{sign} {} {l}", p.display())).collect()
+            from.0
+                .iter()
+                .filter(|(path, line)| other.0.get(*path) != Some(line))
+                .map(|(p, l)| format!("{sign} {} {l}", p.display()))
+                .collect()
         };
         let changes = [lines(self, &now, "-"), lines(&now, self, "+")].concat();
         assert!(changes.is_empty(), "changed on the host:\n{}", changes.join("\n"));
@@ -84,9 +92,13 @@ pub(crate) fn fill<'a>(top: &Path, files: impl IntoIterator<Item = (&'a str, &'a
 /// A root with a shell and nothing else: busybox under all its names.
 pub(crate) fn busybox(top: &Path) {
     fs::create_dir_all(top.join("bin")).unwrap();
-    let source = ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists()).expect("busybox-static");
+    let source =
+        ["/bin/busybox", "/usr/bin/busybox"].into_iter().find(|path| Path::new(path).exists()).expect("busybox-static");
     fs::copy(source, top.join("bin/busybox")).unwrap();
-    for name in ["sh", "cat", "ls", "id", "stat", "touch", "mkdir", "rm", "mv", "sleep", "readlink", "dd", "find", "chown", "ln", "env", "pwd"] {
+    for name in [
+        "sh", "cat", "ls", "id", "stat", "touch", "mkdir", "rm", "mv", "sleep", "readlink", "dd", "find", "chown",
+        "ln", "env", "pwd",
+    ] {
         symlink("busybox", top.join("bin").join(name)).unwrap();
     }
 }
