@@ -55,7 +55,8 @@ pub(crate) fn supervise(plan: &Plan, end: &ChildEnd, identity: &Identity, termin
 /// Kills whatever the payload left and waits for its end, so that nothing of it runs any more when the launcher returns; the mounts
 /// go a moment later with this process. Only as PID 1 of a namespace: kill(2) with -1 reaches everything in it.
 fn end_the_rest() {
-    drop(nix::sys::signal::kill(nix::unistd::Pid::from_raw(-1), Signal::SIGKILL));
+    // ESRCH: nothing is left.
+    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(-1), Signal::SIGKILL);
     while !matches!(rustix::process::wait(WaitOptions::empty()), Err(rustix::io::Errno::CHILD)) {}
 }
 
@@ -150,6 +151,6 @@ impl Stub<'_> {
             return;
         };
         // The payload leads its session, so its own group has its number. ESRCH: it has just ended, which reap() will see.
-        drop(if group { nix::sys::signal::killpg(pid, signal) } else { nix::sys::signal::kill(pid, signal) });
+        let _ = if group { nix::sys::signal::killpg(pid, signal) } else { nix::sys::signal::kill(pid, signal) };
     }
 }

@@ -129,7 +129,10 @@ impl Running<'_> {
         };
         timings.mark("child ready");
         if let Some(unit) = &mut self.unit {
-            unit.verify()?;
+            let report = unit.verify()?;
+            if !self.plan.process.quiet {
+                report.warnings.iter().for_each(|warning| log::warn!("{warning}"));
+            }
             timings.mark("limits verified");
         }
         self.end.send(&ToChild::Go).context("tell the child")?;
@@ -218,7 +221,7 @@ impl Running<'_> {
         }
         self.ended = true;
         timings.mark("ended");
-        if let Some(kills) = out_of_memory {
+        if let Some(kills) = out_of_memory.filter(|_| !self.plan.process.quiet) {
             log::warn!("out of memory: the kernel killed {kills} of the sandbox's processes (memory.events)");
         }
         Ok(status)

@@ -50,6 +50,9 @@ pub(crate) struct ProcessPlan {
     pub(crate) affinity: Option<Vec<u32>>,
     /// setgroups(2) works.
     pub(crate) can_set_groups: bool,
+    /// Nothing but errors is printed.
+    #[serde(skip)]
+    pub(crate) quiet: bool,
     /// It sees the host's files, so a hint about hidden directories may help.
     #[serde(skip)]
     pub(crate) host_view: bool,
@@ -88,6 +91,7 @@ pub(crate) fn plan(spec: &Spec, host: &Host, can_set_groups: bool) -> ProcessPla
         affinity: process.affinity.as_ref().map(|set| set.numbers().to_vec()),
         can_set_groups,
         host_view,
+        quiet: process.quiet,
     }
 }
 
