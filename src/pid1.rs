@@ -108,8 +108,9 @@ impl Stub<'_> {
             }
             let from_launcher = !ready[1].revents().is_empty();
             while let Some(signal) = self.signals.read_signal().context("read signals")? {
-                // systemd's stop and an admin's kill reach the stub; it is the payload that they mean.
-                if i32::try_from(signal.ssi_signo).is_ok_and(|number| number == libc::SIGTERM) {
+                // Who sends it from inside (`kill 1`) means the payload. From outside, where the sender has no number here,
+                // systemd signals every process of the unit: passed on, the payload would get one stop twice.
+                if signal.ssi_pid != 0 && i32::try_from(signal.ssi_signo).is_ok_and(|number| number == libc::SIGTERM) {
                     self.signal(libc::SIGTERM, false);
                 }
             }
