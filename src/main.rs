@@ -5,6 +5,7 @@
 
 mod child;
 mod cli;
+mod doctor;
 mod error;
 mod exit;
 mod host;

@@ -225,7 +225,7 @@ mod tests {
                 Hybrid,
                 "error: CPUWeight=idle would not be in force: cgroup v1 knows no idle weight",
             ),
-            (&["KillMode=mixed"], Legacy, "KillMode=Text(\"mixed\")"),
+            (&["KillMode=mixed"], Legacy, "KillMode=mixed"),
         ];
         for (texts, mode, want) in table {
             let found = sent(texts, *mode);
