@@ -42,6 +42,7 @@ mod bed;
 mod bed_itself;
 mod command;
 mod facts;
+mod hostview;
 mod namespaces;
 mod seed;
 mod snapshot;
@@ -74,7 +75,14 @@ fn alone(name: &'static str, needs: Vec<Need>, run: fn(&Bed)) -> Test {
 }
 
 fn all() -> Vec<Test> {
-    let areas = [bed_itself::tests(), seed::tests(), units::tests(), namespaces::tests(), statuses::tests()];
+    let areas = [
+        bed_itself::tests(),
+        hostview::tests(),
+        namespaces::tests(),
+        seed::tests(),
+        statuses::tests(),
+        units::tests(),
+    ];
     areas.into_iter().flatten().collect()
 }
 
