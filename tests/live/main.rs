@@ -40,11 +40,13 @@ macro_rules! needs {
 
 mod bed;
 mod bed_itself;
+mod binds;
 mod command;
 mod facts;
 mod hostview;
 mod namespaces;
 mod seed;
+mod rootfs;
 mod snapshot;
 mod statuses;
 mod tree;
@@ -77,7 +79,9 @@ fn alone(name: &'static str, needs: Vec<Need>, run: fn(&Bed)) -> Test {
 fn all() -> Vec<Test> {
     let areas = [
         bed_itself::tests(),
+        binds::tests(),
         hostview::tests(),
+        rootfs::tests(),
         namespaces::tests(),
         seed::tests(),
         statuses::tests(),
