@@ -93,11 +93,58 @@ fn kernel_attributes() -> MountAttrFlags {
     MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC
 }
 
+/// A new file system that is not attached yet, and where it goes.
+#[derive(Debug)]
+pub(crate) struct Made {
+    mount: OwnedFd,
+    at: &'static str,
+}
+
+/// Makes the kernel's file systems, while the root is still being assembled elsewhere. Before the old root goes and before anything
+/// covers a part of it: the kernel lets a user namespace have new ones only while it sees whole ones (mount_too_revealing() in
+/// fs/namespace.c).
+///
+/// # Errors
+/// With the object and the kernel's reason.
+pub(crate) fn make(plan: &KernelMounts) -> Result<Vec<Made>> {
+    let kernel = kernel_attributes();
+    let mut made = Vec::new();
+    if plan.proc {
+        made.push(make_one("proc", "/proc", &[], kernel)?);
+    }
+    if plan.sysfs {
+        made.push(make_one("sysfs", "/sys", &[], kernel | MountAttrFlags::MOUNT_ATTR_RDONLY)?);
+    }
+    let mut options = vec![("ptmxmode", "0666".to_owned()), ("mode", "0620".to_owned())];
+    if plan.tty_group {
+        options.push(("gid", "5".into()));
+    }
+    let terminals = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    made.push(make_one("devpts", "/dev/pts", &options, terminals)?);
+    if plan.mqueue {
+        made.push(make_one("mqueue", "/dev/mqueue", &[], kernel)?);
+    }
+    Ok(made)
+}
+
+fn make_one(kind: &str, at: &'static str, options: &[(&str, String)], flags: MountAttrFlags) -> Result<Made> {
+    let mount = new_file_system(kind, options, flags).map_err(|error| {
+        let fault = fault(format!("mount {kind} on {at}: {error}"));
+        if error.raw_os_error() == Some(libc::EPERM) {
+            return fault.hint(format!(
+                "something on this host covers a part of {at}, or we run in a container: try --userns host"
+            ));
+        }
+        fault
+    })?;
+    Ok(Made { mount, at })
+}
+
 /// Makes `tree` the root of this process's mount namespace, with the kernel's file systems in it, and drops the old root.
 ///
 /// # Errors
 /// With the object and the kernel's reason.
-pub(crate) fn enter(plan: &KernelMounts, tree: &OwnedFd) -> Result<()> {
+pub(crate) fn enter(plan: &KernelMounts, made: &[Made], tree: &OwnedFd) -> Result<()> {
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .context("make / private")?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
@@ -106,9 +153,9 @@ pub(crate) fn enter(plan: &KernelMounts, tree: &OwnedFd) -> Result<()> {
         return Err(fault(format!("attach the new root: none of {:?} can hold it", plan.place)).into());
     }
     rustix::process::fchdir(tree).context("enter the new root")?;
-    // Before the old root goes and before anything covers a part of them: the kernel lets a user namespace have new ones only
-    // while it sees whole ones (mount_too_revealing() in fs/namespace.c).
-    mount_kernel_file_systems(plan, tree)?;
+    for Made { mount, at } in made {
+        attach(mount, tree.as_fd(), Path::new(at), Make::Directory).with_context(|| format!("mount {at}"))?;
+    }
     let mut empty = None;
     for path in &plan.masked {
         mask(tree.as_fd(), path, &mut empty).with_context(|| format!("mask {}", path.display()))?;
@@ -120,39 +167,6 @@ pub(crate) fn enter(plan: &KernelMounts, tree: &OwnedFd) -> Result<()> {
     rustix::process::pivot_root(".", ".").context("pivot_root")?;
     rustix::mount::unmount(".", UnmountFlags::DETACH).context("detach the old root")?;
     rustix::process::chdir("/").context("enter /")
-}
-
-fn mount_kernel_file_systems(plan: &KernelMounts, tree: &OwnedFd) -> Result<()> {
-    let kernel = kernel_attributes();
-    if plan.proc {
-        mount_new(tree, "proc", "/proc", &[], kernel)?;
-    }
-    if plan.sysfs {
-        mount_new(tree, "sysfs", "/sys", &[], kernel | MountAttrFlags::MOUNT_ATTR_RDONLY)?;
-    }
-    let mut options = vec![("ptmxmode", "0666".to_owned()), ("mode", "0620".to_owned())];
-    if plan.tty_group {
-        options.push(("gid", "5".into()));
-    }
-    let terminals = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    mount_new(tree, "devpts", "/dev/pts", &options, terminals)?;
-    if plan.mqueue {
-        mount_new(tree, "mqueue", "/dev/mqueue", &[], kernel)?;
-    }
-    Ok(())
-}
-
-fn mount_new(root: &OwnedFd, kind: &str, at: &str, options: &[(&str, String)], flags: MountAttrFlags) -> Result<()> {
-    let mount = new_file_system(kind, options, flags).map_err(|error| {
-        let fault = fault(format!("mount {kind} on {at}: {error}"));
-        if error.raw_os_error() == Some(libc::EPERM) {
-            return fault.hint(format!(
-                "something on this host covers a part of {at}, or we run in a container: try --userns host"
-            ));
-        }
-        fault
-    })?;
-    attach(&mount, root.as_fd(), Path::new(at), Make::Directory).with_context(|| format!("mount {kind} on {at}"))
 }
 
 fn attach(mount: &OwnedFd, root: BorrowedFd<'_>, at: &Path, make: Make) -> Result<()> {

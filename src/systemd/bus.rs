@@ -26,7 +26,7 @@ const SYSTEMD: &str = "org.freedesktop.systemd1";
 
 /// One socket behind which systemd may be.
 #[derive(Debug, Clone, PartialEq)]
-struct Place {
+pub(super) struct Place {
     /// What errors call it.
     path: PathBuf,
     /// Whether a bus daemon is there; else it is systemd itself, which wants no `Hello` and no match.
@@ -34,6 +34,11 @@ struct Place {
 }
 
 impl Place {
+    pub(super) fn new(path: impl Into<PathBuf>, daemon: bool) -> Place {
+        let path = path.into();
+        Place { path, daemon }
+    }
+
     fn address(&self) -> Exchange<SocketAddrUnix> {
         match self.path.as_os_str().as_bytes().strip_prefix(b"@") {
             Some(name) => Ok(SocketAddrUnix::new_abstract_name(name)?),
@@ -87,7 +92,7 @@ impl Bus {
     }
 
     /// Takes the first place that can be connected to; the error lists what was tried.
-    fn connect(mut places: Vec<Place>, user: bool) -> std::result::Result<Bus, String> {
+    pub(super) fn connect(mut places: Vec<Place>, user: bool) -> std::result::Result<Bus, String> {
         let mut tried = Vec::new();
         while !places.is_empty() {
             let place = places.remove(0);
@@ -178,7 +183,7 @@ pub(super) fn unit_path(unit: &str) -> String {
 
 /// Where the user's service manager may be, best first: the session bus as the environment names it, the bus of
 /// systemd's user session, systemd's own socket.
-fn user_places(session: Option<OsString>, runtime: &Path) -> Vec<Place> {
+pub(super) fn user_places(session: Option<OsString>, runtime: &Path) -> Vec<Place> {
     let mut places = Vec::new();
     places.extend(session.and_then(|address| unix_path(&address)).map(|path| Place { path, daemon: true }));
     let bus = Place { path: runtime.join("bus"), daemon: true };
@@ -228,7 +233,7 @@ pub(super) fn is_absence(failure: &Failure) -> bool {
     matches!(failure, Failure::Remote { name, .. } if absences.contains(&name.as_str()))
 }
 
-fn text(failure: &Failure) -> String {
+pub(super) fn text(failure: &Failure) -> String {
     match failure {
         Failure::Remote { message, .. } => message.trim_end_matches('.').to_owned(),
         Failure::Timeout => format!("no answer within {} s", WAIT.as_secs()),

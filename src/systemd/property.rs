@@ -241,7 +241,7 @@ mod tests {
                 "Conditions",
                 Value::Conditions(vec![("ConditionPathExists".into(), true, true, "/x".into())]),
             ),
-            ("NFTSet=cgroup:inet:filter:set", "NFTSet", Value::NftSets(vec![(0, 1, "filter".into(), "set".into())])),
+            ("NFTSet=cgroup:inet:filter:set", "NFTSet", Value::NftSets(vec![(3, 1, "filter".into(), "set".into())])),
         ];
         for (text, name, value) in table {
             assert_eq!(sent(text), Some((name.to_owned(), value)), "{text}");

@@ -67,7 +67,7 @@ pub(crate) struct Report {
     pub(crate) memory: Option<PathBuf>,
 }
 
-/// Verifies that each setting is in force; asks systemd for drop-ins only where one is not as asked.
+/// Verifies that the process is in its unit and each setting in force; asks systemd for drop-ins only where one is not as asked.
 ///
 /// # Errors
 /// When a setting is not in force, or looser than asked: one line with property, asked, found and reason.
@@ -139,6 +139,9 @@ impl Kernel {
         let file = self.proc.join(subject.pid.as_raw_nonzero().to_string()).join("cgroup");
         let paths = read(&file).with_context(|| format!("read {}", file.display()))?;
         let paths = CgroupPaths::parse(&paths.unwrap_or_default());
+        if self.place(subject, &paths, None).is_none() {
+            return Err(not_in_unit(subject, &paths).into());
+        }
         let mut report = Report::default();
         for expectation in expectations(subject.settings, subject.mode, &self.machine) {
             let Some(place) = self.place(subject, &paths, expectation.controller) else {
@@ -412,6 +415,7 @@ fn different(subject: &Subject<'_>, expectation: &Expectation, found: &Found, ma
         Want::Programs(_) if needs_framework(expectation.property) && manager.features().contains("-BPF_FRAMEWORK") => {
             "this systemd was built without the BPF framework (`systemctl --version`)".to_owned()
         }
+        Want::Cpus(_) if found.file.ends_with("effective") => "this machine, or the slice, has no others".to_owned(),
         _ => "systemd did not set it or the kernel did not take it".to_owned(),
     };
     fault(format!("{line}: {why}")).hint(format!("journalctl{user} -b -u {}", subject.unit))
@@ -463,8 +467,18 @@ fn outside(subject: &Subject<'_>, paths: &CgroupPaths, expectation: &Expectation
             fault(format!("{line}: for the {controller} controller the process is {path}, not in {}", subject.unit))
                 .hint(format!("journalctl -b -u {}", subject.unit))
         }
-        _ => fault(format!("{line}: the process is {path}, not in {}", subject.unit)).hint("systemd-cgls"),
+        _ => not_in_unit(subject, paths),
     }
+}
+
+/// The line for a process that systemd did not put into the unit at all: it ends a start job well also when a condition
+/// of the unit is not met (seen on 257).
+fn not_in_unit(subject: &Subject<'_>, paths: &CgroupPaths) -> Fault {
+    let path = paths.path(subject.mode, None);
+    let path = path.map_or_else(|| "in no cgroup".to_owned(), |path| format!("in /{}", path.display()));
+    let user = if subject.user { " --user" } else { "" };
+    let line = format!("systemd did not put the process into {}: it is {path}", subject.unit);
+    fault(line).hint(format!("a Condition…= may not be met: journalctl{user} -b -u {}", subject.unit))
 }
 
 #[cfg(test)]
@@ -638,11 +652,9 @@ mod tests {
     fn a_process_that_is_elsewhere() -> io::Result<()> {
         let fixture = Fixture::new(CgroupMode::Unified, "0::/user.slice/other.scope\n", &[])?;
         let found = fixture.verify(&["MemoryMax=1M"], false, &[]);
-        assert!(
-            found
-                .starts_with("MemoryMax=1M is not in force: the process is in /user.slice/other.scope, not in t.scope"),
-            "{found}"
-        );
+        let want = "systemd did not put the process into t.scope: it is in /user.slice/other.scope";
+        assert!(found.starts_with(want), "{found}");
+        assert!(fixture.verify(&[], false, &[]).starts_with(want), "also without any limit");
         // A cgroup below the unit's own is fine.
         let files = [("t.scope/memory.max", "1048576\n")];
         let fixture = Fixture::new(CgroupMode::Unified, "0::/t.scope/payload\n", &files)?;

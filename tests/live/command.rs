@@ -284,7 +284,7 @@ impl Running {
         }
         let took = self.started.elapsed();
         // Its output ends with it, unless it left somebody behind who holds the pipe.
-        let patience = Instant::now() + patience(Duration::from_secs(2));
+        let patience = Instant::now() + patience(Duration::from_millis(500));
         while !(self.stdout.reader.is_finished() && self.stderr.reader.is_finished()) {
             assert!(
                 Instant::now() < patience,

@@ -57,6 +57,7 @@ use bed::Bed;
 use facts::{Facts, Need};
 use libtest_mimic::{Arguments, Completion, Conclusion, Trial};
 use std::cell::Cell;
+use std::io::Write;
 use std::panic::PanicHookInfo;
 use std::process::ExitCode;
 use std::sync::{PoisonError, RwLock};
@@ -100,7 +101,8 @@ fn trial(test: Test, facts: &'static Facts) -> Trial {
             if facts.promised(need) {
                 return Err(format!("the bed promised {need} and lacks it: {why}").into());
             }
-            eprintln!("NOT RUN {}: needs {need}: {why}", test.name);
+            // One write, so that two threads do not mix their lines.
+            let _ = std::io::stderr().write_all(format!("NOT RUN {}: needs {need}: {why}\n", test.name).as_bytes());
             return Ok(Completion::ignored_with(format!("needs {need}")));
         }
         // Poisoned only means that another test failed.
