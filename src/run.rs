@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 
 use anyhow::Context;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
@@ -63,13 +64,14 @@ fn lock_upper(root: &RootPlan) -> Result<Option<File>> {
     let Some(path) = &root.upper else {
         return Ok(None);
     };
-    match std::fs::create_dir(path) {
+    match std::fs::DirBuilder::new().mode(0o700).create(path) {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
             return Err(error).with_context(|| format!("make --upper {}", path.display()));
         }
         _ => {}
     }
-    let directory = File::open(path).with_context(|| format!("open --upper {}", path.display()))?;
+    let only_a_directory = File::options().read(true).custom_flags(libc::O_DIRECTORY).open(path);
+    let directory = only_a_directory.with_context(|| format!("open --upper {}", path.display()))?;
     match directory.try_lock() {
         Ok(()) => Ok(Some(directory)),
         Err(std::fs::TryLockError::WouldBlock) => {
