@@ -19,6 +19,7 @@ pub(crate) fn tests() -> Vec<Test> {
         test("binds/places", needs![root, systemd], places),
         test("binds/into_hidden", needs![root, systemd], into_hidden),
         test("binds/nested", needs![root, systemd], nested),
+        test("binds/made_in_a_bind", needs![root, systemd], made_in_a_bind),
         test("binds/submounts", needs![root, systemd], submounts),
         test("binds/device_and_setuid", needs![root, systemd], device_and_setuid),
         test("binds/links", needs![root, systemd], links),
@@ -125,6 +126,21 @@ fn nested(bed: &Bed) {
     let shown = bed.run(["--bind", &first, "--tmpfs", "/b/sub"], "ls /b/sub; touch /b/sub/x").output().succeeded();
     assert_eq!(shown.text(), "");
     assert!(outer.join("sub/hidden").exists() && !outer.join("sub/x").exists());
+}
+
+/// A place that is missing in a bind is made in it, as root's.
+fn made_in_a_bind(bed: &Bed) {
+    let dir = bed.disk_dir();
+    let flags = ["--bind", &flag(&dir, ":/b"), "--tmpfs", "/b/new/er", "--bind", "/etc/passwd:/b/one"];
+    bed.run(flags, "touch /b/new/er/x && test -s /b/one").output().succeeded();
+    for name in ["new", "new/er", "one"] {
+        let meta = fs::metadata(dir.join(name)).unwrap();
+        assert_eq!((meta.uid(), meta.gid()), (0, 0), "{name}");
+    }
+    assert!(!dir.join("new/er/x").exists() && fs::read(dir.join("one")).unwrap().is_empty());
+    // A read-only one is not written to for that.
+    let flags = ["--bind", &flag(&bed.disk_dir(), ":/b:ro"), "--tmpfs", "/b/new"];
+    bed.run(flags, "true").output().refused(125, ["/b/new"]);
 }
 
 struct Mounted(PathBuf);

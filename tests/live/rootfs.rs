@@ -267,6 +267,13 @@ fn upper_owners(bed: &Bed) {
     }
     assert!(owners.iter().any(|(path, ..)| path.ends_with("/dir/z")), "{owners:?}");
     assert_eq!(fs::metadata(&upper).unwrap().mode() & 0o777, 0o700, "nobody else looks into it");
+    // In a directory that others may enter, what is made in it keeps them out: a set-user-ID file of root's would be one outside.
+    let open = bed.disk_dir();
+    fs::set_permissions(&open, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    bed.run(["--rootfs", text(&root), "--upper", text(&open)], "echo x > /suid; chmod 4755 /suid").output().succeeded();
+    let look = format!("find {} -name suid", open.display());
+    assert_ne!(bed.sh(&look).output().text(), "");
+    assert_eq!(bed.sh(&look).user().output().text(), "", "a plain user of the host finds it");
 }
 
 fn upper_of_host_view(bed: &Bed) {
