@@ -44,8 +44,10 @@ mod binds;
 mod command;
 mod facts;
 mod hostview;
+mod limits;
 mod namespaces;
 mod seed;
+mod pressure;
 mod rootfs;
 mod snapshot;
 mod statuses;
@@ -83,7 +85,9 @@ fn all() -> Vec<Test> {
         binds::tests(),
         hostview::tests(),
         rootfs::tests(),
+        limits::tests(),
         namespaces::tests(),
+        pressure::tests(),
         seed::tests(),
         statuses::tests(),
         units::tests(),
