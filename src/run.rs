@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
 use anyhow::Context;
@@ -81,14 +82,15 @@ fn lock_upper<'a>(root: &'a RootPlan, users: &'a UserPlan) -> Result<Option<Lock
         scratch::sweep(users);
         scratch::make(path)?;
     } else {
-        match std::fs::create_dir(path) {
+        match std::fs::DirBuilder::new().mode(0o700).create(path) {
             Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
                 return Err(error).with_context(|| format!("make --upper {}", path.display()));
             }
             _ => {}
         }
     }
-    let directory = File::open(path).with_context(|| format!("open --upper {}", path.display()))?;
+    let only_a_directory = File::options().read(true).custom_flags(libc::O_DIRECTORY).open(path);
+    let directory = only_a_directory.with_context(|| format!("open --upper {}", path.display()))?;
     match directory.try_lock() {
         Ok(()) => {
             let temporary = root.temporary.then_some((path.as_path(), users));
