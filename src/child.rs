@@ -48,8 +48,9 @@ fn steps(plan: &Plan, end: &ChildEnd, claim: Option<&Claim>) -> Result<u8> {
         network::unshare()?;
     }
     if let Some(root) = &plan.root {
+        let made = mounts::make(&plan.kernel_mounts)?;
         let tree = if root.userxattr { assemble(root, &Ids { base: 0, userns: None })? } else { wait_for_tree(end)? };
-        mounts::enter(&plan.kernel_mounts, &tree)?;
+        mounts::enter(&plan.kernel_mounts, &made, &tree)?;
     }
     let terminal = plan.process.terminal.then(terminal::open).transpose()?;
     let identity = plan.process.identity()?;

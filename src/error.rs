@@ -72,7 +72,8 @@ mod tests {
     fn a_line_has_the_kernels_words_only() {
         let error = anyhow::Error::from(std::io::Error::from_raw_os_error(libc::EACCES)).context("open /x");
         assert_eq!(line(&error), "open /x: Permission denied");
-        let twice = anyhow::Error::from(fault("a: No such file or directory (os error 2)")).context("b (os error 1): c");
+        let twice =
+            anyhow::Error::from(fault("a: No such file or directory (os error 2)")).context("b (os error 1): c");
         assert_eq!(line(&twice), "b: c: a: No such file or directory");
     }
 }

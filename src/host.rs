@@ -134,7 +134,7 @@ impl Host {
             mounts: visible(&parse_mountinfo(&mounts)),
             terminal: std::io::stdin().is_terminal() && std::io::stdout().is_terminal(),
             environment: std::env::vars_os().collect(),
-            subordinate_ids: own(&subuid).zip(own(&subgid)).filter(|_| has_map_tools()),
+            subordinate_ids: own(&subuid).zip(own(&subgid)).filter(|_| uid != 0 && has_map_tools()),
             taken_ids: taken_ids(&[&subuid, &subgid], &[&passwd, &group]),
             view: HostView::default(),
             user,
@@ -187,7 +187,9 @@ impl Host {
 /// The mounts that a path can reach, sorted by where they are: at each place the topmost, whose own parents are reachable.
 fn visible(mounts: &[Mount]) -> Vec<Mount> {
     // Several mounts on / are stacked, each on the one before: only the last is seen.
-    let Some(root) = mounts.iter().rfind(|m| m.point == Path::new("/")) else { return Vec::new() };
+    let Some(root) = mounts.iter().rfind(|m| m.point == Path::new("/")) else {
+        return Vec::new();
+    };
     let mut visible = Vec::new();
     let mut todo = vec![root];
     while let Some(mount) = todo.pop() {
@@ -209,7 +211,9 @@ fn visible(mounts: &[Mount]) -> Vec<Mount> {
 fn entries(directory: &Path) -> Option<Vec<(OsString, Kind)>> {
     let mut list = Vec::new();
     for entry in std::fs::read_dir(directory).ok()?.flatten() {
-        let Ok(file_type) = entry.file_type() else { continue };
+        let Ok(file_type) = entry.file_type() else {
+            continue;
+        };
         let kind = if file_type.is_dir() {
             Kind::Directory
         } else if file_type.is_symlink() {
@@ -231,8 +235,27 @@ fn entries(directory: &Path) -> Option<Vec<(OsString, Kind)>> {
 /// File systems whose server may be dead or elsewhere: touching one can hang for ever, so nothing below one is ever looked at.
 pub(crate) fn is_remote(fstype: &str) -> bool {
     const REMOTE: &[&str] = &[
-        "nfs", "nfs4", "cifs", "smb3", "smbfs", "ceph", "afs", "9p", "gfs2", "ocfs2", "glusterfs", "lustre", "autofs", "ncpfs",
-        "coda", "orangefs", "virtiofs", "fuse", "fuseblk", "beegfs", "gpfs",
+        "nfs",
+        "nfs4",
+        "cifs",
+        "smb3",
+        "smbfs",
+        "ceph",
+        "afs",
+        "9p",
+        "gfs2",
+        "ocfs2",
+        "glusterfs",
+        "lustre",
+        "autofs",
+        "ncpfs",
+        "coda",
+        "orangefs",
+        "virtiofs",
+        "fuse",
+        "fuseblk",
+        "beegfs",
+        "gpfs",
     ];
     fstype.starts_with("fuse.") || REMOTE.contains(&fstype)
 }
@@ -240,15 +263,37 @@ pub(crate) fn is_remote(fstype: &str) -> bool {
 /// File systems that are no files: the kernel's own views.
 pub(crate) fn is_kernel(fstype: &str) -> bool {
     const KERNEL: &[&str] = &[
-        "proc", "sysfs", "devtmpfs", "devpts", "cgroup", "cgroup2", "mqueue", "hugetlbfs", "debugfs", "tracefs", "securityfs",
-        "pstore", "bpf", "efivarfs", "configfs", "fusectl", "selinuxfs", "binfmt_misc", "nsfs", "rpc_pipefs", "smackfs", "nfsd",
+        "proc",
+        "sysfs",
+        "devtmpfs",
+        "devpts",
+        "cgroup",
+        "cgroup2",
+        "mqueue",
+        "hugetlbfs",
+        "debugfs",
+        "tracefs",
+        "securityfs",
+        "pstore",
+        "bpf",
+        "efivarfs",
+        "configfs",
+        "fusectl",
+        "selinuxfs",
+        "binfmt_misc",
+        "nsfs",
+        "rpc_pipefs",
+        "smackfs",
+        "nfsd",
     ];
     KERNEL.contains(&fstype)
 }
 
 fn has_map_tools() -> bool {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    ["newuidmap", "newgidmap"].iter().all(|tool| std::env::split_paths(&path).any(|directory| directory.join(tool).is_file()))
+    ["newuidmap", "newgidmap"]
+        .iter()
+        .all(|tool| std::env::split_paths(&path).any(|directory| directory.join(tool).is_file()))
 }
 
 fn random_id() -> Result<String> {
@@ -347,7 +392,8 @@ mod tests {
 
     #[test]
     fn a_mountinfo_line_is_read_with_its_escapes_and_optional_fields() {
-        let text = b"36 35 98:0 /mnt1 /mnt\\0402 rw,noatime master:1 shared:2 - ext3 /dev/root ro,errors=continue\ngarbage\n";
+        let text =
+            b"36 35 98:0 /mnt1 /mnt\\0402 rw,noatime master:1 shared:2 - ext3 /dev/root ro,errors=continue\ngarbage\n";
         let mounts = parse_mountinfo(text);
         assert_eq!(mounts.len(), 1);
         assert_eq!(mounts[0].point, PathBuf::from("/mnt 2"));

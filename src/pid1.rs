@@ -55,7 +55,8 @@ pub(crate) fn supervise(plan: &Plan, end: &ChildEnd, identity: &Identity, termin
 /// Kills whatever the payload left and waits for its end, so that nothing of it runs any more when the launcher returns; the mounts
 /// go a moment later with this process. Only as PID 1 of a namespace: kill(2) with -1 reaches everything in it.
 fn end_the_rest() {
-    drop(nix::sys::signal::kill(nix::unistd::Pid::from_raw(-1), Signal::SIGKILL));
+    // ESRCH: nothing is left.
+    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(-1), Signal::SIGKILL);
     while !matches!(rustix::process::wait(WaitOptions::empty()), Err(rustix::io::Errno::CHILD)) {}
 }
 
@@ -80,7 +81,9 @@ fn read_failure(pipe: OwnedFd) -> Result<Option<Failure>> {
     File::from(pipe).take(8192).read_to_end(&mut text).context("wait for the payload")?;
     let text = String::from_utf8_lossy(&text);
     let mut parts = text.splitn(3, '\0');
-    let (Some(status), Some(message), Some(hint)) = (parts.next(), parts.next(), parts.next()) else { return Ok(None) };
+    let (Some(status), Some(message), Some(hint)) = (parts.next(), parts.next(), parts.next()) else {
+        return Ok(None);
+    };
     Ok(Some(Failure { status: status.parse().unwrap_or(125), message: message.into(), hint: hint.into() }))
 }
 
@@ -97,7 +100,8 @@ impl Stub<'_> {
             if let Some(status) = self.reap()? {
                 return Ok(status);
             }
-            let mut ready = [PollFd::new(&self.signals, PollFlags::IN), PollFd::from_borrowed_fd(self.end.as_fd(), PollFlags::IN)];
+            let mut ready =
+                [PollFd::new(&self.signals, PollFlags::IN), PollFd::from_borrowed_fd(self.end.as_fd(), PollFlags::IN)];
             match rustix::event::poll(&mut ready, None) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error).context("wait for events"),
@@ -143,8 +147,10 @@ impl Stub<'_> {
 
     fn signal(&self, number: i32, group: bool) {
         let pid = nix::unistd::Pid::from_raw(self.payload.as_raw_nonzero().get());
-        let Ok(signal) = Signal::try_from(number) else { return };
+        let Ok(signal) = Signal::try_from(number) else {
+            return;
+        };
         // The payload leads its session, so its own group has its number. ESRCH: it has just ended, which reap() will see.
-        drop(if group { nix::sys::signal::killpg(pid, signal) } else { nix::sys::signal::kill(pid, signal) });
+        let _ = if group { nix::sys::signal::killpg(pid, signal) } else { nix::sys::signal::kill(pid, signal) };
     }
 }

@@ -151,9 +151,9 @@ fn asked_of_unit(spec: &Spec) -> Option<String> {
 }
 
 fn unit(spec: &Spec, host: &Host) -> Result<(UnitPlan, Vec<String>)> {
-    let cgroup = host
-        .cgroup
-        .ok_or_else(|| fault("/sys/fs/cgroup: no cgroup hierarchy is mounted").hint("mount -t cgroup2 cgroup2 /sys/fs/cgroup"))?;
+    let cgroup = host.cgroup.ok_or_else(|| {
+        fault("/sys/fs/cgroup: no cgroup hierarchy is mounted").hint("mount -t cgroup2 cgroup2 /sys/fs/cgroup")
+    })?;
     let translated = systemd::translate(&spec.unit.assignments, cgroup)?;
     let user = spec.unit.user.unwrap_or(host.uid != 0);
     let unit = UnitPlan {
@@ -192,7 +192,10 @@ impl fmt::Display for Plan {
         match &self.unit {
             None => row("unit", "none: no limits")?,
             Some(unit) => {
-                row("unit", &format!("{} in {} ({} manager)", unit.name, unit.slice, if unit.user { "user" } else { "system" }))?;
+                row(
+                    "unit",
+                    &format!("{} in {} ({} manager)", unit.name, unit.slice, if unit.user { "user" } else { "system" }),
+                )?;
                 row("description", &unit.description)?;
                 for setting in &unit.settings {
                     row("property", &setting.to_string())?;

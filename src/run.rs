@@ -49,7 +49,9 @@ pub(crate) fn run(plan: &Plan, timings: &mut Timings) -> Result<u8> {
 
 fn explain_clone(error: std::io::Error) -> anyhow::Error {
     let hint = match error.raw_os_error() {
-        Some(libc::EPERM) => "sysctl kernel.unprivileged_userns_clone=1 kernel.apparmor_restrict_unprivileged_userns=0, or run as root",
+        Some(libc::EPERM) => {
+            "sysctl kernel.unprivileged_userns_clone=1 kernel.apparmor_restrict_unprivileged_userns=0, or run as root"
+        }
         Some(libc::ENOSPC) => "sysctl user.max_user_namespaces=… and its kind limit namespaces",
         _ => return anyhow::Error::new(error).context("make namespaces"),
     };
@@ -58,7 +60,9 @@ fn explain_clone(error: std::io::Error) -> anyhow::Error {
 
 /// A directory that keeps writes has one sandbox at a time: two would damage each other's overlay.
 fn lock_upper(root: &RootPlan) -> Result<Option<File>> {
-    let Some(path) = &root.upper else { return Ok(None) };
+    let Some(path) = &root.upper else {
+        return Ok(None);
+    };
     match std::fs::create_dir(path) {
         Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
             return Err(error).with_context(|| format!("make --upper {}", path.display()));
@@ -68,8 +72,12 @@ fn lock_upper(root: &RootPlan) -> Result<Option<File>> {
     let directory = File::open(path).with_context(|| format!("open --upper {}", path.display()))?;
     match directory.try_lock() {
         Ok(()) => Ok(Some(directory)),
-        Err(std::fs::TryLockError::WouldBlock) => Err(fault(format!("--upper {}: another sandbox uses it", path.display())).into()),
-        Err(std::fs::TryLockError::Error(error)) => Err(error).with_context(|| format!("lock --upper {}", path.display())),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            Err(fault(format!("--upper {}: another sandbox uses it", path.display())).into())
+        }
+        Err(std::fs::TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("lock --upper {}", path.display()))
+        }
     }
 }
 
@@ -121,7 +129,10 @@ impl Running<'_> {
         };
         timings.mark("child ready");
         if let Some(unit) = &mut self.unit {
-            unit.verify()?;
+            let report = unit.verify()?;
+            if !self.plan.process.quiet {
+                report.warnings.iter().for_each(|warning| log::warn!("{warning}"));
+            }
             timings.mark("limits verified");
         }
         self.end.send(&ToChild::Go).context("tell the child")?;
@@ -130,14 +141,18 @@ impl Running<'_> {
 
     fn map_ids(&self, claim: Option<&Claim>) -> Result<()> {
         let base = claim.map_or(0, |claim| claim.base);
-        let Some((uid, gid)) = users::map_lines(&self.plan.users, base) else { return Ok(()) };
+        let Some((uid, gid)) = users::map_lines(&self.plan.users, base) else {
+            return Ok(());
+        };
         users::write_maps(self.pid, &uid, &gid, rustix::process::geteuid().is_root())?;
         self.end.send(&ToChild::Mapped).context("tell the child")
     }
 
     /// The helper makes the root with the host's privileges, in a mount namespace of its own, and sends it to the child itself.
     fn start_helper(&mut self, claim: Option<&Claim>) -> Result<()> {
-        let Some(root) = self.plan.root.as_ref().filter(|root| !root.userxattr) else { return Ok(()) };
+        let Some(root) = self.plan.root.as_ref().filter(|root| !root.userxattr) else {
+            return Ok(());
+        };
         let userns = claim.map(|_| users::open_userns(self.pid)).transpose()?;
         match sys::clone_process(libc::CLONE_NEWNS).context("start the helper that makes the root")? {
             Side::Child => {
@@ -206,7 +221,7 @@ impl Running<'_> {
         }
         self.ended = true;
         timings.mark("ended");
-        if let Some(kills) = out_of_memory {
+        if let Some(kills) = out_of_memory.filter(|_| !self.plan.process.quiet) {
             log::warn!("out of memory: the kernel killed {kills} of the sandbox's processes (memory.events)");
         }
         Ok(status)

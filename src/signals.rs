@@ -45,7 +45,8 @@ impl Signals {
     pub(crate) fn block() -> Result<Signals> {
         let set: SigSet = TAKEN.iter().copied().collect();
         set.thread_block().context("block signals")?;
-        let fd = SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).context("make a signalfd")?;
+        let fd =
+            SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).context("make a signalfd")?;
         Ok(Signals(fd))
     }
 

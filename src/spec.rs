@@ -1,16 +1,17 @@
 //! [`Spec`]: the whole request, typed and checked. "X needs Y" lives here and nowhere else.
 
+mod limits;
+mod process;
+mod root;
+
 use std::ffi::{OsStr, OsString};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
-
 use crate::error::{Result, fault};
-use crate::layer::{Layer, Manager, Namespace, Network, OomPolicy, Userns};
+use crate::layer::{Layer, Manager, Namespace, Network, Userns};
 use crate::part::caps::Capabilities;
-use crate::systemd::{Asked, Assignment, OwnSetting};
-use crate::value::{self, CpuSet, Rlimit};
+use crate::systemd::Assignment;
+use crate::value::{CpuSet, Rlimit};
 
 /// A request for one sandbox.
 #[derive(Debug, Clone)]
@@ -144,7 +145,9 @@ impl Spec {
         match layer.network {
             Some(Network::Host) => share.push(Namespace::Net),
             Some(Network::None) if share.contains(&Namespace::Net) => {
-                return Err(fault("--network none and --share net ask for different things").hint("give only one of them").into());
+                return Err(fault("--network none and --share net ask for different things")
+                    .hint("give only one of them")
+                    .into());
             }
             _ => {}
         }
@@ -154,12 +157,12 @@ impl Spec {
         }
         share.sort_unstable();
         share.dedup();
-        let (assignments, own) = assignments(&layer)?;
-        let process = process(&layer, own)?;
+        let (assignments, own) = limits::assignments(&layer)?;
+        let process = process::process(&layer, own)?;
         let spec = Spec {
             hostname: hostname(&layer, &name)?,
             unit: unit(&layer, assignments)?,
-            root: root(&layer)?,
+            root: root::root(&layer)?,
             capabilities: Capabilities::parse(&layer.cap_add, &layer.cap_drop)?,
             command: layer.command,
             share,
@@ -184,7 +187,10 @@ impl Spec {
             || !self.root.binds.is_empty()
             || !self.root.tmpfs.is_empty();
         if self.shares(Namespace::Mount) && root_asked {
-            return Err(fault("--share mount leaves no root of its own: no --rootfs, --layer, --bind, --tmpfs, --upper, --read-only").into());
+            return Err(fault(
+                "--share mount leaves no root of its own: no --rootfs, --layer, --bind, --tmpfs, --upper, --read-only",
+            )
+            .into());
         }
         if self.process.as_pid1 && self.shares(Namespace::Pid) {
             return Err(fault("--as-pid1 needs a PID namespace of its own: it goes without --share pid").into());
@@ -221,8 +227,10 @@ fn checked_name(flag: &str, name: &str) -> Result<String> {
     if fits {
         return Ok(name.to_owned());
     }
-    Err(fault(format!("{flag} {name:?}: a name is 1 to 63 letters, digits, -, . and _, and begins and ends with a letter or digit"))
-        .into())
+    Err(fault(format!(
+        "{flag} {name:?}: a name is 1 to 63 letters, digits, -, . and _, and begins and ends with a letter or digit"
+    ))
+    .into())
 }
 
 fn hostname(layer: &Layer, name: &str) -> Result<String> {
@@ -249,7 +257,17 @@ fn unit(layer: &Layer, assignments: Vec<Assignment>) -> Result<UnitSpec> {
 
 /// Every suffix of a unit, systemd.unit(5).
 const UNIT_SUFFIXES: &[&str] = &[
-    ".service", ".socket", ".device", ".mount", ".automount", ".swap", ".target", ".path", ".timer", ".slice", ".scope",
+    ".service",
+    ".socket",
+    ".device",
+    ".mount",
+    ".automount",
+    ".swap",
+    ".target",
+    ".path",
+    ".timer",
+    ".slice",
+    ".scope",
 ];
 
 fn unit_name(flag: &str, name: &str, suffix: &str) -> Result<String> {
@@ -257,10 +275,15 @@ fn unit_name(flag: &str, name: &str, suffix: &str) -> Result<String> {
     let stem = name.strip_suffix(suffix).unwrap_or(name);
     if let Some(other) = UNIT_SUFFIXES.iter().find(|s| stem.ends_with(**s)) {
         return Err(fault(format!("{flag} {name}: this unit is a {}, not a {other}", &suffix[1..]))
-            .hint(if *other == ".service" { "run in the foreground makes a scope; leave the suffix out" } else { "leave the suffix out" })
+            .hint(if *other == ".service" {
+                "run in the foreground makes a scope; leave the suffix out"
+            } else {
+                "leave the suffix out"
+            })
             .into());
     }
-    let bad_slice = suffix == ".slice" && (stem.starts_with('-') || stem.ends_with('-') || stem.contains("--")) && stem != "-";
+    let bad_slice =
+        suffix == ".slice" && (stem.starts_with('-') || stem.ends_with('-') || stem.contains("--")) && stem != "-";
     if stem.is_empty() || bad_slice || !stem.chars().all(allowed) || stem.len() + suffix.len() > 255 {
         return Err(fault(format!(
             "{flag} {name:?}: a unit name is up to 255 letters, digits and : - _ . \\ (a slice has no empty part between dashes)"
@@ -270,273 +293,10 @@ fn unit_name(flag: &str, name: &str, suffix: &str) -> Result<String> {
     Ok(format!("{stem}{suffix}"))
 }
 
-/// Every property and limit flag as an assignment, and the settings that we carry out ourselves.
-fn assignments(layer: &Layer) -> Result<(Vec<Assignment>, Vec<OwnSetting>)> {
-    let (mut assignments, mut own) = (Vec::new(), Vec::new());
-    for text in &layer.property {
-        match Asked::parse(text)? {
-            Asked::Unit(assignment) => assignments.push(assignment),
-            Asked::Own(setting) => own.push(setting),
-        }
-    }
-    let mut flag = |flag: &str, value: &str, property: String| -> Result<()> {
-        let asked = format!("{flag} {value}");
-        let assignment = Assignment::parse(&property).with_context(|| asked.clone())?;
-        assignments.push(assignment.asked_as(asked));
-        Ok(())
-    };
-    if let Some(memory) = &layer.memory {
-        flag("--memory", memory, format!("MemoryMax={memory}"))?;
-    }
-    if let Some(shares) = &layer.cpu_shares {
-        flag("--cpu-shares", shares, format!("CPUShares={shares}"))?;
-    }
-    if let Some(cpus) = &layer.cpuset_cpus {
-        flag("--cpuset-cpus", cpus, format!("AllowedCPUs={cpus}"))?;
-    }
-    if let Some(pids) = &layer.pids_limit {
-        // Docker's words for no limit are 0 and -1.
-        let tasks = if matches!(pids.as_str(), "0" | "-1") { "infinity" } else { pids };
-        flag("--pids-limit", pids, format!("TasksMax={tasks}"))?;
-    }
-    if let Some(oom) = layer.oom {
-        let policy = match oom {
-            OomPolicy::Continue => "continue",
-            OomPolicy::Stop => "stop",
-            OomPolicy::Kill => "kill",
-        };
-        flag("--oom", policy, format!("OOMPolicy={policy}"))?;
-    }
-    for (asked, property) in cpu_quota(layer)? {
-        assignments.push(Assignment::parse(&property).with_context(|| asked.clone())?.asked_as(asked));
-    }
-    Ok((assignments, own))
-}
-
-/// `--cpus`, or `--cpu-quota` in each `--cpu-period`: the flags as typed, each with the property it stands for.
-fn cpu_quota(layer: &Layer) -> Result<Vec<(String, String)>> {
-    let (quota, asked) = match (&layer.cpus, &layer.cpu_quota, &layer.cpu_period) {
-        (None, None, None) => return Ok(Vec::new()),
-        (Some(_), Some(_), _) | (Some(_), _, Some(_)) => {
-            return Err(fault("--cpus and --cpu-quota say the same thing in two ways").hint("give only one of them").into());
-        }
-        (None, None, Some(period)) => {
-            return Err(fault(format!("--cpu-period {period} needs --cpu-quota")).into());
-        }
-        (Some(cpus), None, None) => {
-            let per_second = value::cpus(cpus).with_context(|| format!("--cpus {cpus}"))?;
-            (per_second, format!("--cpus {cpus}"))
-        }
-        (None, Some(quota), period) => {
-            let asked = format!("--cpu-quota {quota}");
-            if matches!(quota.as_str(), "-1" | "0") {
-                return Ok(vec![(asked, "CPUQuota=".into())]);
-            }
-            let micros = value::number_in(quota, 1000, 1_000_000_000_000).with_context(|| asked.clone())?;
-            let period = period.as_deref().unwrap_or("100000");
-            let period = value::number_in(period, 1000, 1_000_000).with_context(|| format!("--cpu-period {period}"))?;
-            (micros.saturating_mul(1_000_000) / period, asked)
-        }
-    };
-    // CPUQuota= takes hundredths of a percent; per second that is 100 µs.
-    let permyriad = (quota / 100).max(1);
-    let mut list = vec![(asked, format!("CPUQuota={}.{:02}%", permyriad / 100, permyriad % 100))];
-    if let Some(period) = &layer.cpu_period {
-        list.push((format!("--cpu-period {period}"), format!("CPUQuotaPeriodSec={period}us")));
-    }
-    Ok(list)
-}
-
-fn process(layer: &Layer, own: Vec<OwnSetting>) -> Result<ProcessSpec> {
-    let mut process = ProcessSpec {
-        user: layer.uid.clone(),
-        group: layer.gid.clone(),
-        environment: layer.setenv.iter().map(|text| variable(text)).collect::<Result<_>>()?,
-        directory: layer.working_directory.as_deref().map(|d| absolute("--working-directory", d)).transpose()?,
-        as_pid1: layer.as_pid1.unwrap_or(false) && !layer.init.unwrap_or(false),
-        terminal: terminal(layer),
-        rlimits: Vec::new(),
-        nice: None,
-        oom_score_adjust: None,
-        umask: None,
-        affinity: None,
-        quiet: layer.quiet.unwrap_or(false),
-    };
-    for text in &layer.ulimit {
-        process.rlimits.push(Rlimit::parse(text).with_context(|| format!("--ulimit {text}"))?);
-    }
-    for setting in own {
-        apply(&mut process, layer, setting)?;
-    }
-    check_rlimits(&process.rlimits)?;
-    Ok(process)
-}
-
-/// A limit given twice has to be the same; a soft limit is at most the hard one.
-fn check_rlimits(rlimits: &[Rlimit]) -> Result<()> {
-    for (index, limit) in rlimits.iter().enumerate() {
-        let twice = rlimits.iter().skip(index + 1).any(|other| other.resource == limit.resource && other != limit);
-        if twice {
-            return Err(fault(format!("limit {} is asked twice and differently", limit.name())).into());
-        }
-    }
-    Ok(())
-}
-
-fn apply(process: &mut ProcessSpec, layer: &Layer, setting: OwnSetting) -> Result<()> {
-    let twice = |property: &str, flag: &str| -> anyhow::Error {
-        fault(format!("-p {property}= and {flag} ask for different things")).hint("give only one of them").into()
-    };
-    match setting {
-        OwnSetting::Slice(name) => {
-            if layer.slice.as_ref().is_none_or(|slice| *slice != name) {
-                return Err(fault(format!("-p Slice={name}: the slice is given by --slice")).hint(format!("--slice={name}")).into());
-            }
-        }
-        OwnSetting::Limit(limit) => process.rlimits.push(limit),
-        OwnSetting::Nice(nice) => process.nice = Some(nice),
-        OwnSetting::OomScoreAdjust(score) => process.oom_score_adjust = Some(score),
-        OwnSetting::Umask(mask) => process.umask = Some(mask),
-        OwnSetting::CpuAffinity(cpus) => process.affinity = Some(cpus),
-        OwnSetting::WorkingDirectory(path) => {
-            let path = absolute("-p WorkingDirectory=", Path::new(&path))?;
-            if process.directory.replace(path.clone()).is_some_and(|old| old != path) {
-                return Err(twice("WorkingDirectory", "--working-directory"));
-            }
-        }
-        OwnSetting::User(name) => {
-            if process.user.replace(name.clone()).is_some_and(|old| old != name) {
-                return Err(twice("User", "--uid"));
-            }
-        }
-        OwnSetting::Group(name) => {
-            if process.group.replace(name.clone()).is_some_and(|old| old != name) {
-                return Err(twice("Group", "--gid"));
-            }
-        }
-        OwnSetting::Environment(list) => {
-            process.environment.extend(list.into_iter().map(|(name, value)| (name.into(), Some(value.into()))));
-        }
-    }
-    Ok(())
-}
-
-fn terminal(layer: &Layer) -> Option<bool> {
-    match (layer.pty, layer.pipe) {
-        (Some(pty), _) => Some(pty),
-        (None, Some(pipe)) => Some(!pipe),
-        (None, None) => None,
-    }
-}
-
-fn variable(text: &OsStr) -> Result<(OsString, Option<OsString>)> {
-    let bytes = text.as_bytes();
-    let (name, value) = match bytes.iter().position(|b| *b == b'=') {
-        Some(at) => (&bytes[..at], Some(OsStr::from_bytes(&bytes[at + 1..]).to_owned())),
-        None => (bytes, None),
-    };
-    let valid = name.iter().all(|b| b.is_ascii_alphanumeric() || *b == b'_') && !name.first().is_none_or(u8::is_ascii_digit);
-    if !valid {
-        return Err(fault(format!("--setenv {}: accepted is NAME=VALUE or NAME, letters, digits and _", text.to_string_lossy())).into());
-    }
-    Ok((OsStr::from_bytes(name).to_owned(), value))
-}
-
-fn root(layer: &Layer) -> Result<RootSpec> {
-    let source = match (&layer.rootfs, layer.layer.as_slice()) {
-        (None, []) => RootSource::HostView,
-        (Some(rootfs), _) => RootSource::Layers(vec![directory("--rootfs", rootfs)?]),
-        (None, layers) => {
-            RootSource::Layers(layers.iter().map(|path| directory("--layer", path)).collect::<Result<_>>()?)
-        }
-    };
-    Ok(RootSpec {
-        source,
-        upper: layer.upper.as_deref().map_or(Ok(Upper::Memory(None)), upper)?,
-        read_only: layer.read_only.unwrap_or(false),
-        binds: layer.bind.iter().map(|text| bind(text)).collect::<Result<_>>()?,
-        tmpfs: layer.tmpfs.iter().map(|text| tmpfs(text)).collect::<Result<_>>()?,
-        host_secrets: layer.host_secrets.unwrap_or(false),
-    })
-}
-
-/// An existing directory of the host, without links in its path.
-fn directory(flag: &str, path: &Path) -> Result<PathBuf> {
-    let real = std::fs::canonicalize(path).with_context(|| format!("{flag} {}", path.display()))?;
-    if real.is_dir() { Ok(real) } else { Err(fault(format!("{flag} {}: Not a directory", path.display())).into()) }
-}
-
+/// A path inside: it begins at the root.
 fn absolute(flag: &str, path: &Path) -> Result<PathBuf> {
     if path.is_absolute() {
         return Ok(path.to_owned());
     }
     Err(fault(format!("{flag} {}: a path inside begins with /", path.display())).into())
-}
-
-fn upper(text: &OsStr) -> Result<Upper> {
-    let shown = text.to_string_lossy();
-    if text == "tmpfs" {
-        return Ok(Upper::Memory(None));
-    }
-    if let Some(size) = shown.strip_prefix("tmpfs:") {
-        return Ok(Upper::Memory(Some(tmpfs_size("--upper", &shown, size)?)));
-    }
-    // The directory itself may be missing, what it is in may not.
-    let path = Path::new(text);
-    let name = path.file_name().ok_or_else(|| fault(format!("--upper {shown}: accepted is tmpfs, tmpfs:SIZE or a directory")))?;
-    let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    Ok(Upper::Directory(directory("--upper", parent)?.join(name)))
-}
-
-fn tmpfs_size(flag: &str, text: &str, size: &str) -> Result<u64> {
-    let size = value::size(size).with_context(|| format!("{flag} {text}"))?;
-    if size == 0 {
-        // 0 means no limit to tmpfs(5), and memory without one takes the machine down.
-        return Err(fault(format!("{flag} {text}: a size is at least 1 byte")).into());
-    }
-    Ok(size)
-}
-
-fn tmpfs(text: &OsStr) -> Result<(PathBuf, Option<u64>)> {
-    let shown = text.to_string_lossy();
-    let (path, size) = match shown.split_once(':') {
-        Some((path, size)) => {
-            // Docker writes size=64m among mount options.
-            let size = size.strip_prefix("size=").unwrap_or(size);
-            (PathBuf::from(path), Some(tmpfs_size("--tmpfs", &shown, size)?))
-        }
-        None => (PathBuf::from(text), None),
-    };
-    Ok((below_root("--tmpfs", &path)?, size))
-}
-
-/// An absolute path inside that is not / itself.
-fn below_root(flag: &str, path: &Path) -> Result<PathBuf> {
-    let path = absolute(flag, path)?;
-    if path.components().count() < 2 {
-        return Err(fault(format!("{flag} {}: the root itself is not mounted over", path.display())).into());
-    }
-    Ok(path)
-}
-
-fn bind(text: &OsStr) -> Result<Bind> {
-    let shown = text.to_string_lossy().into_owned();
-    let mut parts = text.as_bytes().split(|b| *b == b':').map(|part| Path::new(OsStr::from_bytes(part)));
-    let source = parts.next().filter(|p| !p.as_os_str().is_empty());
-    let source = source.ok_or_else(|| fault(format!("--bind {shown}: accepted is SRC[:DST[:ro|rw]]")))?;
-    let source_full = std::path::absolute(source).with_context(|| format!("--bind {shown}"))?;
-    let at = parts.next().filter(|p| !p.as_os_str().is_empty()).map_or(source_full, Path::to_path_buf);
-    let read_only = match parts.next().map(|p| p.as_os_str().as_bytes()) {
-        None | Some(b"rw") => false,
-        Some(b"ro") => true,
-        Some(other) => {
-            let other = String::from_utf8_lossy(other);
-            return Err(fault(format!("--bind {shown}: `{other}` is no option: accepted are ro and rw")).into());
-        }
-    };
-    if parts.next().is_some() {
-        return Err(fault(format!("--bind {shown}: accepted is SRC[:DST[:ro|rw]]")).into());
-    }
-    let source = std::fs::canonicalize(source).with_context(|| format!("--bind {shown}: {}", source.display()))?;
-    Ok(Bind { source, at: below_root("--bind", &at)?, read_only })
 }

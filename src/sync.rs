@@ -154,7 +154,9 @@ impl ParentEnd {
     /// # Errors
     /// EBADMSG for a message that is no message of this protocol.
     pub(crate) fn receive(&self) -> io::Result<Option<ToParent>> {
-        let Some((bytes, fd)) = receive(&self.0)? else { return Ok(None) };
+        let Some((bytes, fd)) = receive(&self.0)? else {
+            return Ok(None);
+        };
         let message = match (bytes.split_first(), fd) {
             (Some((b'R', _)), pty) => ToParent::Ready(pty),
             (Some((b'X', _)), None) => ToParent::Executed,
@@ -185,7 +187,9 @@ impl ChildEnd {
     /// # Errors
     /// EBADMSG for a message that is no message of this protocol.
     pub(crate) fn receive(&self) -> io::Result<Option<ToChild>> {
-        let Some((bytes, fd)) = receive(&self.0)? else { return Ok(None) };
+        let Some((bytes, fd)) = receive(&self.0)? else {
+            return Ok(None);
+        };
         let message = match (bytes.split_first(), fd) {
             (Some((b'M', _)), None) => ToChild::Mapped,
             (Some((b'T', _)), Some(tree)) => ToChild::Tree(tree),

@@ -46,7 +46,7 @@ pub(crate) fn clone_process(flags: libc::c_int) -> io::Result<Side> {
     let mut pidfd: RawFd = -1;
     // SAFETY: clone_args is plain integers, for which all zeroes is valid (clone3(2): unused fields must be zero).
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
-    args.flags = (flags | libc::CLONE_PIDFD) as u32 as u64;
+    args.flags = u64::from((flags | libc::CLONE_PIDFD).cast_unsigned());
     args.pidfd = (&raw mut pidfd) as u64;
     args.exit_signal = libc::SIGCHLD as u64;
     // SAFETY: args and the pidfd it points to live across the call; without CLONE_VM the child has its own copy of the
@@ -87,7 +87,7 @@ pub(crate) fn mount_setattr(
     let mut attr = libc::mount_attr { attr_set: attributes, attr_clr: 0, propagation: 0, userns_fd: 0 };
     if let Some(userns) = userns {
         attr.attr_set |= libc::MOUNT_ATTR_IDMAP;
-        attr.userns_fd = userns.as_raw_fd() as u32 as u64;
+        attr.userns_fd = u64::from(userns.as_raw_fd().cast_unsigned());
     }
     let flags = flags | libc::AT_EMPTY_PATH as libc::c_uint;
     // SAFETY: the path is a NUL-terminated literal, attr a valid mount_attr whose size is passed along; both descriptors are
@@ -128,6 +128,9 @@ fn close_range(first: RawFd, last: RawFd) -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) }).map(drop)
 }
 
+/// `IFF_UP | IFF_RUNNING` in the type that ifreq has them in.
+const UP: libc::c_short = 0x41;
+
 /// Sets the interface flags of `name` to up; needs CAP_NET_ADMIN in the owner of this network namespace; netdevice(7).
 ///
 /// # Errors
@@ -138,9 +141,10 @@ pub(crate) fn interface_up(socket: BorrowedFd<'_>, name: &str) -> io::Result<()>
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes().take(libc::IFNAMSIZ - 1)) {
         *to = from as libc::c_char;
     }
-    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    request.ifr_ifru.ifru_flags = UP;
     // SAFETY: SIOCSIFFLAGS reads one ifreq, which lives across the call.
-    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) } as libc::c_long).map(drop)
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) } as libc::c_long)
+        .map(drop)
 }
 
 /// Makes `terminal` the controlling terminal of this session, which must have none; tty_ioctl(4).
@@ -189,7 +193,7 @@ pub(crate) fn prlimit(pid: i32, resource: u32, new: Option<Rlimit>) -> io::Resul
 /// EACCES when it would fall without CAP_SYS_NICE.
 pub(crate) fn set_nice(pid: i32, nice: i32) -> io::Result<()> {
     // SAFETY: integers only.
-    check(unsafe { libc::setpriority(libc::PRIO_PROCESS, pid as libc::id_t, nice) } as libc::c_long).map(drop)
+    check(unsafe { libc::setpriority(libc::PRIO_PROCESS, pid.cast_unsigned(), nice) } as libc::c_long).map(drop)
 }
 
 /// Replaces this process by the program at `path`; returns only when that failed; execve(2).
@@ -225,4 +229,32 @@ pub(crate) fn default_signals() -> io::Result<()> {
 pub(crate) fn exit_now(status: u8) -> ! {
     // SAFETY: _exit has no preconditions.
     unsafe { libc::_exit(i32::from(status)) }
+}
+
+/// The number of BPF programs of one attach type (`enum bpf_attach_type`) on a cgroup itself, those of its parents not
+/// counted; see bpf(2), `BPF_PROG_QUERY`.
+///
+/// # Errors
+/// EPERM without CAP_NET_ADMIN and CAP_BPF, EINVAL where the kernel was built without BPF for cgroups.
+pub(crate) fn bpf_prog_query(cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<u32> {
+    /// `BPF_PROG_QUERY` of `enum bpf_cmd`.
+    const QUERY: libc::c_int = 16;
+    /// The member `query` of `union bpf_attr`.
+    #[repr(C)]
+    struct Query {
+        target_fd: u32,
+        attach_type: u32,
+        query_flags: u32,
+        attach_flags: u32,
+        prog_ids: u64,
+        prog_cnt: u32,
+        padding: u32,
+    }
+    let target_fd = u32::try_from(cgroup.as_raw_fd()).map_err(io::Error::other)?;
+    let mut query =
+        Query { target_fd, attach_type, query_flags: 0, attach_flags: 0, prog_ids: 0, prog_cnt: 0, padding: 0 };
+    // SAFETY: query lives across the call and is as long as said; the kernel takes any length of bpf_attr and treats what is
+    // missing as zero. With prog_ids null and prog_cnt 0 it writes nothing but attach_flags and prog_cnt into it.
+    check(unsafe { libc::syscall(libc::SYS_bpf, QUERY, &raw mut query, size_of::<Query>()) })?;
+    Ok(query.prog_cnt)
 }

@@ -9,7 +9,7 @@ use rustix::process::Pid;
 
 use crate::error::Result;
 use crate::plan::UnitPlan;
-use crate::systemd::{Bus, CgroupMode, PendingScope, ScopeRequest};
+use crate::systemd::{self, Bus, CgroupMode, PendingScope, Report, ScopeRequest, Subject};
 
 /// A unit that is being started, and then runs.
 #[derive(Debug)]
@@ -40,7 +40,6 @@ impl<'a> Unit<'a> {
         if let Some(pending) = self.pending.take() {
             self.bus.finish_scope(&request(self.plan, self.pid, Some(pidfd)), pending)?;
         }
-        self.memory_events = self.open_memory_events();
         Ok(())
     }
 
@@ -48,18 +47,14 @@ impl<'a> Unit<'a> {
     ///
     /// # Errors
     /// With property, asked, found and reason, when one is not in force.
-    pub(crate) fn verify(&mut self) -> Result<()> {
-        Ok(())
-    }
-
-    /// Held open, because the file is gone from the tree as soon as systemd sees the unit empty.
-    fn open_memory_events(&self) -> Option<File> {
-        if self.plan.cgroup != CgroupMode::Unified {
-            return None;
-        }
-        let text = std::fs::read_to_string(format!("/proc/{}/cgroup", self.pid.as_raw_nonzero())).ok()?;
-        let path = text.lines().find_map(|line| line.strip_prefix("0::"))?;
-        File::open(format!("/sys/fs/cgroup{path}/memory.events")).ok()
+    pub(crate) fn verify(&mut self) -> Result<Report> {
+        let UnitPlan { user, name, settings, cgroup, .. } = self.plan;
+        let subject = Subject { pid: self.pid, unit: name, settings, mode: *cgroup, user: *user };
+        let report = systemd::verify(&mut self.bus, &subject)?;
+        // Held open, because the file is gone from the tree as soon as systemd sees the unit empty.
+        let name = if *cgroup == CgroupMode::Unified { "memory.events" } else { "memory.oom_control" };
+        self.memory_events = report.memory.as_ref().and_then(|directory| File::open(directory.join(name)).ok());
+        Ok(report)
     }
 
     /// How many of its processes the kernel has killed for memory; `None` where that is not known.
@@ -84,7 +79,7 @@ fn request<'a>(plan: &'a UnitPlan, pid: Pid, pidfd: Option<BorrowedFd<'a>>) -> S
         name: &plan.name,
         slice: &plan.slice,
         description: &plan.description,
-        pid: pid.as_raw_nonzero().get().unsigned_abs(),
+        pid,
         pidfd,
         settings: &plan.settings,
         timeout_stop_usec: plan.timeout_stop_usec,

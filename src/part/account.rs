@@ -36,7 +36,13 @@ pub(crate) fn by_name(passwd: &str, name: &str) -> Option<Account> {
 
 /// The ID of the group with this name.
 pub(crate) fn group_id(group: &str, name: &str) -> Option<u32> {
-    group.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|f| f.first() == Some(&name))?.get(2)?.parse().ok()
+    group
+        .lines()
+        .map(|line| line.split(':').collect::<Vec<_>>())
+        .find(|f| f.first() == Some(&name))?
+        .get(2)?
+        .parse()
+        .ok()
 }
 
 /// IDs of the groups that list `user` as a member.

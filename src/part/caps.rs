@@ -44,7 +44,10 @@ impl Capabilities {
     }
 
     fn set(&self) -> CapabilitySet {
-        self.0.iter().filter_map(|name| CapabilitySet::from_name(name)).fold(CapabilitySet::empty(), CapabilitySet::union)
+        self.0
+            .iter()
+            .filter_map(|name| CapabilitySet::from_name(name))
+            .fold(CapabilitySet::empty(), CapabilitySet::union)
     }
 
     /// Takes every other capability from this process for good. The payload's user may change afterwards: root keeps these.
@@ -57,7 +60,9 @@ impl Capabilities {
             match rustix::thread::remove_capability_from_bounding_set(capability) {
                 // An older kernel does not know the newest ones.
                 Ok(()) | Err(rustix::io::Errno::INVAL) => {}
-                Err(error) => return Err(error).with_context(|| format!("drop CAP_{name} from the bounding set")),
+                Err(error) => {
+                    return Err(error).with_context(|| format!("drop CAP_{name} from the bounding set"));
+                }
             }
         }
         Ok(())

@@ -6,9 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, StatVfsMountFlags, Uid};
-use rustix::mount::{
-    MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags,
-};
+use rustix::mount::{MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 use serde::Serialize;
 
 use crate::error::{Result, fault};
@@ -68,7 +66,13 @@ const READ_ONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", 
 
 impl KernelMounts {
     /// Decides what is mounted: `shared_*` tell which namespaces are the host's.
-    pub(crate) fn plan(shared_pid: bool, shared_net: bool, shared_ipc: bool, cgroup: bool, tty_group: bool) -> KernelMounts {
+    pub(crate) fn plan(
+        shared_pid: bool,
+        shared_net: bool,
+        shared_ipc: bool,
+        cgroup: bool,
+        tty_group: bool,
+    ) -> KernelMounts {
         KernelMounts {
             proc: !shared_pid,
             sysfs: !shared_net,
@@ -89,11 +93,58 @@ fn kernel_attributes() -> MountAttrFlags {
     MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC
 }
 
+/// A new file system that is not attached yet, and where it goes.
+#[derive(Debug)]
+pub(crate) struct Made {
+    mount: OwnedFd,
+    at: &'static str,
+}
+
+/// Makes the kernel's file systems, while the root is still being assembled elsewhere. Before the old root goes and before anything
+/// covers a part of it: the kernel lets a user namespace have new ones only while it sees whole ones (mount_too_revealing() in
+/// fs/namespace.c).
+///
+/// # Errors
+/// With the object and the kernel's reason.
+pub(crate) fn make(plan: &KernelMounts) -> Result<Vec<Made>> {
+    let kernel = kernel_attributes();
+    let mut made = Vec::new();
+    if plan.proc {
+        made.push(make_one("proc", "/proc", &[], kernel)?);
+    }
+    if plan.sysfs {
+        made.push(make_one("sysfs", "/sys", &[], kernel | MountAttrFlags::MOUNT_ATTR_RDONLY)?);
+    }
+    let mut options = vec![("ptmxmode", "0666".to_owned()), ("mode", "0620".to_owned())];
+    if plan.tty_group {
+        options.push(("gid", "5".into()));
+    }
+    let terminals = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    made.push(make_one("devpts", "/dev/pts", &options, terminals)?);
+    if plan.mqueue {
+        made.push(make_one("mqueue", "/dev/mqueue", &[], kernel)?);
+    }
+    Ok(made)
+}
+
+fn make_one(kind: &str, at: &'static str, options: &[(&str, String)], flags: MountAttrFlags) -> Result<Made> {
+    let mount = new_file_system(kind, options, flags).map_err(|error| {
+        let fault = fault(format!("mount {kind} on {at}: {error}"));
+        if error.raw_os_error() == Some(libc::EPERM) {
+            return fault.hint(format!(
+                "something on this host covers a part of {at}, or we run in a container: try --userns host"
+            ));
+        }
+        fault
+    })?;
+    Ok(Made { mount, at })
+}
+
 /// Makes `tree` the root of this process's mount namespace, with the kernel's file systems in it, and drops the old root.
 ///
 /// # Errors
 /// With the object and the kernel's reason.
-pub(crate) fn enter(plan: &KernelMounts, tree: &OwnedFd) -> Result<()> {
+pub(crate) fn enter(plan: &KernelMounts, made: &[Made], tree: &OwnedFd) -> Result<()> {
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .context("make / private")?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
@@ -102,9 +153,9 @@ pub(crate) fn enter(plan: &KernelMounts, tree: &OwnedFd) -> Result<()> {
         return Err(fault(format!("attach the new root: none of {:?} can hold it", plan.place)).into());
     }
     rustix::process::fchdir(tree).context("enter the new root")?;
-    // Before the old root goes and before anything covers a part of them: the kernel lets a user namespace have new ones only
-    // while it sees whole ones (mount_too_revealing() in fs/namespace.c).
-    mount_kernel_file_systems(plan, tree)?;
+    for Made { mount, at } in made {
+        attach(mount, tree.as_fd(), Path::new(at), Make::Directory).with_context(|| format!("mount {at}"))?;
+    }
     let mut empty = None;
     for path in &plan.masked {
         mask(tree.as_fd(), path, &mut empty).with_context(|| format!("mask {}", path.display()))?;
@@ -116,37 +167,6 @@ pub(crate) fn enter(plan: &KernelMounts, tree: &OwnedFd) -> Result<()> {
     rustix::process::pivot_root(".", ".").context("pivot_root")?;
     rustix::mount::unmount(".", UnmountFlags::DETACH).context("detach the old root")?;
     rustix::process::chdir("/").context("enter /")
-}
-
-fn mount_kernel_file_systems(plan: &KernelMounts, tree: &OwnedFd) -> Result<()> {
-    let kernel = kernel_attributes();
-    if plan.proc {
-        mount_new(tree, "proc", "/proc", &[], kernel)?;
-    }
-    if plan.sysfs {
-        mount_new(tree, "sysfs", "/sys", &[], kernel | MountAttrFlags::MOUNT_ATTR_RDONLY)?;
-    }
-    let mut options = vec![("ptmxmode", "0666".to_owned()), ("mode", "0620".to_owned())];
-    if plan.tty_group {
-        options.push(("gid", "5".into()));
-    }
-    let terminals = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    mount_new(tree, "devpts", "/dev/pts", &options, terminals)?;
-    if plan.mqueue {
-        mount_new(tree, "mqueue", "/dev/mqueue", &[], kernel)?;
-    }
-    Ok(())
-}
-
-fn mount_new(root: &OwnedFd, kind: &str, at: &str, options: &[(&str, String)], flags: MountAttrFlags) -> Result<()> {
-    let mount = new_file_system(kind, options, flags).map_err(|error| {
-        let fault = fault(format!("mount {kind} on {at}: {error}"));
-        if error.raw_os_error() == Some(libc::EPERM) {
-            return fault.hint(format!("something on this host covers a part of {at}, or we run in a container: try --userns host"));
-        }
-        fault
-    })?;
-    attach(&mount, root.as_fd(), Path::new(at), Make::Directory).with_context(|| format!("mount {kind} on {at}"))
 }
 
 fn attach(mount: &OwnedFd, root: BorrowedFd<'_>, at: &Path, make: Make) -> Result<()> {
@@ -168,7 +188,9 @@ fn existing(root: BorrowedFd<'_>, path: &Path) -> Result<Option<OwnedFd>> {
 /// Covers a file with /dev/null, a directory with an empty one. The source of each is our own, opened by descriptor; `empty` is
 /// the empty directory once there is one.
 fn mask(root: BorrowedFd<'_>, path: &Path, empty: &mut Option<OwnedFd>) -> Result<()> {
-    let Some(target) = existing(root, path)? else { return Ok(()) };
+    let Some(target) = existing(root, path)? else {
+        return Ok(());
+    };
     let kind = FileType::from_raw_mode(rustix::fs::fstat(&target)?.st_mode);
     let cover = match (kind == FileType::Directory, empty.as_ref()) {
         (true, Some(empty)) => clone_mount(empty)?,
@@ -187,7 +209,9 @@ fn mask(root: BorrowedFd<'_>, path: &Path, empty: &mut Option<OwnedFd>) -> Resul
 }
 
 fn make_read_only(root: BorrowedFd<'_>, path: &Path) -> Result<()> {
-    let Some(target) = existing(root, path)? else { return Ok(()) };
+    let Some(target) = existing(root, path)? else {
+        return Ok(());
+    };
     let copy = clone_mount(&target)?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     rustix::mount::move_mount(&copy, "", &target, "", flags)?;

@@ -15,7 +15,9 @@ impl Namespaces {
     /// All but the shared ones.
     pub(crate) fn plan(shared: &[Namespace]) -> Namespaces {
         use Namespace::{Cgroup, Ipc, Mount, Net, Pid, Time, User, Uts};
-        Namespaces([Mount, Pid, Uts, Ipc, Net, Cgroup, Time, User].into_iter().filter(|n| !shared.contains(n)).collect())
+        Namespaces(
+            [Mount, Pid, Uts, Ipc, Net, Cgroup, Time, User].into_iter().filter(|n| !shared.contains(n)).collect(),
+        )
     }
 
     /// Whether this one is its own.
@@ -49,7 +51,8 @@ impl Namespaces {
             sys::unshare(TIME).context("unshare the time namespace")?;
             // Only the boot-time clock: the monotonic one has to agree with systemd's in notifications, sd_notify(3).
             let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime).tv_sec;
-            std::fs::write("/proc/self/timens_offsets", format!("boottime -{now} 0")).context("set the boot-time clock")?;
+            std::fs::write("/proc/self/timens_offsets", format!("boottime -{now} 0"))
+                .context("set the boot-time clock")?;
         }
         Ok(())
     }

@@ -50,6 +50,9 @@ pub(crate) struct ProcessPlan {
     pub(crate) affinity: Option<Vec<u32>>,
     /// setgroups(2) works.
     pub(crate) can_set_groups: bool,
+    /// Nothing but errors is printed.
+    #[serde(skip)]
+    pub(crate) quiet: bool,
     /// It sees the host's files, so a hint about hidden directories may help.
     #[serde(skip)]
     pub(crate) host_view: bool,
@@ -88,6 +91,7 @@ pub(crate) fn plan(spec: &Spec, host: &Host, can_set_groups: bool) -> ProcessPla
         affinity: process.affinity.as_ref().map(|set| set.numbers().to_vec()),
         can_set_groups,
         host_view,
+        quiet: process.quiet,
     }
 }
 
@@ -99,7 +103,9 @@ fn environment(spec: &Spec, host: &Host) -> Vec<(OsString, OsString)> {
     }
     list.push(("container".into(), "sandbox".into()));
     for (name, value) in &spec.process.environment {
-        let Some(value) = value.as_ref().or_else(|| host.environment.get(name)) else { continue };
+        let Some(value) = value.as_ref().or_else(|| host.environment.get(name)) else {
+            continue;
+        };
         list.retain(|(other, _)| other != name);
         list.push((name.clone(), value.clone()));
     }
@@ -129,7 +135,8 @@ impl Identity {
         let account = match wanted.parse::<u32>() {
             Ok(uid) => account::by_uid(passwd, uid),
             Err(_) => Some(account::by_name(passwd, wanted).ok_or_else(|| {
-                fault(format!("--uid {wanted}: no such user in the sandbox's /etc/passwd")).hint("a number works for any user")
+                fault(format!("--uid {wanted}: no such user in the sandbox's /etc/passwd"))
+                    .hint("a number works for any user")
             })?),
         };
         let uid = account.as_ref().map_or_else(|| wanted.parse().unwrap_or(0), |a| a.uid);
@@ -138,7 +145,8 @@ impl Identity {
             Some(wanted) => match wanted.parse() {
                 Ok(gid) => gid,
                 Err(_) => account::group_id(group, wanted).ok_or_else(|| {
-                    fault(format!("--gid {wanted}: no such group in the sandbox's /etc/group")).hint("a number works for any group")
+                    fault(format!("--gid {wanted}: no such group in the sandbox's /etc/group"))
+                        .hint("a number works for any group")
                 })?,
             },
         };
@@ -202,7 +210,9 @@ impl ProcessPlan {
     /// # Errors
     /// When there is no such user or group.
     pub(crate) fn identity(&self) -> Result<Identity> {
-        let read = |path: &str| std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default();
+        let read = |path: &str| {
+            std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
+        };
         Identity::find(self, &read("/etc/passwd"), &read("/etc/group"))
     }
 
@@ -212,7 +222,8 @@ impl ProcessPlan {
     /// With the setting and the kernel's reason.
     pub(crate) fn apply(&self, identity: &Identity) -> Result<()> {
         for (resource, wanted) in &self.rlimits {
-            sys::prlimit(0, *resource, Some(*wanted)).with_context(|| format!("set limit {}", rlimit_name(*resource)))?;
+            sys::prlimit(0, *resource, Some(*wanted))
+                .with_context(|| format!("set limit {}", rlimit_name(*resource)))?;
         }
         if let Some(cpus) = &self.affinity {
             let mut set = rustix::thread::CpuSet::new();
@@ -233,7 +244,9 @@ impl ProcessPlan {
                 Err(error) => last = Some((directory, error)),
             }
         }
-        let Some((directory, error)) = last else { return Ok(()) };
+        let Some((directory, error)) = last else {
+            return Ok(());
+        };
         let fault = fault(format!("working directory {}: {}", directory.display(), std::io::Error::from(error)));
         Err(if self.host_view { fault.hint(format!("--bind {} brings it", directory.display())) } else { fault }.into())
     }
@@ -251,7 +264,9 @@ impl ProcessPlan {
         let envp = strings(
             environment.iter().map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes()].concat()).collect(),
         );
-        let Some(program) = self.command.first() else { return fault("no command was given") };
+        let Some(program) = self.command.first() else {
+            return fault("no command was given");
+        };
         let path = environment.iter().find(|(name, _)| name == "PATH").map_or(OsStr::new(PATH), |(_, value)| value);
         let mut denied = None;
         for candidate in candidates(program, path) {
@@ -340,7 +355,8 @@ fn elf_interpreter(head: &[u8]) -> Option<OsString> {
         Some(u64::from_le_bytes(bytes))
     };
     // Offsets of e_phoff, e_phentsize, e_phnum, p_offset and p_filesz, and the size of an address.
-    let (phoff, phentsize, phnum, offset, filesz, word) = if wide { (32, 54, 56, 8, 32, 8) } else { (28, 42, 44, 4, 16, 4) };
+    let (phoff, phentsize, phnum, offset, filesz, word) =
+        if wide { (32, 54, 56, 8, 32, 8) } else { (28, 42, 44, 4, 16, 4) };
     let table = usize::try_from(number(phoff, word)?).ok()?;
     let size = usize::try_from(number(phentsize, 2)?).ok()?;
     for index in 0..usize::try_from(number(phnum, 2)?).ok()? {
@@ -382,10 +398,9 @@ mod tests {
     #[test]
     fn candidates_are_execvps() {
         assert_eq!(candidates(OsStr::new("a/b"), OsStr::new("/x")), [PathBuf::from("a/b")]);
-        assert_eq!(candidates(OsStr::new("b"), OsStr::new("/x::/y")), [
-            PathBuf::from("/x/b"),
-            PathBuf::from("./b"),
-            PathBuf::from("/y/b")
-        ]);
+        assert_eq!(
+            candidates(OsStr::new("b"), OsStr::new("/x::/y")),
+            [PathBuf::from("/x/b"), PathBuf::from("./b"), PathBuf::from("/y/b")]
+        );
     }
 }

@@ -88,7 +88,11 @@ impl fmt::Display for UserPlan {
         };
         match self {
             UserPlan::Range { .. } => {
-                write!(f, "a range of {RANGE} IDs of its own in {FIRST}…{}, layers idmapped", u64::from(LAST) + u64::from(RANGE) - 1)
+                write!(
+                    f,
+                    "a range of {RANGE} IDs of its own in {FIRST}…{}, layers idmapped",
+                    u64::from(LAST) + u64::from(RANGE) - 1
+                )
             }
             UserPlan::Identity => f.write_str("a user namespace in which each ID is itself"),
             UserPlan::Host => f.write_str("the host's user namespace"),
@@ -111,7 +115,8 @@ pub(crate) fn plan(spec: &Spec, host: &Host) -> Result<(UserPlan, Option<String>
         Userns::Auto => match idmap_obstacle(spec, host) {
             None => (UserPlan::Range { taken: host.taken_ids.clone() }, None),
             Some(reason) => {
-                let warning = format!("user namespace falls back to identity (root inside has the host's IDs): {reason}");
+                let warning =
+                    format!("user namespace falls back to identity (root inside has the host's IDs): {reason}");
                 (UserPlan::Identity, Some(warning))
             }
         },
@@ -181,6 +186,9 @@ pub(crate) fn claim(taken: &[IdRange]) -> Result<Claim> {
     Err(fault(format!("no free range of user IDs after 1000 tries; locks are in {LOCKS}")).hint("sandbox gc").into())
 }
 
+/// `F_WRLCK` and `SEEK_SET` in the type that struct flock has them in.
+const WHOLE_FILE_LOCK: (libc::c_short, libc::c_short) = (1, 0);
+
 fn try_claim(base: u32) -> Result<Option<Claim>> {
     let path = PathBuf::from(LOCKS).join(base.to_string());
     let lock = File::options()
@@ -191,13 +199,8 @@ fn try_claim(base: u32) -> Result<Option<Claim>> {
         .mode(0o600)
         .open(&path)
         .with_context(|| format!("open {}", path.display()))?;
-    let whole_file = libc::flock {
-        l_type: libc::F_WRLCK as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    };
+    let whole_file =
+        libc::flock { l_type: WHOLE_FILE_LOCK.0, l_whence: WHOLE_FILE_LOCK.1, l_start: 0, l_len: 0, l_pid: 0 };
     // An open-file-description lock, as systemd takes it, F_OFD_SETLK in fcntl_locking(2).
     if nix::fcntl::fcntl(&lock, nix::fcntl::FcntlArg::F_OFD_SETLK(&whole_file)).is_err() {
         return Ok(None);

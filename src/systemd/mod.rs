@@ -8,12 +8,14 @@ mod reach;
 mod scope;
 mod show;
 mod translate;
+mod verify;
 mod wire;
 
 pub(crate) use bus::Bus;
 pub(crate) use cgroup::CgroupMode;
-pub(crate) use own::{OwnSetting, exec_setting};
-pub(crate) use property::{Asked, Assignment, Setting, Value, since};
+pub(crate) use own::OwnSetting;
+pub(crate) use property::{Asked, Assignment, Setting};
 pub(crate) use reach::Socket;
-pub(crate) use scope::{PendingScope, ScopeRequest, StartedScope};
-pub(crate) use translate::{Translated, translate};
+pub(crate) use scope::{PendingScope, ScopeRequest};
+pub(crate) use translate::translate;
+pub(crate) use verify::{Report, Subject, verify};

@@ -245,11 +245,6 @@ fn unquote(text: &str) -> Option<Vec<String>> {
     quote.is_none().then_some(words)
 }
 
-/// Says whether `name` is a property of services that [`super::property::Asked::parse`] types for us to set.
-pub(crate) fn exec_setting(name: &str) -> bool {
-    SERVICE.iter().any(|(known, service)| *known == name && *service == Own)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -271,7 +266,6 @@ mod tests {
         ];
         for (name, value, want) in table {
             assert_eq!(parse(name, value).and_then(Result::ok), Some(want), "{name}={value}");
-            assert!(exec_setting(name));
         }
         let limit = parse("LimitNOFILE", "1024:2048").and_then(Result::ok);
         assert_eq!(limit, Some(OwnSetting::Limit(Rlimit { resource: libc::RLIMIT_NOFILE, soft: 1024, hard: 2048 })));
@@ -291,7 +285,6 @@ mod tests {
             let found =
                 error.and_then(|error| error.downcast_ref::<crate::error::Fault>()?.hint_text().map(str::to_owned));
             assert!(found.as_deref().is_some_and(|found| found.contains(hint)), "{name}: {found:?}");
-            assert!(!exec_setting(name));
         }
         for (name, value) in [
             ("Nice", "20"),

@@ -138,6 +138,7 @@ pub(crate) fn since(name: &str) -> Option<u16> {
 pub(super) fn reach(property: &str) -> table::Reach {
     Property::named(property).map_or(table::Reach::Unit, |known| known.reach)
 }
+pub(super) use convert::ATTACH_TYPES;
 pub(super) use table::Reach;
 
 fn unknown(name: &str) -> anyhow::Error {
@@ -240,7 +241,7 @@ mod tests {
                 "Conditions",
                 Value::Conditions(vec![("ConditionPathExists".into(), true, true, "/x".into())]),
             ),
-            ("NFTSet=cgroup:inet:filter:set", "NFTSet", Value::NftSets(vec![(0, 1, "filter".into(), "set".into())])),
+            ("NFTSet=cgroup:inet:filter:set", "NFTSet", Value::NftSets(vec![(3, 1, "filter".into(), "set".into())])),
         ];
         for (text, name, value) in table {
             assert_eq!(sent(text), Some((name.to_owned(), value)), "{text}");

@@ -3,6 +3,7 @@
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
+use rustix::process::Pid;
 use zbus::wire::OwnedVariant;
 use zbus::{Fd, OwnedObjectPath, Variant};
 
@@ -25,7 +26,7 @@ pub(crate) struct ScopeRequest<'a> {
     /// What `systemctl status` shows, best the command.
     pub(crate) description: &'a str,
     /// The process that goes in, as PID 1 numbers it. It must be a child of ours, so that the number stays its own.
-    pub(crate) pid: u32,
+    pub(crate) pid: Pid,
     /// The same process as a descriptor; systemd takes it since 255.
     pub(crate) pidfd: Option<BorrowedFd<'a>>,
     /// The limits and whatever else was asked, translated.
@@ -135,7 +136,8 @@ impl Bus {
             Ok(result) => {
                 self.clean_up(name);
                 let line = fault(format!("systemd did not start {name}: its job ended as `{result}`"));
-                Err(line.hint(format!("journalctl -b -u {name}")).into())
+                let user = if self.user { " --user" } else { "" };
+                Err(line.hint(format!("journalctl{user} -b -u {name}")).into())
             }
             Err((Failure::Timeout, job)) => {
                 self.clean_up(name);
@@ -185,10 +187,11 @@ impl Bus {
             return Ok(Attempt::Retry);
         }
         let line = fault(format!("{name} exists already, it is {state}"));
+        let systemctl = if self.user { "systemctl --user" } else { "systemctl" };
         Err(match state.as_str() {
-            "failed" => line.hint(format!("systemctl reset-failed {name}")),
+            "failed" => line.hint(format!("{systemctl} reset-failed {name}")),
             "inactive" | "loaded" => line.hint("a unit file of that name exists: choose another --unit"),
-            _ => line.hint(format!("systemctl stop {name}, or choose another --unit")),
+            _ => line.hint(format!("{systemctl} stop {name}, or choose another --unit")),
         }
         .into())
     }
@@ -266,15 +269,23 @@ impl Bus {
             .map_err(|failure| self.explain(&format!("change {unit}"), failure))
     }
 
+    /// Reads one property of the service manager itself: `Version`, `Features`, `ControlGroup`.
+    pub(crate) fn manager_property(&mut self, name: &str) -> Result<Value> {
+        let path = manager_call("Get").path;
+        self.property(path, "org.freedesktop.systemd1.Manager", name)
+            .map_err(|failure| self.explain(&format!("tell its {name}"), failure))
+    }
+
     /// Reads one property of a unit; `interface` is the last part of its name: `Unit`, `Scope`, `Service`.
     pub(crate) fn unit_property(&mut self, unit: &str, interface: &str, name: &str) -> Result<Value> {
-        let path = unit_path(unit);
-        let call = object_call(&path, "org.freedesktop.DBus.Properties", "Get");
-        let found = self.call::<_, OwnedVariant>(&call, &(format!("org.freedesktop.systemd1.{interface}"), name));
-        let value = found.and_then(|found| {
-            value(&found).ok_or_else(|| Failure::Broken(format!("the property is of type {}", found.value_signature())))
-        });
-        value.map_err(|failure| self.explain(&format!("tell {name} of {unit}"), failure))
+        self.property(&unit_path(unit), &format!("org.freedesktop.systemd1.{interface}"), name)
+            .map_err(|failure| self.explain(&format!("tell {name} of {unit}"), failure))
+    }
+
+    fn property(&mut self, path: &str, interface: &str, name: &str) -> Exchange<Value> {
+        let call = object_call(path, "org.freedesktop.DBus.Properties", "Get");
+        let found: OwnedVariant = self.call(&call, &(interface, name))?;
+        value(&found).ok_or_else(|| Failure::Broken(format!("the property is of type {}", found.value_signature())))
     }
 }
 
@@ -304,7 +315,7 @@ fn properties<'a>(request: &ScopeRequest<'a>, left_out: &[&str]) -> Vec<(&'a str
     properties.extend(request.settings.iter().map(|setting| (setting.name.as_str(), variant(&setting.value))));
     properties.push(match request.pidfd {
         Some(pidfd) if !left_out.contains(&"PIDFDs") => ("PIDFDs", Variant::from(vec![Fd::from(pidfd)])),
-        _ => ("PIDs", Variant::from(vec![request.pid])),
+        _ => ("PIDs", Variant::from(vec![u32::try_from(request.pid.as_raw_nonzero().get()).unwrap_or_default()])),
     });
     properties
 }

@@ -42,7 +42,9 @@ pub(super) type Exchange<T> = Result<T, Failure>;
 
 impl From<io::Error> for Failure {
     fn from(error: io::Error) -> Failure {
-        Failure::Broken(error.to_string())
+        let text = error.to_string();
+        // Users have no use for the number.
+        Failure::Broken(text.split(" (os error").next().unwrap_or(&text).to_owned())
     }
 }
 

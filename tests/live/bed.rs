@@ -7,13 +7,14 @@ use crate::unit;
 use std::cell::{Cell, RefCell};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::LazyLock;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// Every time limit is multiplied by this: emulation is slow, and a limit is there to end a hang, not to measure.
-static SLOW: LazyLock<u32> = LazyLock::new(|| std::env::var("SANDBOX_TEST_SLOW").ok().and_then(|v| v.parse().ok()).unwrap_or(1));
+static SLOW: LazyLock<u32> =
+    LazyLock::new(|| std::env::var("SANDBOX_TEST_SLOW").ok().and_then(|v| v.parse().ok()).unwrap_or(1));
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
 /// A time limit on this bed.
@@ -69,7 +70,11 @@ impl Bed {
         Cmd::new(sandbox_binary(), args)
     }
 
-    pub(crate) fn command<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(&self, program: impl AsRef<OsStr>, args: I) -> Cmd {
+    pub(crate) fn command<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(
+        &self,
+        program: impl AsRef<OsStr>,
+        args: I,
+    ) -> Cmd {
         Cmd::new(program, args)
     }
 

@@ -19,10 +19,11 @@ fn failure(run: impl FnOnce()) -> String {
 
 /// Every word in SANDBOX_TEST_PROMISES is a need, and is met.
 pub(crate) fn promises(bed: &Bed) {
-    let known =
-        [Need::Root, Need::Systemd, Need::Cgroup1, Need::Cgroup2, Need::Idmap, Need::UserManager, Need::Fuse].map(|need| (need.to_string(), need));
+    let known = [Need::Root, Need::Systemd, Need::Cgroup1, Need::Cgroup2, Need::Idmap, Need::UserManager, Need::Fuse]
+        .map(|need| (need.to_string(), need));
     for promise in &bed.facts.promises {
-        let (_, need) = known.iter().find(|(name, _)| name == promise).unwrap_or_else(|| panic!("no need is called {promise}"));
+        let (_, need) =
+            known.iter().find(|(name, _)| name == promise).unwrap_or_else(|| panic!("no need is called {promise}"));
         if let Err(why) = bed.facts.has(need) {
             panic!("promised {promise}: {why}");
         }
@@ -78,7 +79,8 @@ pub(crate) fn fuse(bed: &Bed) {
 }
 
 pub(crate) fn user_manager(bed: &Bed) {
-    let outcome = bed.command("systemd-run", ["--user", "--scope", "-q", "cat", "/proc/self/cgroup"]).user().output().succeeded();
+    let outcome =
+        bed.command("systemd-run", ["--user", "--scope", "-q", "cat", "/proc/self/cgroup"]).user().output().succeeded();
     assert!(outcome.text().contains("/user@1000.service/"), "{}", outcome.text());
 }
 
@@ -99,7 +101,10 @@ pub(crate) fn streams(bed: &Bed) {
 }
 
 pub(crate) fn pty(bed: &Bed) {
-    let mut running = bed.sh("trap 'stty size; exit 3' WINCH; stty size; tty; while :; do sleep 0.05; done < /dev/tty").pty(30, 90).spawn();
+    let mut running = bed
+        .sh("trap 'stty size; exit 3' WINCH; stty size; tty; while :; do sleep 0.05; done < /dev/tty")
+        .pty(30, 90)
+        .spawn();
     running.wait_for("30 90");
     running.wait_for("/dev/pts/");
     running.resize(31, 91);
@@ -129,10 +134,14 @@ pub(crate) fn background(bed: &Bed) {
 pub(crate) fn snapshot(bed: &Bed) {
     let before = HostState::take();
     let unit = bed.unit();
-    let mut running = bed.command("systemd-run", ["--scope", "-q", "--unit", &unit, "sh", "-c", "echo started; exec sleep 100"]).spawn();
+    let mut running = bed
+        .command("systemd-run", ["--scope", "-q", "--unit", &unit, "sh", "-c", "echo started; exec sleep 100"])
+        .spawn();
     running.wait_for("started");
     let changes = before.changes(&HostState::take());
-    for expected in [format!("+ unit {unit}.scope"), "+ cgroup ".to_owned(), "+ file /run/systemd/transient/".to_owned()] {
+    for expected in
+        [format!("+ unit {unit}.scope"), "+ cgroup ".to_owned(), "+ file /run/systemd/transient/".to_owned()]
+    {
         assert!(changes.iter().any(|line| line.starts_with(&expected)), "no '{expected}' in {changes:#?}");
     }
     drop(running);
@@ -143,7 +152,10 @@ pub(crate) fn names_are_cleaned_up(bed: &Bed) {
     let before = HostState::take();
     let other = Bed::new(bed.facts);
     let unit = format!("{}-left", other.id());
-    other.command("systemd-run", ["-q", "--unit", &unit, "--slice", &other.slice(), "sleep", "1000"]).output().succeeded();
+    other
+        .command("systemd-run", ["-q", "--unit", &unit, "--slice", &other.slice(), "sleep", "1000"])
+        .output()
+        .succeeded();
     assert!(unit::is_active(&format!("{unit}.service")));
     drop(other);
     bed.nothing_left(&before);

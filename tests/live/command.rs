@@ -125,7 +125,17 @@ impl Cmd {
             let pipe = if master.is_some() { stdin.as_ref().map(|file| File::from(copy(file))) } else { stdin.take() };
             std::thread::spawn(move || pipe.map(|mut pipe| pipe.write_all(&bytes)));
         }
-        Running { shown, child, stdin, stdout, stderr, master, started: Instant::now(), limit: patience(self.limit), over: None }
+        Running {
+            shown,
+            child,
+            stdin,
+            stdout,
+            stderr,
+            master,
+            started: Instant::now(),
+            limit: patience(self.limit),
+            over: None,
+        }
     }
 }
 
@@ -259,7 +269,11 @@ impl Running {
         // Its output ends with it, unless it left somebody behind who holds the pipe.
         let patience = Instant::now() + patience(Duration::from_secs(2));
         while !(self.stdout.reader.is_finished() && self.stderr.reader.is_finished()) {
-            assert!(Instant::now() < patience, "it ended, but a process of it still holds its output; {}", self.story());
+            assert!(
+                Instant::now() < patience,
+                "it ended, but a process of it still holds its output; {}",
+                self.story()
+            );
             std::thread::sleep(Duration::from_millis(2));
         }
         let status = self.over.expect("it is over");

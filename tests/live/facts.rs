@@ -118,11 +118,14 @@ impl Facts {
         let (met, found) = match *need {
             Need::Root => (self.root, "not uid 0".to_owned()),
             Need::Systemd => (systemd.is_some(), "no systemd answers here".to_owned()),
-            Need::Cgroup1 => (!self.cgroup2 && Path::new("/sys/fs/cgroup/memory").exists(), "no cgroup v1 hierarchies".to_owned()),
-            Need::Cgroup2 => (self.cgroup2, "not pure cgroup v2".to_owned()),
-            Need::Idmap => {
-                (self.root && kernel >= (5, 19) && self.idmappable_root(), format!("kernel {kernel:?}, / is {}", self.root_fs))
+            Need::Cgroup1 => {
+                (!self.cgroup2 && Path::new("/sys/fs/cgroup/memory").exists(), "no cgroup v1 hierarchies".to_owned())
             }
+            Need::Cgroup2 => (self.cgroup2, "not pure cgroup v2".to_owned()),
+            Need::Idmap => (
+                self.root && kernel >= (5, 19) && self.idmappable_root(),
+                format!("kernel {kernel:?}, / is {}", self.root_fs),
+            ),
             Need::UserManager => (self.user_manager, format!("no user manager of uid {TESTER} answers")),
             Need::Fuse => (self.fuse, "/dev/fuse cannot be opened".to_owned()),
             Need::SystemdMin(min) => (systemd.is_some_and(|version| version >= min), format!("found {systemd:?}")),
@@ -148,7 +151,12 @@ impl fmt::Display for Facts {
         let (major, minor) = self.kernel;
         let systemd = self.systemd.map_or("no systemd".to_owned(), |version| format!("systemd {version}"));
         let cgroup = if self.cgroup2 { "cgroup v2" } else { "cgroup v1 or hybrid" };
-        write!(f, "bed: kernel {major}.{minor}, {systemd}, {cgroup}, / is {}, promises: {}", self.root_fs, self.promises.join(" "))
+        write!(
+            f,
+            "bed: kernel {major}.{minor}, {systemd}, {cgroup}, / is {}, promises: {}",
+            self.root_fs,
+            self.promises.join(" ")
+        )
     }
 }
 

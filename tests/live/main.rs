@@ -21,7 +21,11 @@
 //! - `let before = HostState::take(); …; bed.nothing_left(&before)`: mounts, units, cgroups, /run and PID 1's descriptors.
 //!
 //! Environment: `SANDBOX_BIN` (else cargo's), `SANDBOX_TEST_SLOW` (a factor for every time limit, 8 under emulation).
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "in a test a broken expectation is a failure, which a panic reports")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "in a test a broken expectation is a failure, which a panic reports"
+)]
 #![allow(clippy::print_stderr, reason = "a test that cannot run must say so where a human looks")]
 
 mod bed;

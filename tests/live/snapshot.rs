@@ -20,7 +20,13 @@ pub(crate) struct HostState {
 
 impl HostState {
     pub(crate) fn take() -> Self {
-        Self { mounts: mounts(), units: units(), cgroups: directories("/sys/fs/cgroup"), run: run_files(), pid1_fds: pid1_fds() }
+        Self {
+            mounts: mounts(),
+            units: units(),
+            cgroups: directories("/sys/fs/cgroup"),
+            run: run_files(),
+            pid1_fds: pid1_fds(),
+        }
     }
 
     /// A line for each thing that came or went since.
@@ -70,8 +76,14 @@ fn directories(top: &str) -> BTreeSet<String> {
 
 /// Everything in /run but for what the journal and logins write all the time.
 fn run_files() -> BTreeSet<String> {
-    const NOISE: [&str; 6] =
-        ["/run/log/", "/run/systemd/journal/", "/run/user/", "/run/systemd/sessions/", "/run/udev/", "/run/systemd/users/"];
+    const NOISE: [&str; 6] = [
+        "/run/log/",
+        "/run/systemd/journal/",
+        "/run/user/",
+        "/run/systemd/sessions/",
+        "/run/udev/",
+        "/run/systemd/users/",
+    ];
     let mut found = BTreeSet::new();
     walk(Path::new("/run"), &mut |path, _| {
         if !NOISE.iter().any(|noise| path.starts_with(noise)) && !path.contains("/.#") {

@@ -14,7 +14,11 @@ fn systemctl(args: &[&str]) -> String {
 #[allow(dead_code, reason = "helpers are here before the tests that use them")]
 pub(crate) fn properties(unit: &str, names: &[&str]) -> BTreeMap<String, String> {
     let shown = systemctl(&["show", unit, "-p", &names.join(",")]);
-    shown.lines().filter_map(|line| line.split_once('=')).map(|(name, value)| (name.to_owned(), value.to_owned())).collect()
+    shown
+        .lines()
+        .filter_map(|line| line.split_once('='))
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect()
 }
 
 pub(crate) fn property(unit: &str, name: &str) -> String {
@@ -74,7 +78,9 @@ pub(crate) fn processes(unit: &str) -> Vec<u32> {
         let pids = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
         found.extend(pids.lines().filter_map(|pid| pid.parse::<u32>().ok()));
         let entries = fs::read_dir(&dir).into_iter().flatten().flatten();
-        todo.extend(entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()));
+        todo.extend(
+            entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()),
+        );
     }
     found
 }

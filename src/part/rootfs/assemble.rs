@@ -9,12 +9,10 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Stat, Uid, XattrFlags};
-use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
-};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Stat, Uid};
+use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags};
 
-use super::{BindPlan, InitEntry, InitKind, Operation, Overlay, RootPlan, Tmpfs};
+use super::{BindPlan, Operation, RootPlan, Tmpfs};
 use crate::error::{Result, fault};
 use crate::part::inside::{Make, open_or_make};
 use crate::part::mounts;
@@ -35,7 +33,7 @@ impl Ids<'_> {
         if id < crate::part::users::RANGE || self.base == 0 { self.base.saturating_add(id) } else { id }
     }
 
-    fn root(&self) -> (Uid, Gid) {
+    pub(super) fn root(&self) -> (Uid, Gid) {
         (Uid::from_raw(self.base), Gid::from_raw(self.base))
     }
 }
@@ -59,9 +57,9 @@ pub(crate) fn assemble(plan: &RootPlan, ids: &Ids<'_>) -> Result<OwnedFd> {
 }
 
 /// The mounts that an operation shows, detached and, where asked, idmapped; with the directory's own owner and mode on disk.
-struct Source {
-    mount: OwnedFd,
-    stat: Stat,
+pub(super) struct Source {
+    pub(super) mount: OwnedFd,
+    pub(super) stat: Stat,
 }
 
 fn sources(operation: &Operation, ids: &Ids<'_>) -> Result<Vec<Source>> {
@@ -69,15 +67,13 @@ fn sources(operation: &Operation, ids: &Ids<'_>) -> Result<Vec<Source>> {
         Operation::Overlay(overlay) => {
             overlay.layers.iter().map(|layer| open_source(layer, false, overlay.idmap, "layer", ids)).collect()
         }
-        Operation::Bind(bind) => {
-            match open_source(&bind.source, bind.recursive, bind.idmap, "bind", ids) {
-                Err(error) if bind.optional => {
-                    log::info!("left out: {error:#}");
-                    Ok(Vec::new())
-                }
-                source => source.map(|source| vec![source]),
+        Operation::Bind(bind) => match open_source(&bind.source, bind.recursive, bind.idmap, "bind", ids) {
+            Err(error) if bind.optional => {
+                log::info!("left out: {error:#}");
+                Ok(Vec::new())
             }
-        }
+            source => source.map(|source| vec![source]),
+        },
         Operation::Tmpfs(_) | Operation::Directory(_) | Operation::Link { .. } => Ok(Vec::new()),
     }
 }
@@ -105,11 +101,11 @@ fn map_owners(mount: BorrowedFd<'_>, path: &Path, recursive: bool, userns: Borro
 }
 
 /// A place that only this mount namespace sees, for uppers, init layers and attached layers.
-struct Scratch {
+pub(super) struct Scratch {
     /// The root directory of the tmpfs.
-    directory: OwnedFd,
+    pub(super) directory: OwnedFd,
     /// The kept upper, attached, where there is one.
-    kept: bool,
+    pub(super) kept: bool,
 }
 
 impl Scratch {
@@ -117,8 +113,7 @@ impl Scratch {
         let mut options = vec![("mode", "0755".to_owned())];
         options.extend(plan.memory.map(|size| ("size", size.to_string())));
         let attributes = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOSUID;
-        let directory = new_file_system("tmpfs", &options, attributes)
-            .context("make a tmpfs for the root's writes")?;
+        let directory = new_file_system("tmpfs", &options, attributes).context("make a tmpfs for the root's writes")?;
         let attach = |place: &PathBuf| {
             rustix::mount::move_mount(&directory, "", CWD, place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).is_ok()
         };
@@ -128,7 +123,7 @@ impl Scratch {
         // Relative paths keep option strings short; absolute ones could be covered.
         rustix::process::fchdir(&directory).context("enter the scratch tmpfs")?;
         let scratch = Scratch { directory, kept: upper.is_some() };
-        for name in ["root", "layers", "init", "upper", "work", "kept", "fresh"] {
+        for name in ["root", "layers", "init", "upper", "work", "kept", "fresh", "overlay"] {
             scratch.make_directory(name)?;
         }
         if let Some(upper) = upper {
@@ -138,7 +133,7 @@ impl Scratch {
         Ok(scratch)
     }
 
-    fn make_directory(&self, name: impl AsRef<Path>) -> Result<()> {
+    pub(super) fn make_directory(&self, name: impl AsRef<Path>) -> Result<()> {
         let name = name.as_ref();
         rustix::fs::mkdirat(&self.directory, name, Mode::from_raw_mode(0o755))
             .with_context(|| format!("make scratch directory {}", name.display()))
@@ -149,7 +144,9 @@ impl Scratch {
 fn open_upper(path: &Path, ids: &Ids<'_>) -> Result<OwnedFd> {
     match rustix::fs::mkdirat(CWD, path, Mode::from_raw_mode(0o700)) {
         Ok(()) | Err(rustix::io::Errno::EXIST) => {}
-        Err(error) => return Err(error).with_context(|| format!("make --upper {}", path.display())),
+        Err(error) => {
+            return Err(error).with_context(|| format!("make --upper {}", path.display()));
+        }
     }
     let source = open_source(path, false, false, "upper", ids)?;
     if let Some(userns) = ids.userns {
@@ -158,14 +155,14 @@ fn open_upper(path: &Path, ids: &Ids<'_>) -> Result<OwnedFd> {
     Ok(source.mount)
 }
 
-struct Assembly<'a> {
-    plan: &'a RootPlan,
-    ids: &'a Ids<'a>,
-    scratch: Scratch,
+pub(super) struct Assembly<'a> {
+    pub(super) plan: &'a RootPlan,
+    pub(super) ids: &'a Ids<'a>,
+    pub(super) scratch: Scratch,
     /// The first mount, attached.
     root: Option<OwnedFd>,
     /// Overlays that become read-only at the end, when every mount point in them exists.
-    overlays: Vec<OwnedFd>,
+    pub(super) overlays: Vec<OwnedFd>,
 }
 
 impl Assembly<'_> {
@@ -173,7 +170,8 @@ impl Assembly<'_> {
         let at = operation.at();
         let step = match operation {
             Operation::Overlay(overlay) => {
-                let mount = self.overlay(overlay, sources).with_context(|| format!("mount overlay on {}", at.display()))?;
+                let mount =
+                    self.overlay(overlay, sources).with_context(|| format!("mount overlay on {}", at.display()))?;
                 self.overlays.push(mount);
                 Ok(())
             }
@@ -189,11 +187,13 @@ impl Assembly<'_> {
     fn target(&self, at: &Path, make: Make) -> Result<OwnedFd> {
         match &self.root {
             Some(root) => Ok(open_or_make(root.as_fd(), at, make, self.ids.root())?),
-            None => Ok(rustix::fs::openat(&self.scratch.directory, "root", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?),
+            None => {
+                Ok(rustix::fs::openat(&self.scratch.directory, "root", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
+            }
         }
     }
 
-    fn attach(&mut self, mount: &OwnedFd, at: &Path, make: Make) -> Result<()> {
+    pub(super) fn attach(&mut self, mount: &OwnedFd, at: &Path, make: Make) -> Result<()> {
         let target = self.target(at, make)?;
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         rustix::mount::move_mount(mount, "", &target, "", flags)?;
@@ -226,7 +226,9 @@ impl Assembly<'_> {
     }
 
     fn bind(&mut self, bind: &BindPlan, sources: Vec<Source>) -> Result<()> {
-        let Some(source) = sources.into_iter().next() else { return Ok(()) };
+        let Some(source) = sources.into_iter().next() else {
+            return Ok(());
+        };
         let directory = FileType::from_raw_mode(source.stat.st_mode) == FileType::Directory;
         self.attach(&source.mount, &bind.at, if directory { Make::Directory } else { Make::File })?;
         let mut attributes = sys::attr::NOSUID;
@@ -243,7 +245,9 @@ impl Assembly<'_> {
     }
 
     fn link(&self, at: &Path, target: &Path) -> Result<()> {
-        let (Some(directory), Some(name)) = (at.parent(), at.file_name()) else { return Ok(()) };
+        let (Some(directory), Some(name)) = (at.parent(), at.file_name()) else {
+            return Ok(());
+        };
         let directory = self.target(directory, Make::Directory)?;
         rustix::fs::symlinkat(target, &directory, name)?;
         let (uid, gid) = self.ids.root();
@@ -251,168 +255,10 @@ impl Assembly<'_> {
         Ok(())
     }
 
-    fn overlay(&mut self, overlay: &Overlay, layers: Vec<Source>) -> Result<OwnedFd> {
-        let number = self.overlays.len().to_string();
-        let below = Path::new("layers").join(&number);
-        self.scratch.make_directory(&below)?;
-        let top = layers.last().map(|layer| layer.stat).ok_or_else(|| fault("an overlay needs a layer"))?;
-        let mut lowers = Vec::new();
-        for (index, layer) in layers.iter().enumerate() {
-            let place = below.join(index.to_string());
-            self.scratch.make_directory(&place)?;
-            rustix::mount::move_mount(&layer.mount, "", CWD, &place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
-            lowers.push(place);
-        }
-        let init = Path::new("init").join(&number);
-        self.init_layer(&init, &overlay.init, &lowers, &top)?;
-        lowers.push(init);
-        let (upper, work) = self.upper_and_work(overlay, &number, &top)?;
-        let mount = self.mount_overlay(&lowers, &upper, &work)?;
-        self.attach(&mount, &overlay.at, Make::Directory)?;
-        Ok(mount)
-    }
-
-    /// Fills the init layer. Directories on the way get the owner and mode that the layers have there.
-    fn init_layer(&self, init: &Path, entries: &[InitEntry], lowers: &[PathBuf], top: &Stat) -> Result<()> {
-        self.scratch.make_directory(init)?;
-        self.own(init, top)?;
-        for entry in entries {
-            let parent = entry.path.parent().unwrap_or(Path::new(""));
-            if !self.parents(init, parent, lowers)? {
-                continue;
-            }
-            let at = init.join(&entry.path);
-            self.init_entry(&at, entry, lowers).with_context(|| format!("init layer: {}", entry.path.display()))?;
-        }
-        Ok(())
-    }
-
-    /// Makes the directories of `path` in the init layer; false when the layers have something there that is no directory (a
-    /// link, say): then what is behind it stays as it is.
-    fn parents(&self, init: &Path, path: &Path, lowers: &[PathBuf]) -> Result<bool> {
-        let mut done = PathBuf::new();
-        for name in path.components() {
-            done.push(name);
-            let in_layer = find(lowers, &done);
-            if in_layer.as_ref().is_some_and(|stat| FileType::from_raw_mode(stat.st_mode) != FileType::Directory) {
-                return Ok(false);
-            }
-            let at = init.join(&done);
-            if rustix::fs::lstat(&at).is_ok() {
-                continue;
-            }
-            self.scratch.make_directory(&at)?;
-            match in_layer {
-                Some(stat) => self.own_as_seen(&at, &stat)?,
-                None => self.own_by_root(&at)?,
-            }
-        }
-        Ok(true)
-    }
-
-    fn init_entry(&self, at: &Path, entry: &InitEntry, lowers: &[PathBuf]) -> Result<()> {
-        match &entry.what {
-            InitKind::File(content) => {
-                std::fs::write(at, content)?;
-                self.own_by_root(at)
-            }
-            InitKind::Absent => {
-                rustix::fs::mknodat(CWD, at, FileType::CharacterDevice, Mode::empty(), 0)?;
-                Ok(())
-            }
-            InitKind::Empty => {
-                self.scratch.make_directory(at)?;
-                let prefix = if self.plan.userxattr { "user" } else { "trusted" };
-                rustix::fs::setxattr(at, format!("{prefix}.overlay.opaque"), b"y", XattrFlags::empty())?;
-                find(lowers, &entry.path).map_or(Ok(()), |stat| self.own_as_seen(at, &stat))
-            }
-        }
-    }
-
-    /// The upper and work directories of an overlay; the upper's own owner and mode are what the root of the overlay shows.
-    fn upper_and_work(&self, overlay: &Overlay, number: &str, top: &Stat) -> Result<(PathBuf, PathBuf)> {
-        if !self.scratch.kept {
-            let (upper, work) = (Path::new("upper").join(number), Path::new("work").join(number));
-            self.scratch.make_directory(&upper)?;
-            self.scratch.make_directory(&work)?;
-            self.own(&upper, top)?;
-            return Ok((upper, work));
-        }
-        let kept = Path::new("kept").join(escape(&overlay.at));
-        let (upper, work) = (kept.join("upper"), kept.join("work"));
-        let _as_owner = AsOwner::of(self.ids)?;
-        for directory in [&kept, &upper, &work] {
-            match rustix::fs::mkdirat(CWD, directory, Mode::from_raw_mode(0o755)) {
-                Ok(()) if directory == &upper => self.own(&upper, top)?,
-                Ok(()) | Err(rustix::io::Errno::EXIST) => {}
-                Err(error) => return Err(error).with_context(|| format!("make {}", directory.display())),
-            }
-        }
-        Ok((upper, work))
-    }
-
-    fn mount_overlay(&self, lowers: &[PathBuf], upper: &Path, work: &Path) -> Result<OwnedFd> {
-        // The kernel mounts an overlay read-only if its work directory cannot be written by the one who mounts: with an idmapped
-        // upper only a user of the map can.
-        let _as_owner = if self.scratch.kept { Some(AsOwner::of(self.ids)?) } else { None };
-        // userxattr means redirect_dir=nofollow and metacopy=off by itself, and refuses to hear of redirect_dir=off.
-        let off: &[&str] = if self.plan.userxattr { &["index", "xino"] } else { &["redirect_dir", "index", "metacopy", "xino"] };
-        let mut options: Vec<(&str, String)> = off.iter().map(|key| (*key, "off".to_owned())).collect();
-        options.push(("upperdir", display(upper)));
-        options.push(("workdir", display(work)));
-        if self.plan.many_layers {
-            return self.mount_overlay_by_key(lowers, &options);
-        }
-        self.mount_overlay_by_string(lowers, &options)
-    }
-
-    fn mount_overlay_by_key(&self, lowers: &[PathBuf], options: &[(&str, String)]) -> Result<OwnedFd> {
-        let file_system = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
-        rustix::mount::fsconfig_set_string(&file_system, "source", "overlay")?;
-        // The topmost comes first, kernel's Documentation/filesystems/overlayfs.rst.
-        for lower in lowers.iter().rev() {
-            rustix::mount::fsconfig_set_string(&file_system, "lowerdir+", lower)?;
-        }
-        for (key, value) in options {
-            rustix::mount::fsconfig_set_string(&file_system, *key, value.as_str())?;
-        }
-        if self.plan.userxattr {
-            rustix::mount::fsconfig_set_flag(&file_system, "userxattr")?;
-        }
-        create(&file_system, MountAttrFlags::MOUNT_ATTR_NODEV)
-    }
-
-    /// Before 6.5: mount(2) takes one page of options, an fsconfig value only 255 bytes.
-    fn mount_overlay_by_string(&self, lowers: &[PathBuf], options: &[(&str, String)]) -> Result<OwnedFd> {
-        let lowers: Vec<String> = lowers.iter().rev().map(|lower| display(lower)).collect();
-        let mut text = format!("lowerdir={}", lowers.join(":"));
-        options.iter().for_each(|(key, value)| text.push_str(&format!(",{key}={value}")));
-        if self.plan.userxattr {
-            text.push_str(",userxattr");
-        }
-        self.scratch.make_directory("overlay").or_else(|error| if Path::new("overlay").is_dir() { Ok(()) } else { Err(error) })?;
-        let text = std::ffi::CString::new(text)?;
-        rustix::mount::mount("overlay", "overlay", "overlay", MountFlags::NODEV, text.as_c_str())?;
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        let mount = rustix::mount::open_tree(CWD, "overlay", flags)?;
-        rustix::mount::unmount("overlay", rustix::mount::UnmountFlags::DETACH)?;
-        Ok(mount)
-    }
-
     /// Gives `path` the owner (shifted) and mode that `stat` has on disk.
-    fn own(&self, path: &Path, stat: &Stat) -> Result<()> {
+    pub(super) fn own(&self, path: &Path, stat: &Stat) -> Result<()> {
         let (uid, gid) = (self.ids.shift(stat.st_uid), self.ids.shift(stat.st_gid));
         own(path, uid, gid, stat.st_mode)
-    }
-
-    /// Gives `path` the owner and mode of something seen through a layer, which is idmapped already.
-    fn own_as_seen(&self, path: &Path, stat: &Stat) -> Result<()> {
-        own(path, stat.st_uid, stat.st_gid, stat.st_mode)
-    }
-
-    fn own_by_root(&self, path: &Path) -> Result<()> {
-        let (uid, gid) = self.ids.root();
-        Ok(rustix::fs::chown(path, Some(uid), Some(gid))?)
     }
 
     /// Makes overlays read-only where asked, and takes the finished tree out of this namespace.
@@ -431,51 +277,18 @@ impl Assembly<'_> {
     }
 }
 
-/// While it lives, files are made by the mapped root: fsuid and fsgid, with the capabilities kept; capabilities(7).
-struct AsOwner(bool);
-
-impl AsOwner {
-    fn of(ids: &Ids<'_>) -> Result<AsOwner> {
-        if ids.base == 0 {
-            return Ok(AsOwner(false));
-        }
-        let bits = rustix::thread::CapabilitiesSecureBits::NO_SETUID_FIXUP;
-        rustix::thread::set_capabilities_secure_bits(bits).context("keep capabilities while acting as the mapped root")?;
-        nix::unistd::setfsuid(ids.base.into());
-        nix::unistd::setfsgid(ids.base.into());
-        Ok(AsOwner(true))
-    }
-}
-
-impl Drop for AsOwner {
-    fn drop(&mut self) {
-        if self.0 {
-            nix::unistd::setfsuid(nix::unistd::geteuid());
-            nix::unistd::setfsgid(nix::unistd::getegid());
-        }
-    }
-}
-
-fn own(path: &Path, uid: u32, gid: u32, mode: u32) -> Result<()> {
+pub(super) fn own(path: &Path, uid: u32, gid: u32, mode: u32) -> Result<()> {
     let owner = (Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid)));
     // A plain user cannot give files away: what is not theirs stays theirs, as everything in a single-ID map does.
     if rustix::fs::chown(path, owner.0, owner.1).is_err() && rustix::process::geteuid().is_root() {
         log::debug!("owner {uid}:{gid} of {} has no place in the map", path.display());
     }
-    rustix::fs::chmod(path, Mode::from_raw_mode(mode & 0o7777)).with_context(|| format!("set the mode of {}", path.display()))
-}
-
-/// What the topmost layer that has `path` has there.
-fn find(lowers: &[PathBuf], path: &Path) -> Option<Stat> {
-    lowers.iter().rev().find_map(|lower| rustix::fs::lstat(lower.join(path)).ok())
-}
-
-fn display(path: &Path) -> String {
-    path.display().to_string()
+    rustix::fs::chmod(path, Mode::from_raw_mode(mode & 0o7777))
+        .with_context(|| format!("set the mode of {}", path.display()))
 }
 
 /// A mount point as one file name, as systemd-escape(1) --path does it.
-fn escape(path: &Path) -> String {
+pub(super) fn escape(path: &Path) -> String {
     let text = path.to_string_lossy();
     let text = text.trim_matches('/');
     if text.is_empty() { "-".to_owned() } else { text.replace('-', "\\x2d").replace('/', "-") }
@@ -492,13 +305,12 @@ pub(crate) fn new_file_system(
     for (key, value) in options {
         rustix::mount::fsconfig_set_string(&file_system, *key, value.as_str())?;
     }
-    create(&file_system, attributes).map_err(|error| {
-        error.downcast::<io::Error>().unwrap_or_else(|other| io::Error::other(format!("{other:#}")))
-    })
+    create(&file_system, attributes)
+        .map_err(|error| error.downcast::<io::Error>().unwrap_or_else(|other| io::Error::other(format!("{other:#}"))))
 }
 
 /// Makes the configured file system; the kernel's own words go into the error where it has any.
-fn create(file_system: &OwnedFd, attributes: MountAttrFlags) -> Result<OwnedFd> {
+pub(super) fn create(file_system: &OwnedFd, attributes: MountAttrFlags) -> Result<OwnedFd> {
     if let Err(error) = rustix::mount::fsconfig_create(file_system) {
         let mut text = [0; 512];
         let said = rustix::io::read(file_system, &mut text).unwrap_or(0);

@@ -1,6 +1,8 @@
 //! The root of a sandbox: a list of mounts, decided here as plain data in the order they are made, and made by [`assemble`].
 
 pub(crate) mod assemble;
+mod init;
+mod overlay;
 mod view;
 
 use std::fmt;
@@ -195,7 +197,11 @@ fn without_user_xattrs(spec: &Spec, host: &Host, operations: &mut [Operation]) -
     }
     for operation in operations {
         if let Operation::Overlay(overlay) = operation {
-            overlay.init.iter_mut().filter(|entry| entry.what == InitKind::Empty).for_each(|entry| entry.what = InitKind::Absent);
+            overlay
+                .init
+                .iter_mut()
+                .filter(|entry| entry.what == InitKind::Empty)
+                .for_each(|entry| entry.what = InitKind::Absent);
         }
     }
     Ok(())
@@ -234,7 +240,11 @@ pub(crate) fn idmap_obstacle(spec: &Spec, host: &Host) -> Option<String> {
     layers.into_iter().find_map(|layer| {
         let mount = host.mount_of(layer)?;
         (!can_idmap(mount, host.kernel)).then(|| {
-            format!("the owners of files on {} ({}) cannot be mapped on Linux {major}.{minor}", layer.display(), mount.fstype)
+            format!(
+                "the owners of files on {} ({}) cannot be mapped on Linux {major}.{minor}",
+                layer.display(),
+                mount.fstype
+            )
         })
     })
 }
@@ -262,11 +272,7 @@ fn init_files(spec: &Spec, host: &Host) -> Vec<InitEntry> {
     };
     let file = |path: &str, content: String| InitEntry { path: path.into(), what: InitKind::File(content) };
     let resolv_conf = String::from_utf8_lossy(&host.view.resolv_conf).into_owned();
-    vec![
-        file("etc/hostname", format!("{name}\n")),
-        file("etc/hosts", hosts),
-        file("etc/resolv.conf", resolv_conf),
-    ]
+    vec![file("etc/hostname", format!("{name}\n")), file("etc/hosts", hosts), file("etc/resolv.conf", resolv_conf)]
 }
 
 fn with_newline(text: &str) -> String {
@@ -311,7 +317,9 @@ fn devices() -> Vec<Operation> {
         })
     }));
     operations.extend(
-        DEVICE_LINKS.iter().map(|(name, target)| Operation::Link { at: Path::new("/dev").join(name), target: target.into() }),
+        DEVICE_LINKS
+            .iter()
+            .map(|(name, target)| Operation::Link { at: Path::new("/dev").join(name), target: target.into() }),
     );
     operations.extend(["/dev/pts", "/dev/mqueue"].map(|path| Operation::Directory(path.into())));
     operations.push(tmpfs("/dev/shm", 0o1777));
@@ -363,12 +371,18 @@ impl fmt::Display for Operation {
                 let layers: Vec<String> = overlay.layers.iter().map(|l| l.display().to_string()).collect();
                 write!(f, "{at}: overlay of {}{}", layers.join(", "), if overlay.idmap { ", idmapped" } else { "" })?;
                 let hidden = |entry: &&InitEntry| !matches!(entry.what, InitKind::File(_));
-                let hidden: Vec<String> = overlay.init.iter().filter(hidden).map(|e| e.path.display().to_string()).collect();
+                let hidden: Vec<String> =
+                    overlay.init.iter().filter(hidden).map(|e| e.path.display().to_string()).collect();
                 if hidden.is_empty() { Ok(()) } else { write!(f, "; hidden: {}", hidden.join(" ")) }
             }
             Operation::Bind(bind) => {
                 let mode = if bind.read_only { "read-only" } else { "writable" };
-                write!(f, "{at}: bind of {}, {mode}{}", bind.source.display(), if bind.idmap { ", idmapped" } else { "" })
+                write!(
+                    f,
+                    "{at}: bind of {}, {mode}{}",
+                    bind.source.display(),
+                    if bind.idmap { ", idmapped" } else { "" }
+                )
             }
             Operation::Tmpfs(tmpfs) => match tmpfs.size {
                 Some(size) => write!(f, "{at}: tmpfs of {size} bytes"),

@@ -15,7 +15,8 @@ const FRESH: &[(&str, u32)] =
 const OTHERS: &[&str] = &["/dev", "/proc", "/sys"];
 
 /// File systems that serve as a layer.
-const LAYERS: &[&str] = &["ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs", "bcachefs", "overlay", "tmpfs", "ramfs", "rootfs"];
+const LAYERS: &[&str] =
+    &["ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs", "bcachefs", "overlay", "tmpfs", "ramfs", "rootfs"];
 
 /// What makes the host view.
 pub(super) fn operations(spec: &Spec, host: &Host, owners: Owners) -> Vec<Operation> {
@@ -70,10 +71,11 @@ impl View<'_> {
 
     /// What the init layer puts into the overlay at `at`: what is below it and below no other one.
     fn init_below(&self, at: &Path) -> Vec<InitEntry> {
-        let files = init_files(self.spec, self.host).into_iter().map(|entry| (Path::new("/").join(&entry.path), entry.what));
-        let hidden = self.secrets().map(|(path, directory)| {
-            (path.clone(), if *directory { InitKind::Empty } else { InitKind::Absent })
-        });
+        let files =
+            init_files(self.spec, self.host).into_iter().map(|entry| (Path::new("/").join(&entry.path), entry.what));
+        let hidden = self
+            .secrets()
+            .map(|(path, directory)| (path.clone(), if *directory { InitKind::Empty } else { InitKind::Absent }));
         let owner = |path: &Path| self.overlay_of(path);
         let below = files.chain(hidden).filter(|(path, _)| owner(path) == at);
         below

@@ -276,9 +276,9 @@ fn interfaces(text: &str) -> Result<Value> {
     }
 }
 
-/// `SOURCE:FAMILY:TABLE:SET`; a scope has a cgroup, so that is the only source that says something of it.
+/// `SOURCE:FAMILY:TABLE:SET`, numbered as systemd's `NFTSetSource` and the kernel's `NFPROTO_…`.
 fn nft_set(text: &str) -> Result<(i32, i32, String, String)> {
-    const SOURCES: &[(&str, i32)] = &[("cgroup", 0), ("user", 1), ("group", 2)];
+    const SOURCES: &[(&str, i32)] = &[("cgroup", 3), ("user", 4), ("group", 5)];
     const FAMILIES: &[(&str, i32)] = &[("inet", 1), ("ip", 2), ("arp", 3), ("netdev", 5), ("bridge", 7), ("ip6", 10)];
     let number = |table: &[(&str, i32)], word: &str| table.iter().find(|(name, _)| *name == word).map(|(_, n)| *n);
     let parts: Vec<_> = text.split(':').collect();

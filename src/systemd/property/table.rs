@@ -269,7 +269,7 @@ pub(super) const PROPERTIES: &[Property] = &[
     unit("DefaultDependencies", Kind::Bool, 0),
     unit("OnSuccessJobMode", JOB_MODE, 249),
     unit("OnFailureJobMode", JOB_MODE, 0),
-    unit("JobTimeoutSec", Kind::Time, 0),
+    // JobTimeoutSec= is missing on purpose: systemd answers that it does not know it (a slip in dbus-unit.c, 252 to 257).
     unit("JobRunningTimeoutSec", Kind::Time, 0),
     unit("JobTimeoutAction", EMERGENCY, 0),
     unit("JobTimeoutRebootArgument", Kind::Text, 0),

@@ -1,0 +1,155 @@
+//! One overlay: its layers attached, its init layer filled, its upper and work directories, and the mount itself.
+
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use rustix::fs::{CWD, Mode, Stat};
+use rustix::mount::{FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
+
+use super::Overlay;
+use super::assemble::{Assembly, Ids, Source, create, escape};
+use crate::error::{Result, fault};
+use crate::part::inside::Make;
+
+impl Assembly<'_> {
+    pub(super) fn overlay(&mut self, overlay: &Overlay, layers: Vec<Source>) -> Result<OwnedFd> {
+        let number = self.overlays.len().to_string();
+        let below = Path::new("layers").join(&number);
+        self.scratch.make_directory(&below)?;
+        let top = layers.last().map(|layer| layer.stat).ok_or_else(|| fault("an overlay needs a layer"))?;
+        let mut lowers = Vec::new();
+        for (index, layer) in layers.iter().enumerate() {
+            let place = below.join(index.to_string());
+            self.scratch.make_directory(&place)?;
+            rustix::mount::move_mount(&layer.mount, "", CWD, &place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
+            lowers.push(place);
+        }
+        let init = Path::new("init").join(&number);
+        self.init_layer(&init, &overlay.init, &lowers, &top)?;
+        lowers.push(init);
+        let (upper, work) = self.upper_and_work(overlay, &number, &top)?;
+        let mount = self.mount_overlay(&number, &lowers, &upper, &work)?;
+        self.attach(&mount, &overlay.at, Make::Directory)?;
+        Ok(mount)
+    }
+
+    /// The upper and work directories of an overlay; the upper's own owner and mode are what the root of the overlay shows.
+    fn upper_and_work(&self, overlay: &Overlay, number: &str, top: &Stat) -> Result<(PathBuf, PathBuf)> {
+        if !self.scratch.kept {
+            let (upper, work) = (Path::new("upper").join(number), Path::new("work").join(number));
+            self.scratch.make_directory(&upper)?;
+            self.scratch.make_directory(&work)?;
+            self.own(&upper, top)?;
+            return Ok((upper, work));
+        }
+        let kept = Path::new("kept").join(escape(&overlay.at));
+        let (upper, work) = (kept.join("upper"), kept.join("work"));
+        let _as_owner = AsOwner::of(self.ids)?;
+        for directory in [&kept, &upper, &work] {
+            match rustix::fs::mkdirat(CWD, directory, Mode::from_raw_mode(0o755)) {
+                Ok(()) if directory == &upper => self.own(&upper, top)?,
+                Ok(()) | Err(rustix::io::Errno::EXIST) => {}
+                Err(error) => {
+                    return Err(error).with_context(|| format!("make {}", directory.display()));
+                }
+            }
+        }
+        Ok((upper, work))
+    }
+
+    fn mount_overlay(&self, number: &str, lowers: &[PathBuf], upper: &Path, work: &Path) -> Result<OwnedFd> {
+        // The kernel mounts an overlay read-only if its work directory cannot be written by the one who mounts: with an idmapped
+        // upper only a user of the map can.
+        let _as_owner = if self.scratch.kept { Some(AsOwner::of(self.ids)?) } else { None };
+        // userxattr means redirect_dir=nofollow and metacopy=off by itself, and refuses to hear of redirect_dir=off.
+        let off: &[&str] =
+            if self.plan.userxattr { &["index", "xino"] } else { &["redirect_dir", "index", "metacopy", "xino"] };
+        let mut options: Vec<(&str, String)> = off.iter().map(|key| (*key, "off".to_owned())).collect();
+        options.push(("upperdir", display(upper)));
+        options.push(("workdir", display(work)));
+        if self.plan.many_layers {
+            return self.mount_overlay_by_key(lowers, &options);
+        }
+        self.mount_overlay_by_string(number, lowers, &options)
+    }
+
+    fn mount_overlay_by_key(&self, lowers: &[PathBuf], options: &[(&str, String)]) -> Result<OwnedFd> {
+        let file_system = rustix::mount::fsopen("overlay", FsOpenFlags::FSOPEN_CLOEXEC)?;
+        rustix::mount::fsconfig_set_string(&file_system, "source", "overlay")?;
+        // The topmost comes first, kernel's Documentation/filesystems/overlayfs.rst.
+        for lower in lowers.iter().rev() {
+            rustix::mount::fsconfig_set_string(&file_system, "lowerdir+", lower)?;
+        }
+        for (key, value) in options {
+            rustix::mount::fsconfig_set_string(&file_system, *key, value.as_str())?;
+        }
+        if self.plan.userxattr {
+            rustix::mount::fsconfig_set_flag(&file_system, "userxattr")?;
+        }
+        create(&file_system, MountAttrFlags::MOUNT_ATTR_NODEV)
+    }
+
+    /// Before 6.5: mount(2) takes one page of options, an fsconfig value only 255 bytes. From within the directory of the layers
+    /// their names are numbers, so some 800 fit.
+    fn mount_overlay_by_string(&self, number: &str, lowers: &[PathBuf], options: &[(&str, String)]) -> Result<OwnedFd> {
+        let below = Path::new("layers").join(number);
+        let name = |lower: &PathBuf| match lower.strip_prefix(&below) {
+            Ok(name) => display(name),
+            Err(_) => from_below(&display(lower)),
+        };
+        let lowers: Vec<String> = lowers.iter().rev().map(name).collect();
+        let mut text = format!("lowerdir={}", lowers.join(":"));
+        for (key, value) in options {
+            let value = if key.ends_with("dir") && value != "off" { from_below(value) } else { value.clone() };
+            text.push_str(&format!(",{key}={value}"));
+        }
+        if self.plan.userxattr {
+            text.push_str(",userxattr");
+        }
+        let text = std::ffi::CString::new(text)?;
+        rustix::process::chdir(&below)?;
+        let target = from_below("overlay");
+        rustix::mount::mount("overlay", target.as_str(), "overlay", MountFlags::NODEV, text.as_c_str())?;
+        rustix::process::fchdir(&self.scratch.directory)?;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let mount = rustix::mount::open_tree(CWD, "overlay", flags)?;
+        rustix::mount::unmount("overlay", UnmountFlags::DETACH)?;
+        Ok(mount)
+    }
+}
+
+/// A path of the scratch directory as seen from `layers/N`.
+fn from_below(path: &str) -> String {
+    format!("../../{path}")
+}
+
+/// While it lives, files are made by the mapped root: fsuid and fsgid, with the capabilities kept; capabilities(7).
+struct AsOwner(bool);
+
+impl AsOwner {
+    fn of(ids: &Ids<'_>) -> Result<AsOwner> {
+        if ids.base == 0 {
+            return Ok(AsOwner(false));
+        }
+        let bits = rustix::thread::CapabilitiesSecureBits::NO_SETUID_FIXUP;
+        rustix::thread::set_capabilities_secure_bits(bits)
+            .context("keep capabilities while acting as the mapped root")?;
+        nix::unistd::setfsuid(ids.base.into());
+        nix::unistd::setfsgid(ids.base.into());
+        Ok(AsOwner(true))
+    }
+}
+
+impl Drop for AsOwner {
+    fn drop(&mut self) {
+        if self.0 {
+            nix::unistd::setfsuid(nix::unistd::geteuid());
+            nix::unistd::setfsgid(nix::unistd::getegid());
+        }
+    }
+}
+
+fn display(path: &Path) -> String {
+    path.display().to_string()
+}

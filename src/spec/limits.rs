@@ -1,0 +1,87 @@
+//! Properties and the flags that stand for them.
+
+use anyhow::Context;
+
+use crate::error::{Result, fault};
+use crate::layer::{Layer, OomPolicy};
+use crate::systemd::{Asked, Assignment, OwnSetting};
+use crate::value;
+
+/// Every property and limit flag as an assignment, and the settings that we carry out ourselves.
+pub(super) fn assignments(layer: &Layer) -> Result<(Vec<Assignment>, Vec<OwnSetting>)> {
+    let (mut assignments, mut own) = (Vec::new(), Vec::new());
+    for text in &layer.property {
+        match Asked::parse(text)? {
+            Asked::Unit(assignment) => assignments.push(assignment),
+            Asked::Own(setting) => own.push(setting),
+        }
+    }
+    let mut flag = |flag: &str, value: &str, property: String| -> Result<()> {
+        let asked = format!("{flag} {value}");
+        let assignment = Assignment::parse(&property).with_context(|| asked.clone())?;
+        assignments.push(assignment.asked_as(asked));
+        Ok(())
+    };
+    if let Some(memory) = &layer.memory {
+        flag("--memory", memory, format!("MemoryMax={memory}"))?;
+    }
+    if let Some(shares) = &layer.cpu_shares {
+        flag("--cpu-shares", shares, format!("CPUShares={shares}"))?;
+    }
+    if let Some(cpus) = &layer.cpuset_cpus {
+        flag("--cpuset-cpus", cpus, format!("AllowedCPUs={cpus}"))?;
+    }
+    if let Some(pids) = &layer.pids_limit {
+        // Docker's words for no limit are 0 and -1.
+        let tasks = if matches!(pids.as_str(), "0" | "-1") { "infinity" } else { pids };
+        flag("--pids-limit", pids, format!("TasksMax={tasks}"))?;
+    }
+    if let Some(oom) = layer.oom {
+        let policy = match oom {
+            OomPolicy::Continue => "continue",
+            OomPolicy::Stop => "stop",
+            OomPolicy::Kill => "kill",
+        };
+        flag("--oom", policy, format!("OOMPolicy={policy}"))?;
+    }
+    for (asked, property) in cpu_quota(layer)? {
+        assignments.push(Assignment::parse(&property).with_context(|| asked.clone())?.asked_as(asked));
+    }
+    Ok((assignments, own))
+}
+
+/// `--cpus`, or `--cpu-quota` in each `--cpu-period`: the flags as typed, each with the property it stands for.
+fn cpu_quota(layer: &Layer) -> Result<Vec<(String, String)>> {
+    let (quota, asked) = match (&layer.cpus, &layer.cpu_quota, &layer.cpu_period) {
+        (None, None, None) => return Ok(Vec::new()),
+        (Some(_), Some(_), _) | (Some(_), _, Some(_)) => {
+            return Err(fault("--cpus and --cpu-quota say the same thing in two ways")
+                .hint("give only one of them")
+                .into());
+        }
+        (None, None, Some(period)) => {
+            return Err(fault(format!("--cpu-period {period} needs --cpu-quota")).into());
+        }
+        (Some(cpus), None, None) => {
+            let per_second = value::cpus(cpus).with_context(|| format!("--cpus {cpus}"))?;
+            (per_second, format!("--cpus {cpus}"))
+        }
+        (None, Some(quota), period) => {
+            let asked = format!("--cpu-quota {quota}");
+            if matches!(quota.as_str(), "-1" | "0") {
+                return Ok(vec![(asked, "CPUQuota=".into())]);
+            }
+            let micros = value::number_in(quota, 1000, 1_000_000_000_000).with_context(|| asked.clone())?;
+            let period = period.as_deref().unwrap_or("100000");
+            let period = value::number_in(period, 1000, 1_000_000).with_context(|| format!("--cpu-period {period}"))?;
+            (micros.saturating_mul(1_000_000) / period, asked)
+        }
+    };
+    // CPUQuota= takes hundredths of a percent; per second that is 100 µs.
+    let permyriad = (quota / 100).max(1);
+    let mut list = vec![(asked, format!("CPUQuota={}.{:02}%", permyriad / 100, permyriad % 100))];
+    if let Some(period) = &layer.cpu_period {
+        list.push((format!("--cpu-period {period}"), format!("CPUQuotaPeriodSec={period}us")));
+    }
+    Ok(list)
+}

@@ -1,0 +1,715 @@
+//! Reads the limits back from the kernel: a start goes on only with limits that are in force.
+//!
+//! systemd answers with success also where it set nothing: a controller that is not delegated, a file that the kernel
+//! does not have, a drop-in that says otherwise, a BPF program that could not be loaded. On the good path this is a few
+//! reads and no word with systemd.
+
+mod compare;
+mod device;
+mod expect;
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use rustix::process::Pid;
+use serde::Serialize;
+
+use crate::error::{Fault, Result, fault};
+use crate::sys;
+
+use super::bus::Bus;
+use super::cgroup::{CgroupMode, CgroupPaths};
+use super::property::{Setting, Value};
+use compare::{Verdict, compare};
+use expect::{Expectation, Machine, Want, expectations};
+
+/// What is verified.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Subject<'a> {
+    /// A process in the unit.
+    pub(crate) pid: Pid,
+    /// With its suffix: `toptest.scope`.
+    pub(crate) unit: &'a str,
+    /// As they were sent.
+    pub(crate) settings: &'a [Setting],
+    /// The layout of this machine's cgroups.
+    pub(crate) mode: CgroupMode,
+    /// Whether the unit belongs to a user's service manager.
+    pub(crate) user: bool,
+}
+
+/// A limit that is in force.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Limit {
+    /// As the manual spells it: `MemoryMax`.
+    pub(crate) property: &'static str,
+    /// What the user wrote: `MemoryMax=500M`.
+    pub(crate) asked: String,
+    /// Where the kernel shows it: `memory.max`; empty for BPF programs.
+    pub(crate) file: &'static str,
+    /// What the kernel shows.
+    pub(crate) in_force: String,
+    /// What holds in the end where a cgroup further up is tighter.
+    pub(crate) effective: Option<String>,
+}
+
+/// What was found.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub(crate) struct Report {
+    /// The limits in the order asked.
+    pub(crate) limits: Vec<Limit>,
+    /// One line for each thing that is tighter than asked.
+    pub(crate) warnings: Vec<String>,
+    /// The directory of the unit's memory cgroup (memory.events on v2), where it has one.
+    pub(crate) memory: Option<PathBuf>,
+}
+
+/// Verifies that the process is in its unit and each setting in force; asks systemd for drop-ins only where one is not as asked.
+///
+/// # Errors
+/// When a setting is not in force, or looser than asked: one line with property, asked, found and reason.
+pub(crate) fn verify(bus: &mut Bus, subject: &Subject<'_>) -> Result<Report> {
+    Kernel::here(subject.settings).verify(subject, bus)
+}
+
+/// What is asked of systemd when something is not as it should be; tests answer themselves.
+trait Manager {
+    /// The drop-in files of a unit.
+    fn drop_ins(&mut self, unit: &str) -> Vec<PathBuf>;
+    /// What systemd was built with: `+PAM … -BPF_FRAMEWORK …`.
+    fn features(&mut self) -> String;
+}
+
+impl Manager for Bus {
+    fn drop_ins(&mut self, unit: &str) -> Vec<PathBuf> {
+        match self.unit_property(unit, "Unit", "DropInPaths") {
+            Ok(Value::Texts(paths)) => paths.into_iter().map(PathBuf::from).collect(),
+            other => {
+                log::debug!("drop-ins of {unit}: {other:?}");
+                Vec::new()
+            }
+        }
+    }
+
+    fn features(&mut self) -> String {
+        match self.manager_property("Features") {
+            Ok(Value::Text(features)) => features,
+            other => {
+                log::debug!("features of systemd: {other:?}");
+                String::new()
+            }
+        }
+    }
+}
+
+/// The files that are read; tests bring their own.
+struct Kernel {
+    proc: PathBuf,
+    cgroup: PathBuf,
+    sys: PathBuf,
+    machine: Machine,
+    /// Counts the BPF programs of a type on a cgroup.
+    programs: fn(&Path, u32) -> io::Result<u32>,
+}
+
+/// The unit's place in one hierarchy.
+struct Place<'a> {
+    /// The mount of the hierarchy.
+    mount: PathBuf,
+    /// The unit's cgroup in it.
+    unit: &'a Path,
+}
+
+impl Kernel {
+    fn here(settings: &[Setting]) -> Kernel {
+        let info = rustix::system::sysinfo();
+        let page = u64::try_from(rustix::param::page_size()).unwrap_or(4096);
+        let memory = info.totalram.saturating_mul(u64::from(info.mem_unit)) / page * page;
+        let share = settings.iter().any(|setting| setting.name == "TasksMaxScale");
+        let tasks = if share { tasks_max(Path::new("/proc")) } else { 0 };
+        let machine = Machine { page, memory, tasks };
+        let (proc, cgroup, sys) = ("/proc".into(), "/sys/fs/cgroup".into(), "/sys".into());
+        Kernel { proc, cgroup, sys, machine, programs }
+    }
+
+    fn verify(&self, subject: &Subject<'_>, manager: &mut dyn Manager) -> Result<Report> {
+        let file = self.proc.join(subject.pid.as_raw_nonzero().to_string()).join("cgroup");
+        let paths = read(&file).with_context(|| format!("read {}", file.display()))?;
+        let paths = CgroupPaths::parse(&paths.unwrap_or_default());
+        if self.place(subject, &paths, None).is_none() {
+            return Err(not_in_unit(subject, &paths).into());
+        }
+        let mut report = Report::default();
+        for expectation in expectations(subject.settings, subject.mode, &self.machine) {
+            let Some(place) = self.place(subject, &paths, expectation.controller) else {
+                return Err(outside(subject, &paths, &expectation).into());
+            };
+            self.check(subject, &place, &expectation, &mut report, manager)?;
+        }
+        let memory = self.place(subject, &paths, Some("memory"));
+        report.memory = memory.map(|place| place.mount.join(place.unit));
+        Ok(report)
+    }
+
+    /// Finds the unit's cgroup in the hierarchy of a controller; the process may be in one below it.
+    fn place<'a>(&self, subject: &Subject<'_>, paths: &'a CgroupPaths, controller: Option<&str>) -> Option<Place<'a>> {
+        let path = paths.path(subject.mode, controller)?;
+        let unit = path.ancestors().find(|part| part.file_name().is_some_and(|name| name == subject.unit))?;
+        Some(Place { mount: self.cgroup.join(subject.mode.hierarchy(controller)), unit })
+    }
+
+    fn check(
+        &self,
+        subject: &Subject<'_>,
+        place: &Place<'_>,
+        expectation: &Expectation,
+        report: &mut Report,
+        manager: &mut dyn Manager,
+    ) -> Result<()> {
+        let Some(found) = self.look(subject, place, expectation)? else {
+            return Err(absent(subject, place, expectation).into());
+        };
+        let limit = Limit {
+            property: expectation.property,
+            asked: expectation.asked.clone(),
+            file: found.file,
+            in_force: found.text.clone(),
+            effective: self.effective(place, found.file, &found.want),
+        };
+        match found.verdict {
+            Verdict::Looser => return Err(different(subject, expectation, &found, manager).into()),
+            Verdict::Tighter => {
+                let by = named(&manager.drop_ins(subject.unit), expectation)
+                    .map_or_else(String::new, |by| format!(", by {by}"));
+                report.warnings.push(format!("{}: {} has {}{by}", expectation.asked, found.file, found.text));
+            }
+            Verdict::InForce => {}
+        }
+        if let Some(effective) = &limit.effective {
+            let cpus = matches!(found.want, Want::Cpus(_));
+            let why = if cpus { "not all of these can be used" } else { "a cgroup further up is tighter" };
+            report.warnings.push(format!("{}: {why}, {effective} holds", expectation.asked));
+        }
+        report.warnings.extend(self.idle_weight(place, expectation, found.file));
+        report.limits.push(limit);
+        Ok(())
+    }
+
+    /// Looks at the places that can show a setting, the one where it is in force first; `None` when none is there.
+    fn look(&self, subject: &Subject<'_>, place: &Place<'_>, expectation: &Expectation) -> Result<Option<Found>> {
+        let mut first = None;
+        for (file, want) in &expectation.places {
+            let found = match want {
+                Want::Programs(types) => Some(self.look_at_programs(subject, place, expectation, types)?),
+                _ => self.look_at_file(place, expectation, file, want)?,
+            };
+            match found {
+                Some(found) if found.verdict == Verdict::InForce => return Ok(Some(found)),
+                Some(found) => first = first.or(Some(found)),
+                None => {}
+            }
+        }
+        Ok(first)
+    }
+
+    fn look_at_file(
+        &self,
+        place: &Place<'_>,
+        expectation: &Expectation,
+        file: &'static str,
+        want: &Want,
+    ) -> Result<Option<Found>> {
+        let path = place.mount.join(place.unit).join(file);
+        let Some(text) = read(&path).with_context(|| format!("read {}", path.display()))? else { return Ok(None) };
+        let device = match want {
+            Want::Device { path, .. } => match device::number(&self.sys, Path::new(path)) {
+                Ok(device) => device,
+                Err(error) => {
+                    let line = format!("{} is not in force: {path}: {}", expectation.asked, plain(&error));
+                    return Err(fault(line).hint("lsblk lists the disks of this machine").into());
+                }
+            },
+            _ => None,
+        };
+        let (verdict, text) = compare(want, &text, device.as_deref());
+        let found = Found { file, want: want.clone(), verdict, text, disk: device };
+        Ok(Some(self.unusable_cpus(place, &found).unwrap_or(found)))
+    }
+
+    /// Where none of the CPUs asked for is there, the kernel takes the list and uses the parent's CPUs instead.
+    fn unusable_cpus(&self, place: &Place<'_>, found: &Found) -> Option<Found> {
+        let file = match (&found.want, found.file) {
+            (Want::Cpus(_), "cpuset.cpus") => "cpuset.cpus.effective",
+            (Want::Cpus(_), "cpuset.mems") => "cpuset.mems.effective",
+            _ => return None,
+        };
+        let used = read(&place.mount.join(place.unit).join(file)).ok()??;
+        let (verdict, text) = compare(&found.want, &used, None);
+        (verdict == Verdict::Looser).then(|| Found { file, want: found.want.clone(), verdict, text, disk: None })
+    }
+
+    fn look_at_programs(
+        &self,
+        subject: &Subject<'_>,
+        place: &Place<'_>,
+        expectation: &Expectation,
+        types: &[u32],
+    ) -> Result<Found> {
+        let refused = |why: String| fault(format!("{} is not in force: {why}", expectation.asked));
+        if subject.user {
+            let line = refused("a user's service manager may not load BPF programs".to_owned());
+            return Err(line.hint("run it as root without --user").into());
+        }
+        let directory = place.mount.join(place.unit);
+        let mut count = 0;
+        for kind in types {
+            let programs = (self.programs)(&directory, *kind);
+            let programs =
+                programs.map_err(|error| refused(format!("BPF programs cannot be counted: {}", plain(&error))))?;
+            count = programs;
+            if programs == 0 {
+                break;
+            }
+        }
+        let verdict = if count > 0 { Verdict::InForce } else { Verdict::Looser };
+        let text = if count > 0 { "a BPF program" } else { "no BPF program" }.to_owned();
+        Ok(Found { file: "", want: Want::Programs(types.to_vec()), verdict, text, disk: None })
+    }
+
+    /// What holds in the end, when a cgroup further up is tighter than `want`.
+    fn effective(&self, place: &Place<'_>, file: &str, want: &Want) -> Option<String> {
+        let tighter = |want: &Want, path: PathBuf| {
+            let text = read(&path).ok()??;
+            let (verdict, found) = compare(want, &text, None);
+            (verdict == Verdict::Tighter).then_some(found)
+        };
+        match want {
+            Want::Cpus(_) => tighter(want, place.mount.join(place.unit).join(format!("{file}.effective"))),
+            // On v1 quota and period are two files; what a quota further up means for this one cannot be said from one.
+            Want::Most(_) | Want::Share(_) | Want::Quota(..) if file != "cpu.cfs_quota_us" => {
+                let ancestors = place.unit.ancestors().skip(1).filter(|path| !path.as_os_str().is_empty());
+                let mut want = match want {
+                    Want::Share(most) => Want::Most(*most),
+                    other => other.clone(),
+                };
+                let mut tightest = None;
+                for ancestor in ancestors {
+                    if let Some(found) = tighter(&want, place.mount.join(ancestor).join(file)) {
+                        want = narrowed(&want, &found);
+                        let name = ancestor.file_name().unwrap_or_default().to_string_lossy();
+                        tightest = Some(format!("{found} of {name}"));
+                    }
+                }
+                tightest
+            }
+            _ => None,
+        }
+    }
+
+    /// io.weight without a scheduler that weighs is only a number.
+    fn idle_weight(&self, place: &Place<'_>, expectation: &Expectation, file: &str) -> Option<String> {
+        if file != "io.weight" || place.mount.join(place.unit).join("io.bfq.weight").exists() {
+            return None;
+        }
+        let cost = read(&place.mount.join("io.cost.qos")).ok()?.unwrap_or_default();
+        let weighs = cost.contains("enable=1");
+        (!weighs).then(|| format!("{}: set, but no disk here weighs: neither bfq nor io.cost is on", expectation.asked))
+    }
+}
+
+/// What the kernel shows of one setting.
+struct Found {
+    file: &'static str,
+    want: Want,
+    verdict: Verdict,
+    text: String,
+    /// The number of the disk that a path stands for, where that is the question and can be told.
+    disk: Option<String>,
+}
+
+/// The limit that is left when a tighter one was found.
+fn narrowed(want: &Want, found: &str) -> Want {
+    let number = |text: &str| text.trim().parse().ok();
+    match want {
+        Want::Most(most) => Want::Most(number(found).unwrap_or(*most)),
+        Want::Quota(quota, period) => match found.split_once(' ').map(|(a, b)| (number(a), number(b))) {
+            Some((Some(quota), Some(period))) => Want::Quota(quota, period),
+            _ => Want::Quota(*quota, *period),
+        },
+        other => other.clone(),
+    }
+}
+
+fn programs(cgroup: &Path, kind: u32) -> io::Result<u32> {
+    sys::bpf_prog_query(File::open(cgroup)?.as_fd(), kind)
+}
+
+/// Reads a small file; `None` when it is not there.
+fn read(path: &Path) -> io::Result<Option<String>> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// What systemd takes percentages of tasks of (`system_tasks_max`).
+fn tasks_max(proc: &Path) -> u64 {
+    let number = |file: &str| read(&proc.join(file)).ok().flatten().and_then(|text| text.trim().parse::<u64>().ok());
+    let threads = number("sys/kernel/threads-max").unwrap_or(u64::MAX);
+    // 0 is no process, so one less than the numbers.
+    threads.min(number("sys/kernel/pid_max").unwrap_or(u64::MAX).saturating_sub(1))
+}
+
+/// An error of the system without its number.
+fn plain(error: &io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or(&text).to_owned()
+}
+
+/// The drop-ins that name the property, else all: `None` when there are none.
+fn named(drop_ins: &[PathBuf], expectation: &Expectation) -> Option<String> {
+    let sent = expectation.sent.trim_end_matches("Scale").trim_end_matches("PerSecUSec");
+    let names = |path: &&PathBuf| {
+        let text = read(path).ok().flatten().unwrap_or_default();
+        text.lines()
+            .any(|line| line.trim_start().starts_with(sent) || line.trim_start().starts_with(expectation.property))
+    };
+    let naming: Vec<_> = drop_ins.iter().filter(names).collect();
+    let chosen = if naming.is_empty() { drop_ins.iter().collect() } else { naming };
+    let list = chosen.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
+    (!list.is_empty()).then_some(list)
+}
+
+/// The value asked, as the kernel would show it.
+fn asked(want: &Want) -> String {
+    match want {
+        Want::Most(u64::MAX) | Want::Least(u64::MAX) => "max".to_owned(),
+        Want::Most(n) | Want::Share(n) | Want::Least(n) | Want::Exactly(n) | Want::Weight(n) => n.to_string(),
+        Want::Quota(u64::MAX, period) => format!("max {period}"),
+        Want::Quota(quota, period) => format!("{quota} {period}"),
+        Want::Cpus(cpus) => cpus.to_string(),
+        Want::Device { path, key: "", number } => format!("{number} for {path}"),
+        Want::Device { path, key, number } => format!("{key}={number} for {path}"),
+        Want::SomeDevices => "a list of devices".to_owned(),
+        Want::Exists => "the file".to_owned(),
+        Want::Programs(_) => "a BPF program".to_owned(),
+    }
+}
+
+/// The line for a value that is looser than asked.
+fn different(subject: &Subject<'_>, expectation: &Expectation, found: &Found, manager: &mut dyn Manager) -> Fault {
+    let place = if found.file.is_empty() { "on its cgroup" } else { &format!("in {}", found.file) };
+    let asked = asked(&found.want);
+    let line = format!("{} is not in force: asked {asked}, found {} {place}", expectation.asked, found.text);
+    let user = if subject.user { " --user" } else { "" };
+    if let Some(files) = named(&manager.drop_ins(subject.unit), expectation) {
+        let hint = format!("systemctl{user} cat {}", subject.unit);
+        return fault(format!("{line}: a drop-in says otherwise: {files}")).hint(hint);
+    }
+    let why = match &found.want {
+        Want::Device { path, .. } if found.disk.is_none() => format!("no single disk is known behind {path}"),
+        Want::Programs(_) if needs_framework(expectation.property) && manager.features().contains("-BPF_FRAMEWORK") => {
+            "this systemd was built without the BPF framework (`systemctl --version`)".to_owned()
+        }
+        Want::Cpus(_) if found.file.ends_with("effective") => "this machine, or the slice, has no others".to_owned(),
+        _ => "systemd did not set it or the kernel did not take it".to_owned(),
+    };
+    fault(format!("{line}: {why}")).hint(format!("journalctl{user} -b -u {}", subject.unit))
+}
+
+/// Says whether systemd loads the program for a property with libbpf, which not every distribution builds in (Debian 12
+/// does not); what it makes of IPAddress…= and Device…= it assembles itself.
+fn needs_framework(property: &str) -> bool {
+    property.starts_with("SocketBind") || property == "RestrictNetworkInterfaces"
+}
+
+/// What gives a user manager the controllers that it lacks.
+const DELEGATE: &str = "as root: mkdir -p /etc/systemd/system/user@.service.d && printf '[Service]\\nDelegate=cpu cpuset io memory pids\\n' \
+                        > /etc/systemd/system/user@.service.d/delegate.conf && systemctl daemon-reload, then log in anew";
+
+/// The line for a setting whose file is not in the unit's cgroup.
+fn absent(subject: &Subject<'_>, place: &Place<'_>, expectation: &Expectation) -> Fault {
+    let (file, want) = expectation.places.first().map_or(("", "?".to_owned()), |(file, want)| (*file, asked(want)));
+    let line = format!("{} is not in force: asked {want}, {file} is not there", expectation.asked);
+    let controller = expectation.controller.unwrap_or_default();
+    let enabled = read(&place.mount.join(place.unit).join("cgroup.controllers")).ok().flatten().unwrap_or_default();
+    let enabled = enabled.split_whitespace().any(|name| name == controller);
+    match (subject.mode, enabled) {
+        (CgroupMode::Unified, false) if subject.user => {
+            fault(format!("{line}: the controller {controller} is not delegated to your service manager"))
+                .hint(DELEGATE)
+        }
+        (CgroupMode::Unified, false) => {
+            let hint = format!(
+                "cat /sys/fs/cgroup/cgroup.controllers; the kernel may have been booted with cgroup_disable={controller}"
+            );
+            fault(format!("{line}: the controller {controller} is not enabled for {}", subject.unit)).hint(hint)
+        }
+        _ => fault(format!("{line}: this kernel does not have it")),
+    }
+}
+
+/// The line for a process that is not in the unit in the hierarchy of a controller.
+fn outside(subject: &Subject<'_>, paths: &CgroupPaths, expectation: &Expectation) -> Fault {
+    let line = format!("{} is not in force", expectation.asked);
+    let path = paths.path(subject.mode, expectation.controller);
+    let path = path.map_or_else(|| "nowhere".to_owned(), |path| format!("in /{}", path.display()));
+    match (subject.mode, expectation.controller) {
+        (CgroupMode::Hybrid | CgroupMode::Legacy, Some(controller)) if subject.user => fault(format!(
+            "{line}: on cgroup v1 a user's service manager has no {controller} controller (the process is {path})"
+        ))
+        .hint("run it as root without --user, or boot with systemd.unified_cgroup_hierarchy=1"),
+        (CgroupMode::Hybrid | CgroupMode::Legacy, Some(controller)) => {
+            fault(format!("{line}: for the {controller} controller the process is {path}, not in {}", subject.unit))
+                .hint(format!("journalctl -b -u {}", subject.unit))
+        }
+        _ => not_in_unit(subject, paths),
+    }
+}
+
+/// The line for a process that systemd did not put into the unit at all: it ends a start job well also when a condition
+/// of the unit is not met (seen on 257).
+fn not_in_unit(subject: &Subject<'_>, paths: &CgroupPaths) -> Fault {
+    let path = paths.path(subject.mode, None);
+    let path = path.map_or_else(|| "in no cgroup".to_owned(), |path| format!("in /{}", path.display()));
+    let user = if subject.user { " --user" } else { "" };
+    let line = format!("systemd did not put the process into {}: it is {path}", subject.unit);
+    fault(line).hint(format!("a Condition…= may not be met: journalctl{user} -b -u {}", subject.unit))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::property::Assignment;
+    use super::super::translate::translate;
+    use super::*;
+
+    const PID: i32 = 42;
+    const UNIT: &str = "t.scope";
+
+    /// A systemd with these drop-ins.
+    struct Answers(Vec<PathBuf>);
+
+    impl Manager for Answers {
+        fn drop_ins(&mut self, unit: &str) -> Vec<PathBuf> {
+            assert_eq!(unit, UNIT);
+            self.0.clone()
+        }
+
+        fn features(&mut self) -> String {
+            "+PAM -BPF_FRAMEWORK +X".to_owned()
+        }
+    }
+
+    /// A /proc and a /sys/fs/cgroup in a temporary directory.
+    struct Fixture {
+        root: tempfile::TempDir,
+        mode: CgroupMode,
+    }
+
+    impl Fixture {
+        fn new(mode: CgroupMode, cgroup: &str, files: &[(&str, &str)]) -> io::Result<Fixture> {
+            let fixture = Fixture { root: tempfile::tempdir()?, mode };
+            fixture.write(&format!("proc/{PID}/cgroup"), cgroup)?;
+            for (path, text) in files {
+                fixture.write(&format!("cgroup/{path}"), text)?;
+            }
+            Ok(fixture)
+        }
+
+        fn write(&self, path: &str, text: &str) -> io::Result<()> {
+            let path = self.root.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap_or(&path))?;
+            std::fs::write(path, text)
+        }
+
+        /// The report as text, or the error and its hint.
+        fn verify(&self, texts: &[&str], user: bool, drop_ins: &[&str]) -> String {
+            let path = |name: &str| self.root.path().join(name);
+            let machine = Machine { page: 4096, memory: 8 << 30, tasks: 1000 };
+            // A directory called bpf stands for programs.
+            let programs = |cgroup: &Path, _: u32| Ok(u32::from(cgroup.join("bpf").exists()));
+            let kernel = Kernel { proc: path("proc"), cgroup: path("cgroup"), sys: path("sys"), machine, programs };
+            let assignments: Vec<_> = texts.iter().filter_map(|text| Assignment::parse(text).ok()).collect();
+            let settings = translate(&assignments, self.mode).map(|t| t.settings).unwrap_or_default();
+            assert_eq!(settings.len(), texts.len());
+            let pid = Pid::from_raw(PID).unwrap_or(Pid::INIT);
+            let subject = Subject { pid, unit: UNIT, settings: &settings, mode: self.mode, user };
+            let mut manager = Answers(drop_ins.iter().map(|name| path(name)).collect());
+            let result = kernel.verify(&subject, &mut manager);
+            let text = match result {
+                Ok(report) => {
+                    let limits = report.limits.iter().map(|limit| format!("{} {}", limit.file, limit.in_force));
+                    let warnings = report.warnings.iter().map(|warning| format!("warning: {warning}"));
+                    limits.chain(warnings).collect::<Vec<_>>().join("; ")
+                }
+                Err(error) => {
+                    let hint = error.downcast_ref::<Fault>().and_then(Fault::hint_text).unwrap_or_default();
+                    format!("{error:#} | {hint}")
+                }
+            };
+            text.replace(&self.root.path().display().to_string(), "")
+        }
+    }
+
+    #[test]
+    fn limits_on_v2() -> io::Result<()> {
+        let files = [
+            ("test.slice/memory.max", "max\n"),
+            ("test.slice/pids.max", "50\n"),
+            ("test.slice/t.scope/cgroup.controllers", "cpu io memory pids\n"),
+            ("test.slice/t.scope/memory.max", "999424\n"),
+            ("test.slice/t.scope/memory.high", "max\n"),
+            ("test.slice/t.scope/memory.swap.max", "4096\n"),
+            ("test.slice/t.scope/pids.max", "100\n"),
+            ("test.slice/t.scope/cpu.max", "1000 200000\n"),
+            ("test.slice/t.scope/cpu.weight", "58\n"),
+            ("test.slice/t.scope/io.weight", "default 50\n"),
+            ("test.slice/t.scope/io.max", "8:0 rbps=1000000 wbps=max riops=max wiops=max\n"),
+            ("drop-in.conf", "[Scope]\nMemorySwapMax=4K\n"),
+            ("other.conf", "[Scope]\nTasksMax=1\n"),
+        ];
+        let fixture = Fixture::new(CgroupMode::Unified, "0::/test.slice/t.scope\n", &files)?;
+        let (drop_in, other) = ("cgroup/drop-in.conf", "cgroup/other.conf");
+        let table: &[(&[&str], &[&str], &str)] = &[
+            (
+                &["MemoryMax=1000001", "CPUShares=600", "CPUQuota=0.5%"],
+                &[],
+                "memory.max 999424; cpu.weight 58; cpu.max 1000 200000",
+            ),
+            (
+                &["TasksMax=100"],
+                &[],
+                "pids.max 100; warning: TasksMax=100: a cgroup further up is tighter, 50 of test.slice holds",
+            ),
+            (
+                &["TasksMax=40"],
+                &[],
+                "TasksMax=40 is not in force: asked 40, found 100 in pids.max: systemd did not set it or the kernel did not take it | journalctl -b -u t.scope",
+            ),
+            (
+                &["MemoryHigh=1M"],
+                &[other, drop_in],
+                "MemoryHigh=1M is not in force: asked 1048576, found max in memory.high: a drop-in says otherwise: /cgroup/other.conf, /cgroup/drop-in.conf | systemctl cat t.scope",
+            ),
+            (
+                &["MemorySwapMax=0"],
+                &[other, drop_in],
+                "MemorySwapMax=0 is not in force: asked 0, found 4096 in memory.swap.max: a drop-in says otherwise: /cgroup/drop-in.conf | systemctl cat t.scope",
+            ),
+            (
+                &["MemorySwapMax=1M"],
+                &[drop_in],
+                "memory.swap.max 4096; warning: MemorySwapMax=1M: memory.swap.max has 4096, by /cgroup/drop-in.conf",
+            ),
+            (
+                &["IOWeight=50"],
+                &[],
+                "io.weight 50; warning: IOWeight=50: set, but no disk here weighs: neither bfq nor io.cost is on",
+            ),
+            (
+                &["AllowedCPUs=0"],
+                &[],
+                "AllowedCPUs=0 is not in force: asked 0, cpuset.cpus is not there: the controller cpuset is not enabled for t.scope | cat /sys/fs/cgroup/cgroup.controllers; the kernel may have been booted with cgroup_disable=cpuset",
+            ),
+            (
+                &["MemoryZSwapMax=1M"],
+                &[],
+                "MemoryZSwapMax=1M is not in force: asked 1048576, memory.zswap.max is not there: this kernel does not have it | ",
+            ),
+            (
+                &["IPAddressDeny=any"],
+                &[],
+                "IPAddressDeny=any is not in force: asked a BPF program, found no BPF program on its cgroup: systemd did not set it or the kernel did not take it | journalctl -b -u t.scope",
+            ),
+            (
+                &["IOReadBandwidthMax=/nonexistent 1M"],
+                &[],
+                "IOReadBandwidthMax=/nonexistent 1M is not in force: /nonexistent: No such file or directory | lsblk lists the disks of this machine",
+            ),
+            (&["KillMode=mixed", "Delegate=yes"], &[], ""),
+        ];
+        for (texts, drop_ins, want) in table {
+            assert_eq!(fixture.verify(texts, false, drop_ins), *want, "{texts:?}");
+        }
+        let user = fixture.verify(&["AllowedCPUs=0"], true, &[]);
+        assert!(user.contains("is not delegated to your service manager") && user.contains("delegate.conf"), "{user}");
+        let user = fixture.verify(&["SocketBindDeny=any"], true, &[]);
+        assert!(user.contains("may not load BPF programs"), "{user}");
+        let found = fixture.verify(&["SocketBindDeny=any"], false, &[]);
+        assert!(found.contains("built without the BPF framework"), "{found}");
+        let found = fixture.verify(&["IOReadBandwidthMax=/proc 2M"], false, &[]);
+        assert!(found.contains("no single disk is known behind /proc"), "{found}");
+        fixture.write("cgroup/test.slice/t.scope/bpf", "")?;
+        assert_eq!(fixture.verify(&["DevicePolicy=closed"], false, &[]), " a BPF program");
+        Ok(())
+    }
+
+    #[test]
+    fn a_process_that_is_elsewhere() -> io::Result<()> {
+        let fixture = Fixture::new(CgroupMode::Unified, "0::/user.slice/other.scope\n", &[])?;
+        let found = fixture.verify(&["MemoryMax=1M"], false, &[]);
+        let want = "systemd did not put the process into t.scope: it is in /user.slice/other.scope";
+        assert!(found.starts_with(want), "{found}");
+        assert!(fixture.verify(&[], false, &[]).starts_with(want), "also without any limit");
+        // A cgroup below the unit's own is fine.
+        let files = [("t.scope/memory.max", "1048576\n")];
+        let fixture = Fixture::new(CgroupMode::Unified, "0::/t.scope/payload\n", &files)?;
+        assert_eq!(fixture.verify(&["MemoryMax=1M"], false, &[]), "memory.max 1048576");
+        Ok(())
+    }
+
+    #[test]
+    fn limits_on_hybrid_v1() -> io::Result<()> {
+        let cgroup = "9:name=systemd:/x.slice/t.scope\n8:pids:/x.slice/t.scope\n7:blkio:/\n5:devices:/x.slice/t.scope\n\
+                      4:memory:/x.slice/t.scope\n2:cpuacct:/\n1:cpu:/x.slice/t.scope\n0::/x.slice/t.scope\n";
+        let files = [
+            ("memory/x.slice/memory.limit_in_bytes", "9223372036854771712\n"),
+            ("memory/x.slice/t.scope/memory.limit_in_bytes", "524288000\n"),
+            ("cpu/x.slice/t.scope/cpu.shares", "600\n"),
+            ("cpu/x.slice/t.scope/cpu.cfs_quota_us", "20000\n"),
+            ("cpu/x.slice/t.scope/cpu.cfs_period_us", "100000\n"),
+            ("pids/x.slice/t.scope/pids.max", "7\n"),
+            ("devices/x.slice/t.scope/devices.list", "c 1:3 rwm\n"),
+            ("unified/x.slice/t.scope/bpf", ""),
+        ];
+        let fixture = Fixture::new(CgroupMode::Hybrid, cgroup, &files)?;
+        let table: &[(&[&str], &str)] = &[
+            (
+                &["MemoryMax=500M", "CPUShares=600", "TasksMax=7"],
+                "memory.limit_in_bytes 524288000; cpu.shares 600; pids.max 7",
+            ),
+            (&["CPUQuota=20%"], "cpu.cfs_quota_us 20000; cpu.cfs_period_us 100000"),
+            (&["DevicePolicy=closed"], "devices.list a list of devices"),
+            (&["IPAddressDeny=any"], " a BPF program"),
+            (
+                &["BlockIOWeight=50"],
+                "BlockIOWeight=50 is not in force: for the blkio controller the process is in /, not in t.scope | journalctl -b -u t.scope",
+            ),
+        ];
+        for (texts, want) in table {
+            assert_eq!(fixture.verify(texts, false, &[]), *want, "{texts:?}");
+        }
+        let user = fixture.verify(&["BlockIOWeight=50"], true, &[]);
+        assert!(user.contains("on cgroup v1 a user's service manager has no blkio controller"), "{user}");
+        Ok(())
+    }
+
+    #[test]
+    fn cpus_that_cannot_be_used() -> io::Result<()> {
+        let files = [("t.scope/cpuset.cpus", "0-3\n"), ("t.scope/cpuset.cpus.effective", "0-1\n")];
+        let fixture = Fixture::new(CgroupMode::Unified, "0::/t.scope\n", &files)?;
+        let found = fixture.verify(&["AllowedCPUs=0-3"], false, &[]);
+        assert_eq!(found, "cpuset.cpus 0-3; warning: AllowedCPUs=0-3: not all of these can be used, 0-1 holds");
+        fixture.write("cgroup/t.scope/cpuset.cpus", "5\n")?;
+        let found = fixture.verify(&["AllowedCPUs=5"], false, &[]);
+        assert!(
+            found.starts_with("AllowedCPUs=5 is not in force: asked 5, found 0-1 in cpuset.cpus.effective"),
+            "{found}"
+        );
+        Ok(())
+    }
+}
