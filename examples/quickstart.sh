@@ -219,8 +219,9 @@ stop() {
   run "systemctl stop $unit.scope"
   wait "$launcher" || status=$?
   launcher=
-  run "echo the sandbox ended with $status, 128 + SIGTERM"
-  [ "$status" = 143 ] || fail "the exit status is $status, not 143"
+  say "sandbox run ended with the status of its command: $status. (top ends with 0 when it is told to stop; what does not"
+  say "catch SIGTERM gives 128 + 15.)"
+  case "$status" in 0 | 143) ;; *) fail "the exit status is $status" ;; esac
   within 5 is_gone || fail "$unit.scope is still there"
   run "systemctl list-units --all --no-pager --no-legend '$unit*'"
   run "find /sys/fs/cgroup -path '*$cgroup*'"

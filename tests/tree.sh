@@ -1,11 +1,14 @@
 #!/bin/bash
-# The Debian trees that the test beds boot. Sourced by lab/lab.sh and vm/vm.sh; `tests/tree.sh SUITE` builds one by hand.
+# The Debian trees that the test beds boot.
+#   tree.sh tarball SUITE…          build, or find in the cache, and print the path
+#   tree.sh image SUITE vm|lab      the same for a bootable image of it
+# lab/ and vm/ source it for the rest.
 #
 # Two steps, each cached by a key that hashes what goes into it, each written under a temporary name and then renamed, so
 # that an interrupted run leaves nothing that looks finished:
 #   tree_tarball SUITE        mmdebstrap over the network, 25 to 130 s
 #   tree_image SUITE vm|lab   the tarball made ready (user, masks, test service) as an ext4 image, about 10 s, no network
-set -eu
+set -euo pipefail
 tree_cache=${SANDBOX_TEST_CACHE:-/var/cache/sandbox-test}
 tree_self=$(realpath "${BASH_SOURCE[0]}")
 
@@ -19,7 +22,7 @@ tree_packages() {
 # What a test does not need and what costs seconds under emulation, or would reach out of the lab to the real kernel
 # (udev's coldplug, sysctl, module loading).
 tree_masks="systemd-udevd.service systemd-udev-trigger.service systemd-udev-settle.service systemd-udevd-control.socket \
-  systemd-udevd-kernel.socket systemd-sysctl.service systemd-modules-load.service systemd-random-seed.service \
+  systemd-udevd-kernel.socket systemd-udevd-varlink.socket systemd-sysctl.service systemd-modules-load.service systemd-random-seed.service \
   systemd-remount-fs.service systemd-binfmt.service systemd-hwdb-update.service systemd-firstboot.service \
   systemd-journal-catalog-update.service systemd-journal-flush.service systemd-update-done.service ldconfig.service \
   systemd-pstore.service systemd-timesyncd.service systemd-sysusers.service systemd-boot-system-token.service \
@@ -56,6 +59,10 @@ tree_bootstrap() { # tree_bootstrap SUITE OUT.tar
     --customize-hook='rm -rf "$1"/var/lib/apt/lists/* "$1"/var/cache/apt/*.bin' "$1" "$2"
 }
 
+tree_forget() { # tree_forget PATTERN: what nobody used for a day; another checkout may use an older one right now
+  find "$tree_cache/trees" -maxdepth 1 -name "$1" -mtime +0 -delete
+}
+
 tree_tarball() { # prints the path of the finished tarball of SUITE
   local out
   mkdir -p "$tree_cache/trees"
@@ -63,7 +70,8 @@ tree_tarball() { # prints the path of the finished tarball of SUITE
   ( flock 9
     if [ ! -e "$out" ]; then
       echo "building the $1 tree" >&2
-      rm -f "$tree_cache/trees/$1"-*.tar "$tree_cache/trees/.$1".*
+      tree_forget "$1"'-????????????.tar'
+      rm -rf "$tree_cache/trees/.$1.tmp.tar"
       tree_bootstrap "$1" "$tree_cache/trees/.$1.tmp.tar" >&2
       mv "$tree_cache/trees/.$1.tmp.tar" "$out"
     fi
@@ -76,9 +84,10 @@ tree_image() { # tree_image SUITE vm|lab: prints IMAGE; beside it lie IMAGE.vmli
   tar=$(tree_tarball "$1")
   out=$tree_cache/trees/$1-$2-$(tree_key "$1" image).img
   ( flock 9
-    [ ! -e "$out" ] || exit 0
+    if [ -e "$out" ]; then touch "$out"*; exit 0; fi
     echo "building the $1 $2 image" >&2
-    rm -rf "$tree_cache/trees/$1-$2"-*.img*
+    tree_forget "$1-$2-*"
+    rm -rf "$tree_cache/trees/.$1-$2".??????
     tmp=$(mktemp -d "$tree_cache/trees/.$1-$2.XXXXXX")
     trap 'rm -rf "$tmp"' EXIT
     mkdir "$tmp/root"
@@ -109,6 +118,10 @@ tree_prepare() { # tree_prepare ROOT: the same for a tree on disk and for the la
   echo bed > "$root/etc/hostname"
   : > "$root/etc/fstab"                                            # a cow view must not mount the machine's disks
   printf '[Journal]\nStorage=volatile\n' > "$root/etc/systemd/journald.conf.d/bed.conf"
+  # Without --remove: at boot it empties /tmp, and through a directory bound into a lab's /tmp, or as it, the machine's own.
+  mkdir -p "$root/etc/systemd/system/systemd-tmpfiles-setup.service.d"
+  printf '[Service]\nExecStart=\nExecStart=systemd-tmpfiles --create --boot --exclude-prefix=/dev\n' \
+    > "$root/etc/systemd/system/systemd-tmpfiles-setup.service.d/bed.conf"
   printf '[Unit]\nDescription=Test bed\nRequires=basic.target\nAfter=basic.target\nAllowIsolate=yes\n%s\n' \
     'Wants=dbus.service systemd-logind.service user@1000.service systemd-user-sessions.service' \
     > "$root/etc/systemd/system/bed.target"
@@ -161,5 +174,10 @@ UNIT
 }
 
 if [ "${BASH_SOURCE[0]}" = "$0" ]; then
-  for suite; do tree_tarball "$suite"; done
+  shopt -s inherit_errexit   # a failure in $(…) is one too
+  case "${1:-}" in
+    tarball) shift; for suite; do tree_tarball "$suite"; done ;;
+    image) tree_image "${2:?SUITE}" "${3:?vm or lab}" ;;
+    *) sed -n '2,5p' "$0"; exit 125 ;;
+  esac
 fi

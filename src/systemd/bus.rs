@@ -81,8 +81,9 @@ impl Bus {
     pub(crate) fn user() -> Result<Bus> {
         let uid = rustix::process::getuid().as_raw();
         let session = std::env::var_os("DBUS_SESSION_BUS_ADDRESS");
-        let runtime =
-            std::env::var_os("XDG_RUNTIME_DIR").map_or_else(|| format!("/run/user/{uid}").into(), PathBuf::from);
+        let runtime = std::env::var_os("XDG_RUNTIME_DIR")
+            .filter(|path| !path.is_empty())
+            .map_or_else(|| format!("/run/user/{uid}").into(), PathBuf::from);
         Bus::connect(user_places(session, &runtime), true).map_err(|why| {
             let linger =
                 format!("`loginctl enable-linger {uid}` starts a service manager for user {uid} without a login");

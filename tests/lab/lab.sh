@@ -124,11 +124,19 @@ parse() { # parse [--tree] [--bind DIR]… [-- CMD…]: sets kind, binds, comman
   while [ $# -gt 0 ]; do
     case "$1" in
       --tree) kind=tree; shift ;;
-      --bind) [ -d "${2:-}" ] || die "--bind: no directory ${2:-}"; binds+=("$(realpath "$2")"); shift 2 ;;
+      --bind) [ -d "${2:-}" ] || die "--bind: no directory ${2:-}"; check_bind "$(realpath "$2")"; shift 2 ;;
       --) shift; command=("$@"); return ;;
       *) die "what is '$1'? See the head of $0" ;;
     esac
   done
+}
+
+check_bind() { # a booting systemd works on these directories: bound in, it would work on the machine's own
+  case "$1" in
+    / | /tmp | /var | /var/tmp | /var/lib | /var/log | /run | /run/* | /etc | /etc/* | /dev | /dev/* | /proc* | /sys* | /usr | /usr/* | /root | /home)
+      die "--bind $1: the lab's systemd would change the machine's own; bind a directory made for it" ;;
+  esac
+  binds+=("$1")
 }
 
 start() { # start NAME LEASH: with LEASH the write end of the pipe is left open in $leash
@@ -136,7 +144,7 @@ start() { # start NAME LEASH: with LEASH the write end of the pipe is left open 
   [ "$(id -u)" = 0 ] || die "needs root"
   [ -x /lib/systemd/systemd ] || die "needs systemd installed (apt install systemd dbus libpam-systemd dbus-user-session)"
   sweep
-  [ "$kind" = cow ] || image=$(tree_image bookworm lab)
+  [ "$kind" = cow ] || image=$(bash "$here/../tree.sh" image bookworm lab) || die "no image of the bookworm tree"
   mkdir "/run/lab-$name" 2>/dev/null || die "$name is there already"
   if [ -d /run/systemd/system ]; then
     scope=(systemd-run --scope --quiet --collect -p Delegate=yes "--unit=lab-$name")

@@ -74,7 +74,7 @@ killed_owner() { # killed_owner SIGNAL [--tree]: the owner is the `run` process
   name=run-$owner
   wait_for 60 [ -e "/run/lab-$name/pid" ] || { check "run for SIG$signal" false; return; }
   namespaces=$(namespaces_of "$(cat "/run/lab-$name/pid")")
-  wait_for 60 pgrep -P "$owner" -f "sleep 1000" > /dev/null
+  wait_for 60 pgrep -P "$owner" nsenter > /dev/null
   kill -s "$signal" "$owner"
   wait "$owner" 2> /dev/null
   check "nothing is left after SIG$signal to the owner $*" gone "$name" "$namespaces"
@@ -93,6 +93,10 @@ killed_keeper() {
 no_process_in() { ! find /proc/[0-9]*/ns -maxdepth 1 -name pid -printf '%l\n' 2>/dev/null | grep -qxF "$(head -n1 <<< "$1")"; }
 
 damage() {
+  bash "$lab" run --bind /tmp -- true 2> /dev/null
+  check "the machine's own /tmp is refused as a bind" is $? 125
+  bash "$lab" run --tree --bind "$work" -- true
+  check "a bind below /tmp is not emptied at boot" [ -e "$work/mark" ]
   bash "$lab" run --tree -- sh -c 'rm -rf /usr/share /etc/passwd'
   check "a damaged tree is whole again" bash "$lab" run --tree -- grep -q tester /etc/passwd
   bash "$lab" run -- touch /lab-was-here

@@ -8,7 +8,7 @@
 # The base image is only read (snapshot=on). What to run comes in on a second disk, its output goes out over the second serial port
 # as it is written, so that a hang shows how far it came. The console is kept in $SANDBOX_TEST_CACHE/console-LANE.log.
 # No KVM by default (SANDBOX_TEST_ACCEL=kvm where it boots stock kernels); SANDBOX_TEST_VM_TIMEOUT is in seconds.
-set -eu
+set -euo pipefail
 here=$(dirname "$(realpath "$0")")
 # shellcheck source-path=SCRIPTDIR source=../tree.sh
 . "$here/../tree.sh"
@@ -37,7 +37,7 @@ payload() { # payload DIR LANE: the files of the second disk, but for what it ru
   cat > "$1/run" << RUN
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root USER=root LANG=C.UTF-8
 export SANDBOX_BIN=/usr/local/bin/sandbox SANDBOX_TEST_LANE=$2 SANDBOX_TEST_MUST_RUN=1 SANDBOX_TEST_SLOW=\${SANDBOX_TEST_SLOW:-8}
-export SANDBOX_TEST_PROMISES="$(promises_of "$2")" RUST_BACKTRACE=1
+export SANDBOX_TEST_PROMISES="$(promises_of "$2")" RUST_BACKTRACE=0
 [ ! -e /payload/sandbox ] || cp /payload/sandbox /usr/local/bin/sandbox
 systemctl is-system-running --wait > /dev/null || systemctl --failed --no-legend --plain
 RUN
@@ -45,7 +45,8 @@ RUN
 
 boot() { # boot LANE DIR: the payload in DIR; output on stdout
   local lane=$1 dir=$2 image args=() nonce status
-  image=$(tree_image "$(suite_of "$lane")" vm)
+  # Its own process: in a function that is called with || the shell would not stop at an error.
+  image=$(bash "$here/../tree.sh" image "$(suite_of "$lane")" vm) || die "no image for $lane"
   [ "$lane" != bullseye-v1 ] || args+=(systemd.unified_cgroup_hierarchy=0)
   mke2fs -q -t ext4 -O ^has_journal -d "$dir" "$dir.img" "$(($(du -sm "$dir" | cut -f1) * 11 / 10 + 4))M" > /dev/null
   nonce=$(cat "$dir/nonce")
@@ -60,7 +61,8 @@ boot() { # boot LANE DIR: the payload in DIR; output on stdout
 }
 
 qemu() { # qemu IMAGE PAYLOAD LANE KERNEL-ARGS
-  timeout --kill-after=5 "${SANDBOX_TEST_VM_TIMEOUT:-900}" qemu-system-x86_64 -M q35 \
+  # It ends with us, whatever ends us.
+  exec setpriv --pdeathsig TERM timeout --foreground --kill-after=5 "${SANDBOX_TEST_VM_TIMEOUT:-900}" qemu-system-x86_64 -M q35 \
     -accel "${SANDBOX_TEST_ACCEL:-tcg,thread=multi}" -cpu max -smp 2 -m 2048 \
     -display none -monitor none -no-reboot -nic none -kernel "$1.vmlinuz" -initrd "$1.initrd" \
     -drive "file=$1,if=virtio,format=raw,snapshot=on" -drive "file=$2,if=virtio,format=raw,readonly=on" \
@@ -79,7 +81,7 @@ with_payload() { # with_payload LANE FUNCTION ARG…: FUNCTION adds to the run s
   suite_of "$lane" > /dev/null
   command -v qemu-system-x86_64 > /dev/null || die "no qemu here: apt install qemu-system-x86"
   mkdir -p "$tree_cache"
-  dir=$(mktemp -d "$tree_cache/payload-XXXXXX")
+  dir=$(mktemp -d)
   # shellcheck disable=SC2064  # expanded now, on purpose
   trap "rm -rf '$dir' '$dir.img'" EXIT
   payload "$dir" "$lane"
@@ -100,7 +102,7 @@ add_script() { # add_script DIR FILE
 }
 
 case "${1:-}" in
-  tree) shift; for suite; do tree_image "$(suite_of "$suite")" vm; done ;;
+  tree) shift; for suite; do bash "$here/../tree.sh" image "$(suite_of "$suite")" vm; done ;;
   run)
     lane=${2:?LANE}; shift 2; [ "${1:-}" != -- ] || shift
     with_payload "$lane" add_live "$@" ;;

@@ -1,0 +1,207 @@
+#!/bin/bash
+# run.sh — install what is missing and run everything; as root.
+#   tests/run.sh                    format and lint checks, unit and golden tests, live tests in the lab and in the VM matrix
+#   tests/run.sh --check | --unit | --lab | --vm [LANE]     only these parts (they add up); LANE: see vm/vm.sh
+#   tests/run.sh [PART…] FILTER     only tests with FILTER in their name
+# Trees and images are cached in $SANDBOX_TEST_CACHE (/var/cache/sandbox-test), since a CI run starts from a fresh clone.
+set -euo pipefail
+cd "$(dirname "$(realpath "$0")")/.."
+export SANDBOX_TEST_CACHE=${SANDBOX_TEST_CACHE:-/var/cache/sandbox-test}
+target=x86_64-unknown-linux-gnu
+all_lanes="bullseye bullseye-v1 bookworm trixie sid"
+cow_areas="bed/ workflow/"        # what also runs on a copy-on-write root, where only the identity fallback is possible
+parts="" lanes="" filter=""
+rows=() total_passed=0 total_failed=0 total_ignored=0
+
+die() { echo "run.sh: $*" >&2; exit 125; }
+
+parse() {
+  while [ $# -gt 0 ]; do
+    case "$1" in
+      --check | --unit | --lab) parts+=" ${1#--}" ;;
+      --vm) parts+=" vm"; case " $all_lanes " in *" ${2:-none} "*) lanes+=" $2"; shift ;; esac ;;
+      -h | --help) sed -n '2,6p' "$0"; exit 0 ;;
+      -*) die "what is '$1'? See the head of $0" ;;
+      *) filter=$1 ;;
+    esac
+    shift
+  done
+  lanes=${lanes:-$all_lanes}
+  if [ -z "$parts" ]; then parts="unit lab vm"; [ -n "$filter" ] || parts="check $parts"; fi
+}
+
+wants() { case " $parts " in *" $1 "*) return 0 ;; *) return 1 ;; esac; }
+
+# --- what the machine needs -------------------------------------------------------------------------------------------------------
+
+install_missing() {
+  local package missing=() needed=(gcc libc6-dev jq)
+  ! wants lab || needed+=(systemd dbus libpam-systemd dbus-user-session util-linux iproute2 procps mmdebstrap e2fsprogs xz-utils)
+  ! wants vm || needed+=(qemu-system-x86 mmdebstrap e2fsprogs xz-utils zstd)
+  ! wants check || needed+=(shellcheck)
+  command -v apt-get > /dev/null || die "no apt-get here; install by other means: ${needed[*]}, then --unit works without it"
+  for package in "${needed[@]}"; do
+    dpkg-query -W -f '${db:Status-Status}\n' "$package" 2> /dev/null | grep -qx installed || missing+=("$package")
+  done
+  [ ${#missing[@]} -gt 0 ] || return 0
+  echo "run.sh: installing ${missing[*]}"
+  apt-get -qq update
+  DEBIAN_FRONTEND=noninteractive apt-get -qq -y install --no-install-recommends "${missing[@]}" < /dev/null > /dev/null
+}
+
+find_cargo() { # Rust as this user or the one who called sudo has it, else from Debian where that is new enough
+  local wanted home
+  wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
+  home=$(getent passwd "${SUDO_USER:-root}" | cut -d: -f6)
+  export PATH="$PATH:$home/.cargo/bin:/root/.cargo/bin"
+  if ! command -v cargo > /dev/null && apt-cache policy rustc | grep -q 'Candidate:' &&
+    new_enough "$wanted" "$(apt-cache policy rustc | awk '$1 == "Candidate:" { print $2 }')"; then
+    DEBIAN_FRONTEND=noninteractive apt-get -qq -y install cargo rustfmt rust-clippy < /dev/null > /dev/null
+  fi
+  command -v cargo > /dev/null ||
+    die "no cargo here, and Debian's is older than $wanted. Install Rust with rustup (a package since trixie, or https://rustup.rs), then again"
+  # With rustup the version comes from the user's own toolchain.
+  [ -z "${SUDO_USER:-}" ] || export RUSTUP_HOME="${RUSTUP_HOME:-$home/.rustup}"
+  new_enough "$wanted" "$(cargo --version | cut -d' ' -f2)" || die "$(cargo --version) is older than $wanted: rustup update stable"
+}
+
+new_enough() { [ "$(printf '%s\n' "$1" "$2" | sort -V | head -n1)" = "$1" ]; }
+
+as_owner() { # as the user of the checkout, so that a run with sudo leaves no files of root in it
+  local home
+  if [ -n "${SUDO_UID:-}" ] && [ "$SUDO_UID" != 0 ]; then
+    home=$(getent passwd "$SUDO_UID" | cut -d: -f6)
+    setpriv --reuid "$SUDO_UID" --regid "${SUDO_GID:?}" --init-groups env "HOME=$home" "$@"
+  else
+    "$@"
+  fi
+}
+
+# --- steps and their table -----------------------------------------------------------------------------------------------------------
+
+count() { # count LOG STATUS SECONDS BED: a row from the "test result:" lines; a step without any counts as one test
+  local passed failed ignored
+  read -r passed failed ignored < <(awk '/^test result: / {
+      for (i = 2; i <= NF; i++) { if ($i == "passed;") p += $(i - 1); if ($i == "failed;") f += $(i - 1); if ($i == "ignored;") g += $(i - 1) }
+      seen = 1 }
+    END { if (!seen) p = 0; print p + 0, f + 0, g + 0 }' "$1")
+  if ! grep -q '^test result: ' "$1" && [ "$2" = 0 ]; then passed=1; fi
+  if [ "$2" != 0 ] && [ "$failed" = 0 ]; then failed=1; fi   # it did not get as far as a result
+  rows+=("$(printf '%-16s %7s %7s %8s %8s' "$4" "$passed" "$failed" "$ignored" "$3")")
+  total_passed=$((total_passed + passed)) total_failed=$((total_failed + failed)) total_ignored=$((total_ignored + ignored))
+}
+
+step() { # step BED CMD…: runs it, shows it, counts it; a failure does not keep the others from running
+  local bed=$1 start=$SECONDS status=0; shift
+  echo "=== $bed"
+  "$@" 2>&1 < /dev/null | tee "$logs/$bed" || status=$?
+  count "$logs/$bed" "$status" $((SECONDS - start)) "$bed"
+}
+
+check_scripts() { grep -rlE '^#!/bin/(ba)?sh' tests examples packaging .ci | xargs -r -d '\n' shellcheck -x; }
+
+unit_tests() { # everything but the live tests
+  local names=() file
+  for file in tests/*.rs tests/*/main.rs; do
+    case "$file" in
+      tests/live/main.rs | *'*'*) ;;
+      */main.rs) file=${file%/main.rs}; names+=(--test "${file##*/}") ;;
+      *) file=${file%.rs}; names+=(--test "${file##*/}") ;;
+    esac
+  done
+  as_owner cargo test --target "$target" --bins "${names[@]}" -- ${filter:+"$filter"}
+}
+
+build() { # leaves static binaries in $stage, where tester can run them too
+  local live
+  as_owner cargo build --release --target "$target" || return
+  live=$(as_owner cargo test --target "$target" --test live --no-run --message-format=json |
+    jq -r 'select(.executable != null and .target.name == "live") | .executable') || return
+  install -m755 "${CARGO_TARGET_DIR:-target}/$target/release/sandbox" "$stage/sandbox" || return
+  install -m755 -s "$live" "$stage/live"
+}
+
+lab_promises() {
+  local promises="root systemd user_manager" kernel
+  [ ! -e /dev/fuse ] || promises+=" fuse"
+  if [ -e /sys/fs/cgroup/cgroup.controllers ]; then promises+=" cgroup2"; else promises+=" cgroup1"; fi
+  kernel=$(uname -r)
+  if [ "$1" = tree ] && new_enough 5.19 "${kernel%%-*}"; then promises+=" idmap"; fi
+  echo "$promises"
+}
+
+lab() { # lab cow|tree FILTER…: each filter in the same lab
+  local kind=() script="status=0" area; [ "$1" = cow ] || kind=(--tree)
+  export SANDBOX_TEST_LANE=lab-$1 SANDBOX_BIN=$stage/sandbox SANDBOX_TEST_MUST_RUN=1
+  SANDBOX_TEST_PROMISES=$(lab_promises "$1")
+  export SANDBOX_TEST_PROMISES
+  shift
+  for area; do script+="; $stage/live --color=never --test-threads=2 $(printf %q "$area") || status=1"; done
+  tests/lab/lab.sh run "${kind[@]}" --bind "$stage" -- sh -c "$script; exit \$status"
+}
+
+vms() { # two at a time: a boot is mostly one thread
+  local lane status seconds
+  export SANDBOX_BIN=$stage/sandbox SANDBOX_LIVE=$stage/live
+  for lane in $lanes; do
+    while [ "$(jobs -rp | grep -vcx "${trees:-0}")" -ge 2 ]; do wait -n || true; done
+    ( start=$SECONDS; status=0
+      SANDBOX_TEST_SLOW=12 tests/vm/vm.sh run "$lane" -- ${filter:+"$filter"} > "$logs/vm-$lane" 2>&1 < /dev/null || status=$?
+      echo "$status $((SECONDS - start))" > "$logs/vm-$lane.end" ) &
+  done
+  wait
+  for lane in $lanes; do
+    echo "=== vm-$lane"; cat "$logs/vm-$lane"
+    read -r status seconds < "$logs/vm-$lane.end" || status=125 seconds=0
+    count "$logs/vm-$lane" "$status" "$seconds" "vm-$lane"
+  done
+}
+
+build_trees() { # in the background, while cargo works; who needs one waits for its lock, and says what went wrong
+  local lane
+  { ! wants lab || tests/tree.sh image bookworm lab
+    ! wants vm || for lane in $lanes; do tests/vm/vm.sh tree "${lane%-v1}"; done; } > "$logs/trees" 2>&1 < /dev/null &
+  trees=$!
+}
+
+summary() {
+  printf '\n%-16s %7s %7s %8s %8s\n' bed passed failed ignored seconds
+  printf '%s\n' "${rows[@]}"
+  echo
+  echo "$total_passed passed, $total_failed failed, $total_ignored skipped"
+  [ "$total_failed" = 0 ] && [ "$total_passed" -gt 0 ]
+}
+
+parse "$@"
+[ "$(id -u)" = 0 ] || die "needs root: sudo $0"
+install_missing
+find_cargo
+stage=$(mktemp -d /var/tmp/sandbox-test-XXXXXX) logs=$(mktemp -d)
+chmod 755 "$stage"
+# shellcheck disable=SC2046  # pids
+trap 'kill $(jobs -p) 2> /dev/null || true; rm -rf "$stage" "$logs"' EXIT
+# Static, so that one binary runs on every bed; line tables are enough for a panic's message.
+export RUSTFLAGS="${RUSTFLAGS:--C target-feature=+crt-static}" CARGO_PROFILE_DEV_DEBUG=line-tables-only CARGO_TERM_COLOR=never
+# A fresh clone has no target directory; the dependencies need not be built again for each.
+[ -z "${CI:-}" ] || export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$SANDBOX_TEST_CACHE/target}"
+
+build_trees
+if wants check; then
+  step format as_owner cargo fmt --check
+  step scripts check_scripts
+  step clippy as_owner cargo clippy --target "$target" --all-targets -- -D warnings
+fi
+! wants unit || step unit unit_tests
+if wants lab || wants vm; then
+  step build build
+  if [ -x "$stage/live" ] && [ -x "$stage/sandbox" ]; then
+    if wants lab; then
+      [ -n "$filter" ] || step lab-selftest tests/lab/selftest.sh
+      step lab-tree lab tree "$filter"
+      # shellcheck disable=SC2086  # a list of words
+      [ -n "$filter" ] || step lab-cow lab cow $cow_areas
+    fi
+    ! wants vm || vms
+  fi
+fi
+summary
