@@ -119,8 +119,8 @@ struct Running<'a> {
 impl Drop for Running<'_> {
     fn drop(&mut self) {
         if !self.ended {
-            drop(rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL));
-            drop(rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED));
+            let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
+            let _ = rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
         }
         self.reap_helper();
         // A scope ends with its last process; only what shares the host's PIDs may have left others in it.
@@ -196,7 +196,7 @@ impl Running<'_> {
 
     fn reap_helper(&mut self) {
         if let Some(helper) = self.helper.take() {
-            drop(rustix::process::waitpid(Some(helper), rustix::process::WaitOptions::empty()));
+            let _ = rustix::process::waitpid(Some(helper), rustix::process::WaitOptions::empty());
         }
     }
 
@@ -211,7 +211,7 @@ impl Running<'_> {
 
     /// When the child reported a failure, that is the cause of whatever this side saw.
     fn first_failure(&mut self, error: anyhow::Error) -> anyhow::Error {
-        drop(rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL));
+        let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
         while let Ok(Some(message)) = self.end.receive() {
             if let ToParent::Failed(failure) = message {
                 return failure.into_error();
