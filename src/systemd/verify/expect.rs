@@ -63,6 +63,9 @@ pub(crate) enum Want {
 /// systemd's period where none was asked (`CGROUP_CPU_QUOTA_DEFAULT_PERIOD_USEC`), microseconds.
 const PERIOD: u64 = 100_000;
 
+/// Where v1 shows a quota; the period beside it is read with it.
+pub(super) const QUOTA_V1: &str = "cpu.cfs_quota_us";
+
 /// What is said of one setting before the user's words are put to it.
 type Place = (Option<&'static str>, Vec<(&'static str, Want)>);
 
@@ -141,9 +144,7 @@ fn on_v1(setting: &Setting, all: &[Setting], machine: &Machine) -> Vec<Place> {
         ("CPUShares", _) => one("cpu", "cpu.shares", Want::Weight(number)),
         ("CPUQuotaPerSecUSec", _) => {
             let (quota, period) = quota(number, all);
-            let mut places = one("cpu", "cpu.cfs_quota_us", Want::Most(quota));
-            places.extend(one("cpu", "cpu.cfs_period_us", Want::Exactly(period)));
-            places
+            one("cpu", QUOTA_V1, Want::Quota(quota, period))
         }
         ("MemoryMax" | "MemoryMaxScale", value) => {
             one("memory", "memory.limit_in_bytes", memory(value, false, machine))
@@ -344,7 +345,7 @@ mod tests {
         let table: &[(&[&str], &str)] = &[
             (&["CPUShares=600"], "cpu: cpu.shares Weight(600)"),
             (&["CPUWeight=58"], "cpu: cpu.shares Weight(593)"),
-            (&["CPUQuota=20%"], "cpu: cpu.cfs_quota_us Most(20000); cpu: cpu.cfs_period_us Exactly(100000)"),
+            (&["CPUQuota=20%"], "cpu: cpu.cfs_quota_us Quota(20000, 100000)"),
             (&["MemoryLimit=500M"], "memory: memory.limit_in_bytes Most(524288000)"),
             (&["TasksMax=7"], "pids: pids.max Most(7)"),
             // Seen on 252: IOWeight=50 becomes 113.
