@@ -52,6 +52,8 @@ pub(crate) enum Want {
     Cpus(CpuSet),
     /// In the line of the device behind `path` the number after `key=`, or without a key the number itself.
     Device { path: String, key: &'static str, number: u64 },
+    /// A word.
+    Word(String),
     /// A list of devices that is not simply all.
     SomeDevices,
     /// The file is there: the controller counts.
@@ -108,6 +110,7 @@ fn on_v2(setting: &Setting, all: &[Setting], machine: &Machine) -> Vec<Place> {
             let file = if name == "AllowedCPUs" { "cpuset.cpus" } else { "cpuset.mems" };
             one("cpuset", file, Want::Cpus(CpuSet::from_mask(mask)))
         }
+        ("CPUSetPartition", Value::Text(kind)) => one("cpuset", "cpuset.cpus.partition", Want::Word(kind.clone())),
         ("MemoryZSwapWriteback", Value::Bool(yes)) => {
             one("memory", "memory.zswap.writeback", Want::Exactly((*yes).into()))
         }
@@ -257,6 +260,7 @@ fn block_devices(name: &str, devices: &[(String, u64)]) -> Vec<Place> {
 /// The kernel's attach types (`enum bpf_attach_type`) of what systemd makes of a setting.
 const INGRESS: u32 = 0;
 const EGRESS: u32 = 1;
+const SOCK_CREATE: u32 = 2;
 const DEVICE: u32 = 6;
 const BIND4: u32 = 8;
 const BIND6: u32 = 9;
@@ -273,6 +277,7 @@ fn programs(setting: &Setting, devices: bool) -> Option<Place> {
         ("IPEgressFilterPath", Value::Texts(paths)) if !paths.is_empty() => vec![EGRESS],
         ("SocketBindAllow" | "SocketBindDeny", Value::Ports(ports)) if !ports.is_empty() => vec![BIND4, BIND6],
         ("RestrictNetworkInterfaces", Value::Interfaces((_, names))) if !names.is_empty() => vec![INGRESS, EGRESS],
+        ("BindNetworkInterface", Value::Text(name)) if !name.is_empty() => vec![SOCK_CREATE],
         ("BPFProgram", Value::Pairs(programs)) => programs
             .iter()
             .filter_map(|(kind, _)| ATTACH_TYPES.iter().find(|(name, _)| name == kind))

@@ -39,6 +39,7 @@ fn asked(want: &Want) -> String {
         Want::Cpus(cpus) => cpus.to_string(),
         Want::Device { path, key: "", number } => format!("{number} for {path}"),
         Want::Device { path, key, number } => format!("{key}={number} for {path}"),
+        Want::Word(word) => word.clone(),
         Want::SomeDevices => "a list of devices".to_owned(),
         Want::Exists => "the file".to_owned(),
         Want::Programs(_) => "a BPF program".to_owned(),
@@ -74,7 +75,7 @@ pub(super) fn different(
 /// Says whether systemd loads the program for a property with libbpf, which not every distribution builds in (Debian 12
 /// does not); what it makes of IPAddress…= and Device…= it assembles itself.
 fn needs_framework(property: &str) -> bool {
-    property.starts_with("SocketBind") || property == "RestrictNetworkInterfaces"
+    property.starts_with("SocketBind") || matches!(property, "RestrictNetworkInterfaces" | "BindNetworkInterface")
 }
 
 /// What gives a user manager the controllers that it lacks.
