@@ -10,7 +10,7 @@ mod expect;
 mod explain;
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
@@ -352,12 +352,22 @@ fn programs(cgroup: &Path, kind: u32) -> io::Result<u32> {
     sys::bpf_prog_query(File::open(cgroup)?.as_fd(), kind)
 }
 
-/// Reads a small file; `None` when it is not there.
+/// Reads a small file; `None` when it is not there. The kernel's files have no size that would be worth asking for.
 fn read(path: &Path) -> io::Result<Option<String>> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut bytes = Vec::new();
+    let mut chunk = [0; 4096];
+    loop {
+        match file.read(&mut chunk) {
+            Ok(0) => return String::from_utf8(bytes).map(Some).map_err(io::Error::other),
+            Ok(length) => bytes.extend(chunk.iter().take(length)),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
     }
 }
 

@@ -277,8 +277,8 @@ pub(super) const PROPERTIES: &[Property] = &[
     unit("DefaultDependencies", Kind::Bool, 0),
     unit("OnSuccessJobMode", JOB_MODE, 249),
     unit("OnFailureJobMode", JOB_MODE, 0),
-    // Up to 257 systemd answers that it does not know this one (a slip in dbus-unit.c).
-    unit("JobTimeoutSec", Kind::Time, 258),
+    // 252 and 257 answer that they do not know this one (a slip in dbus-unit.c), 262 takes it.
+    unit("JobTimeoutSec", Kind::Time, 262),
     unit("JobRunningTimeoutSec", Kind::Time, 0),
     unit("JobTimeoutAction", EMERGENCY, 0),
     unit("JobTimeoutRebootArgument", Kind::Text, 0),

@@ -110,6 +110,8 @@ fn on_v2(setting: &Setting, all: &[Setting], machine: &Machine) -> Vec<Place> {
             let file = if name == "AllowedCPUs" { "cpuset.cpus" } else { "cpuset.mems" };
             one("cpuset", file, Want::Cpus(CpuSet::from_mask(mask)))
         }
+        // What every cgroup is anyhow.
+        ("CPUSetPartition", Value::Text(kind)) if kind == "member" => Vec::new(),
         ("CPUSetPartition", Value::Text(kind)) => one("cpuset", "cpuset.cpus.partition", Want::Word(kind.clone())),
         ("MemoryZSwapWriteback", Value::Bool(yes)) => {
             one("memory", "memory.zswap.writeback", Want::Exactly((*yes).into()))
