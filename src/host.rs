@@ -19,9 +19,7 @@ pub(crate) struct Host {
     pub(crate) uid: u32,
     /// Effective group ID of the launcher.
     pub(crate) gid: u32,
-    /// Login name of that user, or its number where it has none.
-    pub(crate) user: String,
-    /// The caller's working directory.
+    /// The caller's working directory; / where it is gone.
     pub(crate) cwd: PathBuf,
     /// The kernel's version, major and minor.
     pub(crate) kernel: (u32, u32),
@@ -113,7 +111,7 @@ impl Host {
     /// Reads the facts that every start needs.
     ///
     /// # Errors
-    /// When /proc is missing or unreadable, or the working directory is gone.
+    /// When /proc is missing or unreadable.
     pub(crate) fn read() -> Result<Host> {
         let mounts = std::fs::read("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
         let uid = rustix::process::geteuid().as_raw();
@@ -126,7 +124,7 @@ impl Host {
         Ok(Host {
             uid,
             gid: rustix::process::getegid().as_raw(),
-            cwd: std::env::current_dir().context("find the working directory")?,
+            cwd: std::env::current_dir().unwrap_or_else(|_| "/".into()),
             kernel: parse_kernel(rustix::system::uname().release().to_string_lossy().as_ref()),
             cgroup: CgroupMode::read().ok(),
             id: random_id()?,
@@ -137,7 +135,6 @@ impl Host {
             subordinate_ids: own(&subuid).zip(own(&subgid)).filter(|_| uid != 0 && has_map_tools()),
             taken_ids: taken_ids(&[&subuid, &subgid], &[&passwd, &group]),
             view: HostView::default(),
-            user,
         })
     }
 
@@ -185,7 +182,7 @@ impl Host {
 }
 
 /// The mounts that a path can reach, sorted by where they are: at each place the topmost, whose own parents are reachable.
-fn visible(mounts: &[Mount]) -> Vec<Mount> {
+pub(crate) fn visible(mounts: &[Mount]) -> Vec<Mount> {
     // Several mounts on / are stacked, each on the one before: only the last is seen.
     let Some(root) = mounts.iter().rfind(|m| m.point == Path::new("/")) else {
         return Vec::new();

@@ -5,6 +5,7 @@
 
 mod child;
 mod cli;
+mod doctor;
 mod error;
 mod exit;
 mod host;
@@ -51,14 +52,20 @@ fn log_to_stderr() {
         .init();
 }
 
-/// Prints an error: one line, and the hint; the exit status it leads to.
+/// Prints an error; the exit status it leads to.
 fn report(error: &anyhow::Error) -> u8 {
+    let (text, status) = report_text(error);
+    // Without a standard error there is nobody to tell.
+    drop(std::io::stderr().write_all(text.as_bytes()));
+    status
+}
+
+/// One line, the hint where there is one, and the exit status.
+fn report_text(error: &anyhow::Error) -> (String, u8) {
     let fault = error.chain().find_map(|cause| cause.downcast_ref::<error::Fault>());
     let mut text = format!("sandbox: {}\n", error::line(error));
     if let Some(hint) = fault.and_then(error::Fault::hint_text) {
         text.push_str(&format!("hint: {hint}\n"));
     }
-    // Without a standard error there is nobody to tell.
-    drop(std::io::stderr().write_all(text.as_bytes()));
-    fault.map_or(exit::FAILED, error::Fault::exit_status)
+    (text, fault.map_or(exit::FAILED, error::Fault::exit_status))
 }

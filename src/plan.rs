@@ -3,6 +3,7 @@
 
 use std::ffi::OsString;
 use std::fmt::{self, Write as _};
+use std::path::Path;
 
 use serde::Serialize;
 
@@ -83,7 +84,7 @@ impl Plan {
                 (Some(unit), notes)
             }
         };
-        let namespaces = Namespaces::plan(&spec.share);
+        let namespaces = namespaces(spec, host, &mut warnings);
         let (users, fallback) = users::plan(spec, host)?;
         warnings.extend(fallback);
         let shares = |namespace| spec.shares(namespace);
@@ -115,6 +116,18 @@ impl Plan {
             notes,
         })
     }
+}
+
+/// The time namespace needs a fork after it is made, which a payload that is PID 1 itself does not have: before Linux 6.3 it would
+/// stay outside while its children are inside.
+fn namespaces(spec: &Spec, host: &Host, warnings: &mut Vec<String>) -> Namespaces {
+    let mut share = spec.share.clone();
+    if spec.process.as_pid1 && host.kernel < (6, 3) && !share.contains(&Namespace::Time) {
+        let (major, minor) = host.kernel;
+        warnings.push(format!("--as-pid1 shares the boot-time clock with the host on Linux {major}.{minor}"));
+        share.push(Namespace::Time);
+    }
+    Namespaces::plan(&share)
 }
 
 /// Who makes the unit, decided.
@@ -208,8 +221,14 @@ impl fmt::Display for Plan {
         row("namespaces", &self.namespaces.to_string())?;
         row("users", &self.users.to_string())?;
         row("hostname", &self.hostname)?;
-        for operation in self.root.iter().flat_map(|root| &root.operations) {
+        let operations = || self.root.iter().flat_map(|root| &root.operations);
+        for operation in operations().filter(|operation| operation.at().parent() != Some(Path::new("/dev"))) {
             row("root", &operation.to_string())?;
+        }
+        let devices = operations().filter_map(|operation| operation.at().strip_prefix("/dev/").ok());
+        let devices: Vec<String> = devices.map(|name| name.display().to_string()).collect();
+        if !devices.is_empty() {
+            row("devices", &devices.join(" "))?;
         }
         row("capabilities", &self.capabilities.to_string())?;
         let mut environment = String::new();
@@ -224,3 +243,6 @@ impl fmt::Display for Plan {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod golden;

@@ -3,6 +3,8 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
 
 use anyhow::Context;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
@@ -13,6 +15,7 @@ use crate::exit;
 use crate::layer::Namespace;
 use crate::part::rootfs::RootPlan;
 use crate::part::rootfs::assemble::{Ids, assemble};
+use crate::part::scratch;
 use crate::part::users::{self, Claim, UserPlan};
 use crate::plan::Plan;
 use crate::relay::Relay;
@@ -28,7 +31,7 @@ use crate::unit::Unit;
 /// When the payload never ran: with the reason of whichever side failed first.
 pub(crate) fn run(plan: &Plan, timings: &mut Timings) -> Result<u8> {
     let signals = Signals::block()?;
-    let _kept = plan.root.as_ref().map(lock_upper).transpose()?;
+    let _kept = plan.root.as_ref().map(|root| lock_upper(root, &plan.users)).transpose()?;
     let claim = match &plan.users {
         UserPlan::Range { taken } => Some(users::claim(taken)?),
         UserPlan::Identity | UserPlan::Host | UserPlan::Maps { .. } => None,
@@ -58,20 +61,41 @@ fn explain_clone(error: std::io::Error) -> anyhow::Error {
     fault(format!("make namespaces: {error}")).hint(hint).into()
 }
 
-/// A directory that keeps writes has one sandbox at a time: two would damage each other's overlay.
-fn lock_upper(root: &RootPlan) -> Result<Option<File>> {
-    let Some(path) = &root.upper else {
-        return Ok(None);
-    };
-    match std::fs::create_dir(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-            return Err(error).with_context(|| format!("make --upper {}", path.display()));
+/// The directory that takes the writes, locked: two sandboxes at a time would damage each other's overlay.
+struct LockedUpper<'a> {
+    _lock: File,
+    /// It goes with the sandbox.
+    temporary: Option<(&'a Path, &'a UserPlan)>,
+}
+
+impl Drop for LockedUpper<'_> {
+    fn drop(&mut self) {
+        if let Some((path, users)) = self.temporary {
+            scratch::remove(path, users);
         }
-        _ => {}
     }
-    let directory = File::open(path).with_context(|| format!("open --upper {}", path.display()))?;
+}
+
+fn lock_upper<'a>(root: &'a RootPlan, users: &'a UserPlan) -> Result<Option<LockedUpper<'a>>> {
+    let Some(path) = &root.upper else { return Ok(None) };
+    if root.temporary {
+        scratch::sweep(users);
+        scratch::make(path)?;
+    } else {
+        match std::fs::DirBuilder::new().mode(0o700).create(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(error).with_context(|| format!("make --upper {}", path.display()));
+            }
+            _ => {}
+        }
+    }
+    let only_a_directory = File::options().read(true).custom_flags(libc::O_DIRECTORY).open(path);
+    let directory = only_a_directory.with_context(|| format!("open --upper {}", path.display()))?;
     match directory.try_lock() {
-        Ok(()) => Ok(Some(directory)),
+        Ok(()) => {
+            let temporary = root.temporary.then_some((path.as_path(), users));
+            Ok(Some(LockedUpper { _lock: directory, temporary }))
+        }
         Err(std::fs::TryLockError::WouldBlock) => {
             Err(fault(format!("--upper {}: another sandbox uses it", path.display())).into())
         }
@@ -95,8 +119,8 @@ struct Running<'a> {
 impl Drop for Running<'_> {
     fn drop(&mut self) {
         if !self.ended {
-            drop(rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL));
-            drop(rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED));
+            let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
+            let _ = rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
         }
         self.reap_helper();
         // A scope ends with its last process; only what shares the host's PIDs may have left others in it.
@@ -172,7 +196,7 @@ impl Running<'_> {
 
     fn reap_helper(&mut self) {
         if let Some(helper) = self.helper.take() {
-            drop(rustix::process::waitpid(Some(helper), rustix::process::WaitOptions::empty()));
+            let _ = rustix::process::waitpid(Some(helper), rustix::process::WaitOptions::empty());
         }
     }
 
@@ -187,7 +211,7 @@ impl Running<'_> {
 
     /// When the child reported a failure, that is the cause of whatever this side saw.
     fn first_failure(&mut self, error: anyhow::Error) -> anyhow::Error {
-        drop(rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL));
+        let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
         while let Ok(Some(message)) = self.end.receive() {
             if let ToParent::Failed(failure) = message {
                 return failure.into_error();

@@ -318,9 +318,9 @@ impl ProcessPlan {
     }
 }
 
-/// Where `program` may be: itself if it has a slash, else in each directory of `path`, execvp(3).
+/// Where `program` may be: itself if it has a slash (or is empty, and nowhere), else in each directory of `path`, execvp(3).
 fn candidates(program: &OsStr, path: &OsStr) -> Vec<PathBuf> {
-    if program.as_bytes().contains(&b'/') {
+    if program.is_empty() || program.as_bytes().contains(&b'/') {
         return vec![program.into()];
     }
     let directories = path.as_bytes().split(|b| *b == b':');
@@ -398,6 +398,7 @@ mod tests {
     #[test]
     fn candidates_are_execvps() {
         assert_eq!(candidates(OsStr::new("a/b"), OsStr::new("/x")), [PathBuf::from("a/b")]);
+        assert_eq!(candidates(OsStr::new(""), OsStr::new("/x")), [PathBuf::new()]);
         assert_eq!(
             candidates(OsStr::new("b"), OsStr::new("/x::/y")),
             [PathBuf::from("/x/b"), PathBuf::from("./b"), PathBuf::from("/y/b")]

@@ -26,14 +26,19 @@ const SYSTEMD: &str = "org.freedesktop.systemd1";
 
 /// One socket behind which systemd may be.
 #[derive(Debug, Clone, PartialEq)]
-struct Place {
+pub(super) struct Place {
     /// What errors call it.
-    path: PathBuf,
+    pub(super) path: PathBuf,
     /// Whether a bus daemon is there; else it is systemd itself, which wants no `Hello` and no match.
-    daemon: bool,
+    pub(super) daemon: bool,
 }
 
 impl Place {
+    pub(super) fn new(path: impl Into<PathBuf>, daemon: bool) -> Place {
+        let path = path.into();
+        Place { path, daemon }
+    }
+
     fn address(&self) -> Exchange<SocketAddrUnix> {
         match self.path.as_os_str().as_bytes().strip_prefix(b"@") {
             Some(name) => Ok(SocketAddrUnix::new_abstract_name(name)?),
@@ -43,6 +48,9 @@ impl Place {
 }
 
 /// A connection to a service manager: the system's or the caller's own. No thread lives behind it.
+///
+/// Drop it when the start is done and connect anew for a stop: dbus-daemon takes 256 connections of one user, root
+/// included, so sandboxes that keep theirs would lock everybody out of the bus.
 #[derive(Debug)]
 pub(crate) struct Bus {
     pub(super) wire: Wire,
@@ -76,8 +84,9 @@ impl Bus {
     pub(crate) fn user() -> Result<Bus> {
         let uid = rustix::process::getuid().as_raw();
         let session = std::env::var_os("DBUS_SESSION_BUS_ADDRESS");
-        let runtime =
-            std::env::var_os("XDG_RUNTIME_DIR").map_or_else(|| format!("/run/user/{uid}").into(), PathBuf::from);
+        let runtime = std::env::var_os("XDG_RUNTIME_DIR")
+            .filter(|path| !path.is_empty())
+            .map_or_else(|| format!("/run/user/{uid}").into(), PathBuf::from);
         Bus::connect(user_places(session, &runtime), true).map_err(|why| {
             let linger =
                 format!("`loginctl enable-linger {uid}` starts a service manager for user {uid} without a login");
@@ -86,7 +95,7 @@ impl Bus {
     }
 
     /// Takes the first place that can be connected to; the error lists what was tried.
-    fn connect(mut places: Vec<Place>, user: bool) -> std::result::Result<Bus, String> {
+    pub(super) fn connect(mut places: Vec<Place>, user: bool) -> std::result::Result<Bus, String> {
         let mut tried = Vec::new();
         while !places.is_empty() {
             let place = places.remove(0);
@@ -140,10 +149,18 @@ impl Bus {
         loop {
             self.greeted(deadline)?;
             match self.wire.call(call, body, deadline) {
-                Err(failure) if is_absence(&failure) => self.next_place(failure)?,
+                Err(failure) if self.is_elsewhere(&failure) => self.next_place(failure)?,
                 other => return other,
             }
         }
+    }
+
+    /// Says whether a failure means that no systemd listens here and nothing was done: it has no name on this bus, or the
+    /// daemon takes no more connections (dbus-daemon: 256 a user, root included).
+    pub(super) fn is_elsewhere(&self, failure: &Failure) -> bool {
+        let absences = ["org.freedesktop.DBus.Error.ServiceUnknown", "org.freedesktop.DBus.Error.NameHasNoOwner"];
+        let absent = matches!(failure, Failure::Remote { name, .. } if absences.contains(&name.as_str()));
+        absent || self.wire.was_refused(failure)
     }
 
     /// Makes the error that a user reads of a failure to do `what` (`start toptest.scope`).
@@ -177,7 +194,7 @@ pub(super) fn unit_path(unit: &str) -> String {
 
 /// Where the user's service manager may be, best first: the session bus as the environment names it, the bus of
 /// systemd's user session, systemd's own socket.
-fn user_places(session: Option<OsString>, runtime: &Path) -> Vec<Place> {
+pub(super) fn user_places(session: Option<OsString>, runtime: &Path) -> Vec<Place> {
     let mut places = Vec::new();
     places.extend(session.and_then(|address| unix_path(&address)).map(|path| Place { path, daemon: true }));
     let bus = Place { path: runtime.join("bus"), daemon: true };
@@ -221,13 +238,7 @@ fn unescape(value: &[u8]) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// Says whether a failure means that no systemd is behind this bus, so that nothing was done.
-pub(super) fn is_absence(failure: &Failure) -> bool {
-    let absences = ["org.freedesktop.DBus.Error.ServiceUnknown", "org.freedesktop.DBus.Error.NameHasNoOwner"];
-    matches!(failure, Failure::Remote { name, .. } if absences.contains(&name.as_str()))
-}
-
-fn text(failure: &Failure) -> String {
+pub(super) fn text(failure: &Failure) -> String {
     match failure {
         Failure::Remote { message, .. } => message.trim_end_matches('.').to_owned(),
         Failure::Timeout => format!("no answer within {} s", WAIT.as_secs()),

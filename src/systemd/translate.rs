@@ -6,6 +6,7 @@
 use serde::Serialize;
 
 use crate::error::{Result, fault};
+use crate::value::CpuSet;
 
 use super::cgroup::CgroupMode;
 use super::property::{Assignment, Reach, Setting, Value, reach};
@@ -161,9 +162,14 @@ pub(super) fn shown(value: &Value) -> String {
         Value::U64(number) => number.to_string(),
         Value::U32(share) => format!("{:.2}%", f64::from(*share) * 100.0 / f64::from(u32::MAX)),
         Value::Bool(yes) => if *yes { "yes" } else { "no" }.to_owned(),
+        Value::I32(number) => number.to_string(),
+        Value::Text(text) => text.clone(),
+        Value::Texts(texts) => texts.join(" "),
+        Value::Bytes(mask) => CpuSet::from_mask(mask).to_string(),
         Value::Devices(devices) => {
             devices.iter().map(|(path, number)| format!("{path} {number}")).collect::<Vec<_>>().join(", ")
         }
+        Value::Pairs(pairs) => pairs.iter().map(|(a, b)| format!("{a} {b}")).collect::<Vec<_>>().join(", "),
         other => format!("{other:?}"),
     }
 }
@@ -210,7 +216,7 @@ mod tests {
             (
                 &["CPUQuota=20%", "TasksMax=9", "DevicePolicy=closed"],
                 Legacy,
-                "CPUQuotaPerSecUSec=200000 TasksMax=9 DevicePolicy=Text(\"closed\")",
+                "CPUQuotaPerSecUSec=200000 TasksMax=9 DevicePolicy=closed",
             ),
             (&["AllowedCPUs=0"], Hybrid, "error: AllowedCPUs=0 would not be in force: cgroup v1 cannot do this"),
             (&["MemoryHigh=1M"], Legacy, "error: MemoryHigh=1M would not be in force: cgroup v1 cannot do this"),
@@ -219,7 +225,7 @@ mod tests {
                 Hybrid,
                 "error: CPUWeight=idle would not be in force: cgroup v1 knows no idle weight",
             ),
-            (&["KillMode=mixed"], Legacy, "KillMode=Text(\"mixed\")"),
+            (&["KillMode=mixed"], Legacy, "KillMode=mixed"),
         ];
         for (texts, mode, want) in table {
             let found = sent(texts, *mode);

@@ -1,11 +1,13 @@
 //! What one test works with: names of its own, directories, commands, patience.
 
-use crate::command::Cmd;
-use crate::facts::Facts;
+use crate::command::{Cmd, Running};
+use crate::facts::{Facts, TESTER};
 use crate::snapshot::HostState;
 use crate::unit;
 use std::cell::{Cell, RefCell};
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
+use std::fs::Permissions;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -78,6 +80,24 @@ impl Bed {
         Cmd::new(program, args)
     }
 
+    /// `sandbox run -q FLAGS -- sh -c SCRIPT`.
+    pub(crate) fn run<S: AsRef<OsStr>>(&self, flags: impl IntoIterator<Item = S>, script: &str) -> Cmd {
+        let flags = flags.into_iter().fold(self.sandbox(["run", "-q"]), Cmd::arg);
+        flags.arg("--").arg("sh").arg("-c").arg(script)
+    }
+
+    /// The same in the background, in a unit of this test (its name is returned, with `.scope`). The script says `ready` on stdout
+    /// when it has come to where the test begins; that is waited for.
+    #[track_caller]
+    pub(crate) fn live<S: AsRef<OsStr>>(&self, flags: impl IntoIterator<Item = S>, script: &str) -> (Running, String) {
+        let unit = format!("{}{}", self.unit(), COUNT.fetch_add(1, Ordering::Relaxed));
+        let own = [format!("--unit={unit}"), format!("--slice={}", self.slice())].map(OsString::from);
+        let flags = own.into_iter().chain(flags.into_iter().map(|flag| flag.as_ref().to_owned()));
+        let mut running = self.run(flags, script).spawn();
+        running.wait_for("ready");
+        (running, format!("{unit}.scope"))
+    }
+
     /// A shell line, for what is clearest as one.
     pub(crate) fn sh(&self, script: &str) -> Cmd {
         Cmd::new("sh", ["-c", script])
@@ -91,6 +111,18 @@ impl Bed {
     /// The same on the root file system, where layers can be idmapped and trusted.* attributes are kept.
     pub(crate) fn disk_dir(&self) -> PathBuf {
         self.keep(tempfile::tempdir_in("/var/tmp"))
+    }
+
+    /// The same in a place that the host view does not hide.
+    pub(crate) fn seen_dir(&self) -> PathBuf {
+        self.keep(tempfile::Builder::new().permissions(Permissions::from_mode(0o755)).tempdir_in("/srv"))
+    }
+
+    /// A directory of `tester`'s on the root file system.
+    pub(crate) fn user_dir(&self) -> PathBuf {
+        let dir = self.disk_dir();
+        std::os::unix::fs::chown(&dir, Some(TESTER), Some(TESTER)).expect("chown");
+        dir
     }
 
     fn keep(&self, dir: std::io::Result<TempDir>) -> PathBuf {

@@ -3,11 +3,30 @@
 use crate::bed::Bed;
 use crate::facts::Need;
 use crate::snapshot::HostState;
-use crate::unit;
+use crate::{Test, alone, test, unit};
 use rustix::process::Signal;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::Duration;
+
+pub(crate) fn tests() -> Vec<Test> {
+    vec![
+        test("bed/promises", needs![], promises),
+        test("bed/systemd", needs![root, systemd], systemd),
+        test("bed/scope_v1", needs![root, systemd, cgroup1], scope_v1),
+        test("bed/scope_v2", needs![root, systemd, cgroup2], scope_v2),
+        test("bed/idmap", needs![root, idmap], idmap),
+        test("bed/fuse", needs![root, fuse], fuse),
+        test("bed/user_manager", needs![root, user_manager], user_manager),
+        test("bed/outcomes", needs![], outcomes),
+        test("bed/streams", needs![], streams),
+        test("bed/pty", needs![], pty),
+        test("bed/time_limit", needs![], time_limit),
+        test("bed/background", needs![], background),
+        alone("bed/snapshot", needs![root, systemd], snapshot),
+        alone("bed/names_are_cleaned_up", needs![root, systemd], names_are_cleaned_up),
+    ]
+}
 
 /// The message of a failure that must happen.
 fn failure(run: impl FnOnce()) -> String {
@@ -18,7 +37,7 @@ fn failure(run: impl FnOnce()) -> String {
 }
 
 /// Every word in SANDBOX_TEST_PROMISES is a need, and is met.
-pub(crate) fn promises(bed: &Bed) {
+fn promises(bed: &Bed) {
     let known = [Need::Root, Need::Systemd, Need::Cgroup1, Need::Cgroup2, Need::Idmap, Need::UserManager, Need::Fuse]
         .map(|need| (need.to_string(), need));
     for promise in &bed.facts.promises {
@@ -30,7 +49,7 @@ pub(crate) fn promises(bed: &Bed) {
     }
 }
 
-pub(crate) fn systemd(bed: &Bed) {
+fn systemd(bed: &Bed) {
     let state = bed.command("systemctl", ["is-system-running"]).output().text();
     assert!(["running", "degraded"].contains(&state.as_str()), "the system is {state}");
     bed.command("busctl", ["--system", "list"]).output().succeeded();
@@ -59,32 +78,32 @@ fn scope(bed: &Bed, controller: &str, file: &str, expected: &str) {
     bed.poll("the scope is collected", || unit::is_gone(&scope));
 }
 
-pub(crate) fn scope_v1(bed: &Bed) {
+fn scope_v1(bed: &Bed) {
     scope(bed, "memory", "memory.limit_in_bytes", "67108864");
 }
 
-pub(crate) fn scope_v2(bed: &Bed) {
+fn scope_v2(bed: &Bed) {
     scope(bed, "memory", "memory.max", "67108864");
 }
 
 /// The file system type told the truth: an unprivileged user namespace exists too.
-pub(crate) fn idmap(bed: &Bed) {
+fn idmap(bed: &Bed) {
     let map = bed.command("unshare", ["--user", "--map-root-user", "cat", "/proc/self/uid_map"]).output().succeeded();
     assert_eq!(map.text().split_whitespace().collect::<Vec<_>>(), ["0", "0", "1"]);
 }
 
-pub(crate) fn fuse(bed: &Bed) {
+fn fuse(bed: &Bed) {
     let types = bed.command("cat", ["/proc/filesystems"]).output().succeeded().text();
     assert!(types.lines().any(|line| line.ends_with("\tfuse")), "the kernel has no fuse");
 }
 
-pub(crate) fn user_manager(bed: &Bed) {
+fn user_manager(bed: &Bed) {
     let outcome =
         bed.command("systemd-run", ["--user", "--scope", "-q", "cat", "/proc/self/cgroup"]).user().output().succeeded();
     assert!(outcome.text().contains("/user@1000.service/"), "{}", outcome.text());
 }
 
-pub(crate) fn outcomes(bed: &Bed) {
+fn outcomes(bed: &Bed) {
     bed.sh("exit 42").output().exited(42);
     let killed = bed.sh("kill -9 $$").output();
     assert_eq!((killed.status, killed.signal), (137, Some(9)));
@@ -92,7 +111,7 @@ pub(crate) fn outcomes(bed: &Bed) {
     assert!(message.contains("why"), "{message}");
 }
 
-pub(crate) fn streams(bed: &Bed) {
+fn streams(bed: &Bed) {
     let bytes: Vec<u8> = (0..=255).cycle().take(1_000_000).collect();
     let outcome = bed.command("cat", ["-"]).stdin(bytes.clone()).output().succeeded();
     assert!(outcome.stdout == bytes, "the bytes changed on their way");
@@ -100,7 +119,7 @@ pub(crate) fn streams(bed: &Bed) {
     assert_eq!((outcome.text().as_str(), outcome.errors().as_str()), ("/usr\nvalue", "err"));
 }
 
-pub(crate) fn pty(bed: &Bed) {
+fn pty(bed: &Bed) {
     let mut running = bed
         .sh("trap 'stty size; exit 3' WINCH; stty size; tty; while :; do sleep 0.05; done < /dev/tty")
         .pty(30, 90)
@@ -112,14 +131,14 @@ pub(crate) fn pty(bed: &Bed) {
     running.finish().exited(3);
 }
 
-pub(crate) fn time_limit(bed: &Bed) {
+fn time_limit(bed: &Bed) {
     let message = failure(|| drop(bed.sh("sleep 1000").timeout(Duration::from_millis(50)).output()));
     assert!(message.contains("still running"), "{message}");
     let message = failure(|| drop(bed.sh("sleep 1000 & exit 0").output()));
     assert!(message.contains("still holds its output"), "{message}");
 }
 
-pub(crate) fn background(bed: &Bed) {
+fn background(bed: &Bed) {
     let mut running = bed.sh("echo $$; read line; echo got $line; exec sleep 1000").spawn();
     running.send("something\n");
     running.wait_for("got something");
@@ -131,7 +150,7 @@ pub(crate) fn background(bed: &Bed) {
     assert_eq!(running.finish().status, 143);
 }
 
-pub(crate) fn snapshot(bed: &Bed) {
+fn snapshot(bed: &Bed) {
     let before = HostState::take();
     let unit = bed.unit();
     let mut running = bed
@@ -148,7 +167,7 @@ pub(crate) fn snapshot(bed: &Bed) {
     bed.nothing_left(&before);
 }
 
-pub(crate) fn names_are_cleaned_up(bed: &Bed) {
+fn names_are_cleaned_up(bed: &Bed) {
     let before = HostState::take();
     let other = Bed::new(bed.facts);
     let unit = format!("{}-left", other.id());

@@ -44,8 +44,24 @@ impl Cmd {
         self
     }
 
+    /// What would be run.
+    pub(crate) fn words(&self) -> &[OsString] {
+        &self.argv
+    }
+
+    /// More arguments.
+    pub(crate) fn args<S: AsRef<OsStr>>(self, args: impl IntoIterator<Item = S>) -> Self {
+        args.into_iter().fold(self, Self::arg)
+    }
+
     pub(crate) fn env(mut self, name: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
         self.env.push((name.as_ref().to_owned(), value.as_ref().to_owned()));
+        self
+    }
+
+    /// Without this variable.
+    pub(crate) fn env_remove(mut self, name: &str) -> Self {
+        self.argv.splice(0..0, ["env", "-u", name].map(OsString::from));
         self
     }
 
@@ -240,7 +256,8 @@ impl Running {
     #[track_caller]
     pub(crate) fn wait_for(&mut self, text: &str) {
         loop {
-            let over = self.is_over();
+            // Its last words may still be on their way when it has ended.
+            let over = self.is_over() && self.stdout.reader.is_finished();
             if self.stdout_so_far().contains(text) {
                 return;
             }
@@ -349,5 +366,36 @@ impl Outcome {
             self.errors()
         );
         self
+    }
+    /// Fails the test unless it ended with an error of `sandbox` as a user should see it: this status, nothing on stdout, one line
+    /// `sandbox: …` on stderr with all of `words` in it, and at most one more, `hint: …`.
+    #[track_caller]
+    pub(crate) fn refused<const N: usize>(self, status: i32, words: [&str; N]) -> Self {
+        let outcome = self.exited(status);
+        let errors = outcome.errors();
+        let lines: Vec<&str> = errors.lines().collect();
+        let shape = matches!(lines[..], [error] if error.starts_with("sandbox: "))
+            || matches!(lines[..], [error, hint] if error.starts_with("sandbox: ") && hint.starts_with("hint: "));
+        assert!(
+            shape && outcome.stdout.is_empty(),
+            "not one error and a hint: {}\n{errors}\n{}",
+            outcome.shown,
+            outcome.text()
+        );
+        for word in words {
+            assert!(lines[0].contains(word), "'{word}' is not in the error of {}: {errors}", outcome.shown);
+        }
+        outcome
+    }
+
+    /// The `hint: …` line, without that word.
+    #[track_caller]
+    pub(crate) fn hint(&self) -> String {
+        let errors = self.errors();
+        errors
+            .lines()
+            .find_map(|line| line.strip_prefix("hint: "))
+            .unwrap_or_else(|| panic!("no hint in: {errors}"))
+            .to_owned()
     }
 }

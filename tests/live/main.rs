@@ -1,6 +1,7 @@
 //! Live tests: the program on a real systemd and a real kernel, in the lab and in the VM matrix (`tests/run.sh`).
 //!
-//! One file per area, registered below. A test is a `fn(&Bed)` that panics when something is wrong:
+//! One file per area, each with a `tests()` that lists its tests, called below. A test is a `fn(&Bed)` that panics when something
+//! is wrong:
 //! ```ignore
 //! test("limits/memory_max", needs![root, systemd, cgroup2], limits::memory_max),
 //! alone("leaks/two_hundred_starts", needs![root, systemd], leaks::two_hundred_starts),   // nothing else runs meanwhile
@@ -15,7 +16,11 @@
 //!   `.output()` → `Outcome { status, stdout, stderr, … }` with `.succeeded()`, `.exited(125)`, `.text()`, `.errors()`; or
 //!   `.spawn()` → `Running` with `.pid() .wait_for("text") .signal() .send() .resize() .finish()`; dropped = killed.
 //!   `status` is the exit code, or 128+n after signal n. A command that outlives its timeout fails the test.
-//! - `bed.poll("what", || …)`: up to 5 s; `bed.dir()` on tmpfs, `bed.disk_dir()` on the root file system.
+//! - `bed.run(flags, script)`: `sandbox run -q FLAGS -- sh -c SCRIPT`; `bed.live(flags, script)` starts it under a unit of the test and
+//!   waits until the payload has said `ready`. `Outcome::refused(125, ["MemoryMax"])`: one error line, at most one hint.
+//! - `tree::Tree::take(dir)`: everything about a directory tree, to be compared; `tree::busybox(&dir)`: a small root.
+//! - `bed.poll("what", || …)`: up to 5 s; `bed.dir()` on tmpfs, `bed.disk_dir()` on the root file system, `bed.seen_dir()` the same where
+//!   the host view shows it.
 //! - `unit::property("x.scope", "MemoryMax")`, `unit::cgroup_file("x.scope", "memory", "memory.max")` in either cgroup version,
 //!   `unit::processes("x.scope")`, `unit::cgroup_of(pid, "memory")`.
 //! - `let before = HostState::take(); …; bed.nothing_left(&before)`: mounts, units, cgroups, /run and PID 1's descriptors.
@@ -28,15 +33,30 @@
 )]
 #![allow(clippy::print_stderr, reason = "a test that cannot run must say so where a human looks")]
 
+/// `needs![root, systemd_min(253)]`
+macro_rules! needs {
+    ($($name:ident $(($($arg:expr),*))?),* $(,)?) => { vec![$(crate::facts::need::$name($($($arg),*)?)),*] };
+}
+
 mod bed;
 mod bed_itself;
+mod binds;
 mod command;
 mod facts;
+mod hostview;
+mod limits;
+mod namespaces;
+mod pressure;
+mod rootfs;
+mod seed;
 mod snapshot;
+mod statuses;
+mod tree;
 mod unit;
+mod units;
 
 use bed::Bed;
-use facts::{Facts, Need, need};
+use facts::{Facts, Need};
 use libtest_mimic::{Arguments, Completion, Conclusion, Trial};
 use std::cell::Cell;
 use std::io::Write;
@@ -59,28 +79,20 @@ fn alone(name: &'static str, needs: Vec<Need>, run: fn(&Bed)) -> Test {
     Test { name, needs, alone: true, run }
 }
 
-/// `needs![root, systemd_min(253)]`
-macro_rules! needs {
-    ($($name:ident $(($($arg:expr),*))?),* $(,)?) => { vec![$(need::$name($($($arg),*)?)),*] };
-}
-
 fn all() -> Vec<Test> {
-    vec![
-        test("bed/promises", needs![], bed_itself::promises),
-        test("bed/systemd", needs![root, systemd], bed_itself::systemd),
-        test("bed/scope_v1", needs![root, systemd, cgroup1], bed_itself::scope_v1),
-        test("bed/scope_v2", needs![root, systemd, cgroup2], bed_itself::scope_v2),
-        test("bed/idmap", needs![root, idmap], bed_itself::idmap),
-        test("bed/fuse", needs![root, fuse], bed_itself::fuse),
-        test("bed/user_manager", needs![root, user_manager], bed_itself::user_manager),
-        test("bed/outcomes", needs![], bed_itself::outcomes),
-        test("bed/streams", needs![], bed_itself::streams),
-        test("bed/pty", needs![], bed_itself::pty),
-        test("bed/time_limit", needs![], bed_itself::time_limit),
-        test("bed/background", needs![], bed_itself::background),
-        alone("bed/snapshot", needs![root, systemd], bed_itself::snapshot),
-        alone("bed/names_are_cleaned_up", needs![root, systemd], bed_itself::names_are_cleaned_up),
-    ]
+    let areas = [
+        bed_itself::tests(),
+        binds::tests(),
+        hostview::tests(),
+        rootfs::tests(),
+        limits::tests(),
+        namespaces::tests(),
+        pressure::tests(),
+        seed::tests(),
+        statuses::tests(),
+        units::tests(),
+    ];
+    areas.into_iter().flatten().collect()
 }
 
 /// Tests share this; one that must be alone holds it for itself.

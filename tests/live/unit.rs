@@ -85,6 +85,17 @@ pub(crate) fn processes(unit: &str) -> Vec<u32> {
     found
 }
 
+/// The processes whose parent is `pid`.
+pub(crate) fn children(pid: u32) -> Vec<u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let all = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let parent = |child: u32| -> Option<u32> {
+        let stat = fs::read_to_string(format!("/proc/{child}/stat")).ok()?;
+        stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
+    };
+    all.filter(|child| parent(*child) == Some(pid)).collect()
+}
+
 /// Ends every scope, service and slice with `id` in its name; for the end of a test, so it fails nothing.
 pub(crate) fn stop_all_named(id: &str) {
     let listed = systemctl(&["list-units", "--all", "--plain", "--no-legend", &format!("*{id}*")]);

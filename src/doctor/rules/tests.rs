@@ -1,0 +1,227 @@
+use super::super::Report;
+use super::super::distribution::Distribution;
+use super::super::facts::{Calls, Cgroups, Person, Switches, Trials};
+use super::*;
+
+fn texts(list: &[&str]) -> Vec<String> {
+    list.iter().map(|text| (*text).to_owned()).collect()
+}
+
+fn failure(message: &str) -> Failure {
+    Failure { status: 125, message: message.to_owned(), hint: String::new() }
+}
+
+/// Root on a Debian machine where nothing is amiss.
+fn good() -> Facts {
+    Facts {
+        uid: 0,
+        person: Person::default(),
+        kernel: (6, 12),
+        distribution: Distribution::Debian,
+        booted: true,
+        system_bus: Ok("257.9-1~deb13u1".into()),
+        private_socket: Some(Ok("257.9-1~deb13u1".into())),
+        user_manager: None,
+        cgroups: Cgroups {
+            mode: Some(CgroupMode::Unified),
+            controllers: texts(&["cpuset", "cpu", "io", "memory", "hugetlb", "pids"]),
+            user_controllers: None,
+            favordynmods: true,
+        },
+        switches: Switches { max_user_namespaces: Some(62_000), ..Switches::default() },
+        namespaces: texts(NAMESPACES),
+        trials: Trials {
+            user_namespace: Ok(()),
+            proc: Ok(()),
+            sysfs: Ok(()),
+            time: Ok(()),
+            root: Ok(2),
+            owners: Owners::Range,
+        },
+        covered: Vec::new(),
+        calls: Calls { seccomp_notify: true, openat2: true, fuse: None, pasta: Some("/usr/bin/pasta".into()) },
+    }
+}
+
+/// A plain user of that machine.
+fn plain() -> Facts {
+    let good = good();
+    Facts {
+        uid: 1000,
+        person: Person { uid: 1000, name: "me".into(), subordinate_ids: true, map_tools: true, manager_runs: true },
+        private_socket: None,
+        user_manager: Some(Ok("257.9-1~deb13u1".into())),
+        cgroups: Cgroups { user_controllers: Some(texts(CONTROLLERS)), ..good.cgroups.clone() },
+        trials: Trials { owners: Owners::Maps(2), ..good.trials.clone() },
+        ..good
+    }
+}
+
+fn check(facts: &Facts, name: &str) -> Check {
+    let found = checks(facts).into_iter().find(|check| check.name == name);
+    found.unwrap_or_else(|| panic!("no check {name}"))
+}
+
+#[test]
+fn on_a_good_machine_everything_is_found_and_nothing_is_to_do() {
+    for facts in [good(), plain()] {
+        for check in checks(&facts) {
+            assert_eq!(check.state, Found, "{check:?}");
+            assert_eq!((&check.advice, &check.command), (&None, &None), "{check:?}");
+        }
+        assert!(Report::new(&facts).ok);
+    }
+}
+
+#[test]
+fn without_systemd_it_says_what_is_left() {
+    let no_socket = "/run/dbus/system_bus_socket: No such file or directory";
+    let facts = Facts {
+        booted: false,
+        system_bus: Err(no_socket.into()),
+        private_socket: Some(Err("/run/systemd/private: No such file or directory".into())),
+        ..good()
+    };
+    let systemd = check(&facts, "systemd");
+    assert_eq!((systemd.state, systemd.needed), (Missing, true));
+    assert!(systemd.advice.unwrap().contains("--manager none"));
+    // One cause, one row that counts; and nothing that would start a bus for a systemd that is not there.
+    let bus = check(&facts, "system bus");
+    assert_eq!((bus.state, bus.needed, bus.command), (Missing, false, None));
+    assert!(!Report::new(&facts).ok);
+}
+
+#[test]
+fn a_dead_bus_is_enough_for_root_as_long_as_the_private_socket_answers() {
+    let mut facts = Facts { system_bus: Err("no answer within 3 s".into()), ..good() };
+    let bus = check(&facts, "system bus");
+    assert_eq!(bus.state, Limited);
+    assert_eq!(bus.command.as_deref(), Some("apt install dbus && systemctl start dbus.socket"));
+    assert_eq!(check(&facts, "systemd").found, "systemd 257.9-1~deb13u1");
+    assert!(Report::new(&facts).ok);
+    facts.private_socket = Some(Err("Connection refused".into()));
+    assert!(!Report::new(&facts).ok);
+}
+
+#[test]
+fn a_plain_user_needs_a_manager_of_their_own_and_sudo_for_what_mends_it() {
+    let facts = Facts { user_manager: Some(Err("/run/user/1000/bus: No such file or directory".into())), ..plain() };
+    let manager = check(&facts, "user manager");
+    assert_eq!((manager.state, manager.needed), (Missing, true));
+    assert_eq!(manager.command.as_deref(), Some("sudo loginctl enable-linger me"));
+}
+
+#[test]
+fn controllers_that_a_user_was_not_given_are_named_with_the_drop_in_that_gives_them() {
+    let mut facts = plain();
+    facts.cgroups.user_controllers = Some(texts(&["cpu", "memory", "pids"]));
+    let row = check(&facts, "user controllers");
+    assert_eq!(row.state, Limited);
+    assert!(row.advice.unwrap().contains("cpuset, io"));
+    let command = row.command.unwrap();
+    assert!(command.contains("| sudo install -D -m 644 /dev/stdin /etc/systemd/system/user@.service.d/"), "{command}");
+    assert!(command.ends_with("&& sudo systemctl daemon-reload"), "{command}");
+    assert!(Report::new(&facts).ok);
+}
+
+#[test]
+fn the_switch_that_is_closed_is_the_one_that_is_named() {
+    let table = [
+        (Some(0), None, None, Some("user.max_user_namespaces=65536")),
+        (Some(9), Some(0), None, Some("kernel.unprivileged_userns_clone=1")),
+        (Some(9), Some(1), Some(1), Some("kernel.apparmor_restrict_unprivileged_userns=0")),
+        (Some(9), Some(1), Some(0), None),
+        (None, None, None, None),
+    ];
+    for (max_user_namespaces, clone, apparmor, want) in table {
+        let mut facts = good();
+        facts.switches = Switches {
+            unprivileged_userns_clone: clone,
+            apparmor_restrict_unprivileged_userns: apparmor,
+            max_user_namespaces,
+        };
+        let row = check(&facts, "user namespaces of plain users");
+        let command = row.command.unwrap_or_default();
+        assert_eq!(want.is_none(), row.state == Found, "{want:?}");
+        assert!(command.ends_with(want.unwrap_or_default()), "{command}");
+    }
+}
+
+#[test]
+fn without_user_namespaces_the_rest_is_not_blamed() {
+    let mut facts = plain();
+    let denied = Err(failure("make namespaces: Operation not permitted"));
+    facts.trials.user_namespace = denied.clone();
+    facts.trials.proc = denied.clone();
+    facts.trials.sysfs = denied.clone();
+    facts.trials.time = denied.clone();
+    facts.trials.root = Err(failure("make namespaces: Operation not permitted"));
+    facts.switches.unprivileged_userns_clone = Some(0);
+    let report = Report::new(&facts);
+    let blamed: Vec<&str> =
+        report.checks.iter().filter(|check| check.needed && check.state == Missing).map(|check| check.name).collect();
+    assert_eq!(blamed, ["user namespaces"]);
+    assert_eq!(
+        check(&facts, "user namespaces").command.as_deref(),
+        Some("sudo sysctl -w kernel.unprivileged_userns_clone=1")
+    );
+}
+
+#[test]
+fn in_a_container_what_covers_proc_is_named() {
+    let mut facts = good();
+    facts.trials.proc = Err(failure("Operation not permitted"));
+    facts.covered = ["/proc/kcore", "/proc/keys", "/sys/firmware"].map(Into::into).to_vec();
+    let row = check(&facts, "new /proc");
+    assert_eq!((row.state, row.needed), (Missing, true));
+    assert_eq!(row.found, "Operation not permitted: mounted over it are /proc/kcore /proc/keys");
+    assert_eq!(check(&facts, "new /sys").state, Found);
+}
+
+#[test]
+fn cgroup_versions_and_fallbacks_are_limits_not_failures() {
+    let mut facts = good();
+    facts.cgroups.mode = Some(CgroupMode::Hybrid);
+    facts.trials.owners = Owners::Identity("the owners of files on / (overlay) cannot be mapped".into());
+    facts.calls.openat2 = false;
+    for name in ["cgroup version", "own range of IDs", "openat2"] {
+        assert_eq!(check(&facts, name).state, Limited, "{name}");
+    }
+    assert!(Report::new(&facts).ok);
+    facts.cgroups.mode = None;
+    assert!(!Report::new(&facts).ok);
+}
+
+#[test]
+fn what_only_comes_later_is_never_needed() {
+    let mut facts = good();
+    facts.calls = Calls { openat2: true, fuse: Some("not there".into()), ..Calls::default() };
+    for name in ["seccomp notification", "FUSE", "pasta"] {
+        let row = check(&facts, name);
+        assert_eq!((row.state, row.needed), (Missing, false), "{name}");
+        assert_eq!(row.advice.as_deref(), Some("this version does not use it"));
+    }
+    assert_eq!(check(&facts, "FUSE").command.as_deref(), Some("modprobe fuse"));
+    assert!(Report::new(&facts).ok);
+}
+
+#[test]
+fn subordinate_ids_take_a_program_and_a_range() {
+    let mut facts = plain();
+    facts.trials.owners = Owners::Maps(1);
+    facts.person.subordinate_ids = false;
+    let command = check(&facts, "subordinate IDs").command.unwrap();
+    assert!(command.starts_with("sudo usermod --add-subuids ") && command.ends_with(" me"));
+    facts.person.map_tools = false;
+    assert_eq!(check(&facts, "subordinate IDs").command.as_deref(), Some("sudo apt install uidmap"));
+    assert_eq!(check(&facts, "own range of IDs").state, Limited);
+}
+
+#[test]
+fn the_json_shape_is_the_documented_one() {
+    let value = serde_json::to_value(Report::new(&good())).unwrap();
+    let keys = |value: &serde_json::Value| -> Vec<String> { value.as_object().unwrap().keys().cloned().collect() };
+    assert_eq!(keys(&value), ["checks", "ok", "uid", "version"]);
+    assert_eq!(keys(&value["checks"][0]), ["advice", "command", "found", "name", "needed", "state"]);
+    assert_eq!(value["checks"][0]["state"], "found");
+}

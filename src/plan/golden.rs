@@ -1,0 +1,183 @@
+//! Golden tests: a command line and a machine in, the plan as `--dry-run` prints it out. What is expected stands in `tests/plan/`;
+//! `UPDATE_GOLDEN=1 cargo test golden` writes it anew, for a person to read the difference.
+
+use std::path::Path;
+
+use super::Plan;
+use crate::host::{Host, IdRange, Kind, parse_mountinfo, visible};
+use crate::layer::Layer;
+use crate::spec::Spec;
+use crate::systemd::CgroupMode;
+
+/// A server: systemd, cgroup v2, ext4, with a file system of each kind that needs a decision.
+const MOUNTS: &str = "\
+20 1 8:1 / / rw,relatime - ext4 /dev/sda1 rw
+21 20 0:20 / /proc rw - proc proc rw
+22 20 0:21 / /sys rw - sysfs sysfs rw
+23 22 0:22 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw
+24 20 0:5 / /dev rw - devtmpfs udev rw
+25 20 0:23 / /run rw - tmpfs tmpfs rw
+26 20 8:2 / /srv rw - xfs /dev/sda2 rw
+27 20 0:40 / /mnt/nfs rw - nfs4 server:/export rw
+28 27 8:3 / /mnt/nfs/local rw - ext4 /dev/sda3 rw
+29 20 7:1 / /snap/core/1 ro - squashfs /dev/loop1 ro
+30 20 8:4 / /home rw - ext4 /dev/sda4 rw
+31 20 8:5 / /boot/efi rw - vfat /dev/sda5 rw
+32 20 0:50 / /media/stick rw - fuse.sshfs me@there:/ rw
+";
+
+fn host() -> Host {
+    Host {
+        cwd: "/srv/work".into(),
+        kernel: (6, 12),
+        cgroup: Some(CgroupMode::Unified),
+        id: "0a1b2c".into(),
+        booted_by_systemd: true,
+        mounts: visible(&parse_mountinfo(MOUNTS.as_bytes())),
+        environment: [("TERM".into(), "xterm".into()), ("LANG".into(), "C.UTF-8".into())].into(),
+        view: crate::host::HostView {
+            secrets: vec![("/boot".into(), true), ("/etc/shadow".into(), false), ("/var/log".into(), true)],
+            hosts: "127.0.0.1 localhost\n".into(),
+            ..Default::default()
+        },
+        ..Host::default()
+    }
+}
+
+fn plain_user() -> Host {
+    let mut host = host();
+    (host.uid, host.gid) = (1000, 1000);
+    host.subordinate_ids = Some((IdRange { first: 100_000, count: 65536 }, IdRange { first: 100_000, count: 65536 }));
+    let list = |entries: &[(&str, Kind)]| entries.iter().map(|(name, kind)| ((*name).into(), kind.clone())).collect();
+    host.view.entries = [
+        (
+            "/".into(),
+            list(&[
+                ("bin", Kind::Link("usr/bin".into())),
+                ("boot", Kind::Directory),
+                ("etc", Kind::Directory),
+                ("mnt", Kind::Directory),
+                ("root", Kind::Directory),
+                ("srv", Kind::Directory),
+                ("swapfile", Kind::File),
+                ("usr", Kind::Directory),
+            ]),
+        ),
+        ("/mnt".into(), list(&[("nfs", Kind::Directory), ("other", Kind::Directory)])),
+    ]
+    .into();
+    host
+}
+
+fn plan(words: &str, host: &Host) -> String {
+    let layer = parse(words);
+    match Spec::from_layer(layer).and_then(|spec| Plan::new(&spec, host)) {
+        Ok(plan) => plan.to_string(),
+        Err(error) => crate::report_text(&error).0,
+    }
+}
+
+fn parse(words: &str) -> Layer {
+    #[derive(clap::Parser)]
+    struct Words {
+        #[command(flatten)]
+        layer: Layer,
+    }
+    let words = ["run"].into_iter().chain(words.split_whitespace());
+    <Words as clap::Parser>::try_parse_from(words).unwrap().layer
+}
+
+fn check(name: &str, words: &str, host: &Host) {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/plan").join(format!("{name}.txt"));
+    let text = format!("$ sandbox run --dry-run {words}\n{}", plan(words, host));
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        std::fs::write(&path, text).unwrap();
+        return;
+    }
+    let expected = std::fs::read_to_string(&path).unwrap_or_default();
+    assert_eq!(text, expected, "{} differs; UPDATE_GOLDEN=1 writes it anew", path.display());
+}
+
+#[test]
+fn the_main_job() {
+    check(
+        "main-job",
+        "--slice=test --unit=toptest -p CPUShares=600 -p MemoryLimit=500M -p BlockIOWeight=100 -- top -b",
+        &host(),
+    );
+}
+
+#[test]
+fn flags_of_docker() {
+    let words = "-it -m 1.5g --cpus 0.5 --cpuset-cpus 0-1 --pids-limit 100 --oom stop --name web --read-only -e LANG \
+                 -e A=1 -v /usr:/data:ro --tmpfs /scratch:64m --ulimit nofile=1024 --cap-drop ALL --cap-add KILL sh -c exit";
+    check("docker-flags", words, &host());
+}
+
+#[test]
+fn a_root_that_cannot_be_idmapped() {
+    let mut host = host();
+    host.mounts[0].fstype = "overlay".into();
+    check("overlay-root", "true", &host);
+    host.mounts[0].fstype = "ext4".into();
+    host.kernel = (5, 10);
+    check("linux-5.10", "--as-pid1 true", &host);
+}
+
+#[test]
+fn a_plain_user() {
+    check("rootless", "-m 1G true", &plain_user());
+    let mut host = plain_user();
+    host.kernel = (6, 1);
+    check("rootless-6.1", "true", &host);
+    host.kernel = (5, 10);
+    check("rootless-5.10", "true", &host);
+}
+
+#[test]
+fn shared_namespaces() {
+    check("shared", "--network host --share pid,ipc,uts,cgroup,time --userns host true", &host());
+    check("no-mounts", "--share mount true", &host());
+}
+
+#[test]
+fn another_root() {
+    check("rootfs", "--rootfs /usr --upper tmpfs:1G --uid www --gid 5 -w /srv true", &host());
+    check("layers", "--layer /usr --layer /etc --host-secrets true", &host());
+}
+
+#[test]
+fn without_systemd() {
+    let mut host = host();
+    host.booted_by_systemd = false;
+    check("no-systemd", "true", &host);
+    check("no-systemd-limit", "-m 1G true", &host);
+    check("no-systemd-asked", "--manager systemd true", &host);
+    check("manager-none-limit", "--manager none --slice x true", &host);
+}
+
+#[test]
+fn on_cgroup_v1() {
+    let mut host = host();
+    host.cgroup = Some(CgroupMode::Hybrid);
+    check("v1", "-p CPUShares=600 -m 1G true", &host);
+    check("v1-cannot", "-p MemoryHigh=1G true", &host);
+}
+
+#[test]
+fn contradictions() {
+    for (name, words) in [
+        ("twice", "--memory 1G -p MemoryMax=2G true"),
+        ("cpus-and-quota", "--cpus 1 --cpu-quota 1000 true"),
+        ("service-suffix", "--unit x.service true"),
+        ("share-and-none", "--share net --network none true"),
+        ("unknown-property", "-p MemoryMaxx=1G true"),
+        ("bad-size", "-m 12Q true"),
+        ("nothing", ""),
+        ("root-bind", "-v /usr:/ true"),
+        ("relative-tmpfs", "--tmpfs scratch true"),
+        ("pid1-shared", "--as-pid1 --share pid true"),
+    ] {
+        check(name, words, &host());
+    }
+}
