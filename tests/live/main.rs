@@ -49,8 +49,10 @@ mod namespaces;
 mod seed;
 mod pressure;
 mod rootfs;
+mod signals;
 mod snapshot;
 mod statuses;
+mod streams;
 mod tree;
 mod unit;
 mod units;
@@ -89,7 +91,9 @@ fn all() -> Vec<Test> {
         namespaces::tests(),
         pressure::tests(),
         seed::tests(),
+        signals::tests(),
         statuses::tests(),
+        streams::tests(),
         units::tests(),
     ];
     areas.into_iter().flatten().collect()
