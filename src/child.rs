@@ -13,6 +13,7 @@ use crate::part::mounts;
 use crate::part::network;
 use crate::part::process::Identity;
 use crate::part::rootfs::assemble::{Ids, assemble};
+use crate::part::streams;
 use crate::part::terminal;
 use crate::part::users::{self, Claim, UserPlan};
 use crate::pid1;
@@ -111,6 +112,8 @@ fn prepare_payload(plan: &Plan, identity: &Identity, terminal: Option<&OwnedFd>)
     rustix::process::setsid().context("make a session")?;
     if let Some(terminal) = terminal {
         terminal::take(terminal, (identity.uid, identity.gid))?;
+    } else if identity.uid != 0 {
+        streams::give(identity.uid, identity.gid);
     }
     sys::default_signals().context("reset signals")?;
     // The bounding set while this is still root of its user namespace, the sets in force after the user switch has shrunk them.

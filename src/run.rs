@@ -14,6 +14,7 @@ use crate::exit;
 use crate::layer::Namespace;
 use crate::part::rootfs::RootPlan;
 use crate::part::rootfs::assemble::{Ids, assemble};
+use crate::part::streams;
 use crate::part::users::{self, Claim, UserPlan};
 use crate::plan::Plan;
 use crate::relay::Relay;
@@ -118,6 +119,9 @@ impl Running<'_> {
             timings.mark("unit asked for");
         }
         self.map_ids(claim)?;
+        if let Some(claim) = claim {
+            streams::give(claim.base, claim.base);
+        }
         self.start_helper(claim)?;
         self.plan.process.apply_from_outside(self.pid)?;
         timings.mark("id maps, helper");

@@ -9,5 +9,6 @@ pub(crate) mod network;
 pub(crate) mod process;
 pub(crate) mod rootfs;
 pub(crate) mod secrets;
+pub(crate) mod streams;
 pub(crate) mod terminal;
 pub(crate) mod users;
