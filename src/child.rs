@@ -111,7 +111,7 @@ fn prepare_payload(plan: &Plan, identity: &Identity, terminal: Option<&OwnedFd>)
     // A session of its own: no terminal of the caller can be pushed input (TIOCSTI), and its ^C reaches the launcher alone.
     rustix::process::setsid().context("make a session")?;
     if let Some(terminal) = terminal {
-        terminal::take(terminal, (identity.uid, identity.gid))?;
+        terminal::take(terminal, identity.uid)?;
     } else if identity.uid != 0 {
         streams::give(identity.uid, identity.gid);
     }
