@@ -122,7 +122,7 @@ fn pty_by_default(bed: &Bed) {
 }
 
 fn pty_keys(bed: &Bed) {
-    let (mut running, _) = (bed.run(["-t"], "trap 'echo interrupted' INT; trap 'echo quit' QUIT; echo ready; cat; echo eof; read x; echo got $x; exit 4").pty(24, 80).spawn(), ());
+    let mut running = bed.run(["-t"], "trap 'echo interrupted' INT; trap 'echo quit' QUIT; echo ready; cat; echo eof; until read x; do :; done; echo got $x; exit 4").pty(24, 80).spawn();
     running.wait_for("ready");
     running.send("line\n");
     running.wait_for("line\r\nline\r\n");
@@ -180,8 +180,8 @@ fn pty_as_user(bed: &Bed) {
 
 /// Even with the caller's terminal as stdin: it is not the controlling one, so nothing can be typed into it.
 fn no_terminal_of_the_caller(bed: &Bed) {
-    let push = "import fcntl, termios, os\nfor name in ('/dev/tty',):\n  try: os.open(name, os.O_RDWR); print('opened', name)\n  except OSError as e: print(e.strerror)\n\
-        try: fcntl.ioctl(0, termios.TIOCSTI, b'x'); print('pushed')\nexcept OSError as e: print('refused', e.strerror)";
+    let push = "import fcntl, os\nfor name in ('/dev/tty',):\n  try: os.open(name, os.O_RDWR); print('opened', name)\n  except OSError as e: print(e.strerror)\n\
+        try: fcntl.ioctl(0, 0x5412, b'x'); print('pushed')\nexcept OSError as e: print('refused', e.strerror)";
     let outcome = bed.sandbox(["run", "-q", "--pipe", "python3", "-c", push]).pty(24, 80).output();
     let text = outcome.text();
     assert!(text.contains("No such device or address") && text.contains("refused") && !text.contains("pushed"), "{text}");
