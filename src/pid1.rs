@@ -44,7 +44,7 @@ pub(crate) fn supervise(plan: &Plan, end: &ChildEnd, identity: &Identity, termin
         return Err(failure.into_error());
     }
     end.send(&ToParent::Executed).context("tell the launcher")?;
-    let status = Stub { end, signals, payload }.watch()?;
+    let status = Stub { end, signals, payload, in_unit: plan.unit.is_some() }.watch()?;
     if plan.namespaces.has(Namespace::Pid) {
         end_the_rest();
     }
@@ -91,6 +91,7 @@ struct Stub<'a> {
     end: &'a ChildEnd,
     signals: SignalFd,
     payload: Pid,
+    in_unit: bool,
 }
 
 impl Stub<'_> {
@@ -110,7 +111,8 @@ impl Stub<'_> {
             while let Some(signal) = self.signals.read_signal().context("read signals")? {
                 // Who sends it from inside (`kill 1`) means the payload. From outside, where the sender has no number here,
                 // systemd signals every process of the unit: passed on, the payload would get one stop twice.
-                if signal.ssi_pid != 0 && i32::try_from(signal.ssi_signo).is_ok_and(|number| number == libc::SIGTERM) {
+                let for_payload = signal.ssi_pid != 0 || !self.in_unit;
+                if for_payload && i32::try_from(signal.ssi_signo).is_ok_and(|number| number == libc::SIGTERM) {
                     self.signal(libc::SIGTERM, false);
                 }
             }

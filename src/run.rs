@@ -4,6 +4,7 @@
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
 
 use anyhow::Context;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
@@ -14,6 +15,7 @@ use crate::exit;
 use crate::layer::Namespace;
 use crate::part::rootfs::RootPlan;
 use crate::part::rootfs::assemble::{Ids, assemble};
+use crate::part::scratch;
 use crate::part::streams;
 use crate::part::users::{self, Claim, UserPlan};
 use crate::plan::Plan;
@@ -30,7 +32,7 @@ use crate::unit::Unit;
 /// When the payload never ran: with the reason of whichever side failed first.
 pub(crate) fn run(plan: &Plan, timings: &mut Timings) -> Result<u8> {
     let signals = Signals::block()?;
-    let _kept = plan.root.as_ref().map(lock_upper).transpose()?;
+    let _kept = plan.root.as_ref().map(|root| lock_upper(root, &plan.users)).transpose()?;
     let claim = match &plan.users {
         UserPlan::Range { taken } => Some(users::claim(taken)?),
         UserPlan::Identity | UserPlan::Host | UserPlan::Maps { .. } => None,
@@ -60,21 +62,41 @@ fn explain_clone(error: std::io::Error) -> anyhow::Error {
     fault(format!("make namespaces: {error}")).hint(hint).into()
 }
 
-/// A directory that keeps writes has one sandbox at a time: two would damage each other's overlay.
-fn lock_upper(root: &RootPlan) -> Result<Option<File>> {
-    let Some(path) = &root.upper else {
-        return Ok(None);
-    };
-    match std::fs::DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-            return Err(error).with_context(|| format!("make --upper {}", path.display()));
+/// The directory that takes the writes, locked: two sandboxes at a time would damage each other's overlay.
+struct LockedUpper<'a> {
+    _lock: File,
+    /// It goes with the sandbox.
+    temporary: Option<(&'a Path, &'a UserPlan)>,
+}
+
+impl Drop for LockedUpper<'_> {
+    fn drop(&mut self) {
+        if let Some((path, users)) = self.temporary {
+            scratch::remove(path, users);
         }
-        _ => {}
+    }
+}
+
+fn lock_upper<'a>(root: &'a RootPlan, users: &'a UserPlan) -> Result<Option<LockedUpper<'a>>> {
+    let Some(path) = &root.upper else { return Ok(None) };
+    if root.temporary {
+        scratch::sweep(users);
+        scratch::make(path)?;
+    } else {
+        match std::fs::DirBuilder::new().mode(0o700).create(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(error).with_context(|| format!("make --upper {}", path.display()));
+            }
+            _ => {}
+        }
     }
     let only_a_directory = File::options().read(true).custom_flags(libc::O_DIRECTORY).open(path);
     let directory = only_a_directory.with_context(|| format!("open --upper {}", path.display()))?;
     match directory.try_lock() {
-        Ok(()) => Ok(Some(directory)),
+        Ok(()) => {
+            let temporary = root.temporary.then_some((path.as_path(), users));
+            Ok(Some(LockedUpper { _lock: directory, temporary }))
+        }
         Err(std::fs::TryLockError::WouldBlock) => {
             Err(fault(format!("--upper {}: another sandbox uses it", path.display())).into())
         }

@@ -37,11 +37,8 @@ pub(super) struct Arguments {
 /// Runs it.
 pub(super) fn main(arguments: &Arguments) -> Result<u8> {
     let report = Report::new(&Facts::read()?);
-    let text = if arguments.json {
-        format!("{:#}\n", serde_json::to_value(&report)?)
-    } else {
-        table(&report.checks, style())
-    };
+    let text =
+        if arguments.json { format!("{:#}\n", serde_json::to_value(&report)?) } else { table(&report.checks, style()) };
     std::io::stdout().write_all(text.as_bytes())?;
     Ok(if report.ok { 0 } else { MISSING })
 }
@@ -51,13 +48,6 @@ fn style() -> Style {
     let terminal = out.is_terminal();
     // https://no-color.org: any value but the empty one.
     let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let size = rustix::termios::tcgetwinsize(&out)
-        .ok()
-        .filter(|_| terminal);
-    Style {
-        width: size
-            .map(|size| usize::from(size.ws_col))
-            .filter(|width| *width > 0),
-        colour: terminal && !plain,
-    }
+    let size = rustix::termios::tcgetwinsize(&out).ok().filter(|_| terminal);
+    Style { width: size.map(|size| usize::from(size.ws_col)).filter(|width| *width > 0), colour: terminal && !plain }
 }

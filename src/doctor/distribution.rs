@@ -71,19 +71,10 @@ mod tests {
     fn distributions_are_known_by_their_kin() {
         let table = [
             ("ID=debian\nVERSION_ID=\"12\"\n", Some("apt install uidmap")),
-            (
-                "ID=linuxmint\nID_LIKE=\"ubuntu debian\"\n",
-                Some("apt install uidmap"),
-            ),
-            (
-                "ID=\"rocky\"\nID_LIKE=\"rhel centos fedora\"\n",
-                Some("dnf install shadow-utils"),
-            ),
+            ("ID=linuxmint\nID_LIKE=\"ubuntu debian\"\n", Some("apt install uidmap")),
+            ("ID=\"rocky\"\nID_LIKE=\"rhel centos fedora\"\n", Some("dnf install shadow-utils")),
             ("ID=arch\n", Some("pacman -S shadow")),
-            (
-                "ID=opensuse-leap\nID_LIKE=\"suse opensuse\"\n",
-                Some("zypper install shadow"),
-            ),
+            ("ID=opensuse-leap\nID_LIKE=\"suse opensuse\"\n", Some("zypper install shadow")),
             ("ID=nixos\n", None),
             ("", None),
         ];

@@ -156,9 +156,7 @@ impl Facts {
             cgroups: cgroups(&host, person.uid),
             switches: Switches {
                 unprivileged_userns_clone: switch("kernel/unprivileged_userns_clone"),
-                apparmor_restrict_unprivileged_userns: switch(
-                    "kernel/apparmor_restrict_unprivileged_userns",
-                ),
+                apparmor_restrict_unprivileged_userns: switch("kernel/apparmor_restrict_unprivileged_userns"),
                 max_user_namespaces: switch("user/max_user_namespaces"),
             },
             namespaces: names_in("/proc/self/ns"),
@@ -172,18 +170,14 @@ impl Facts {
 
 /// Who asks, or who asked for root by sudo(8).
 fn person(host: &Host) -> Person {
-    let sudo = std::env::var("SUDO_UID")
-        .ok()
-        .and_then(|uid| uid.parse().ok());
+    let sudo = std::env::var("SUDO_UID").ok().and_then(|uid| uid.parse().ok());
     let uid = sudo.filter(|_| host.uid == 0).unwrap_or(host.uid);
     let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
     let name = account::by_uid(&passwd, uid).map_or_else(|| uid.to_string(), |entry| entry.name);
     let has_lines = |path: &str| {
         let text = std::fs::read_to_string(path).unwrap_or_default();
         let number = uid.to_string();
-        text.lines()
-            .filter_map(|line| line.split(':').next())
-            .any(|owner| owner == name || owner == number)
+        text.lines().filter_map(|line| line.split(':').next()).any(|owner| owner == name || owner == number)
     };
     Person {
         uid,
@@ -195,16 +189,13 @@ fn person(host: &Host) -> Person {
 }
 
 fn own_manager(uid: u32) -> Socket {
-    let runtime =
-        std::env::var_os("XDG_RUNTIME_DIR").unwrap_or_else(|| format!("/run/user/{uid}").into());
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").unwrap_or_else(|| format!("/run/user/{uid}").into());
     let session = std::env::var_os("DBUS_SESSION_BUS_ADDRESS");
     Socket::User { session, runtime }
 }
 
 fn cgroups(host: &Host, person: u32) -> Cgroups {
-    let own = format!(
-        "/sys/fs/cgroup/user.slice/user-{person}.slice/user@{person}.service/cgroup.controllers"
-    );
+    let own = format!("/sys/fs/cgroup/user.slice/user-{person}.slice/user@{person}.service/cgroup.controllers");
     let controllers = match host.cgroup {
         Some(CgroupMode::Unified) => words("/sys/fs/cgroup/cgroup.controllers"),
         Some(CgroupMode::Hybrid | CgroupMode::Legacy) => v1_controllers(host),
@@ -215,12 +206,7 @@ fn cgroups(host: &Host, person: u32) -> Cgroups {
         mode: host.cgroup,
         controllers: controllers.unwrap_or_default(),
         user_controllers: words(&own),
-        favordynmods: mount.is_some_and(|mount| {
-            mount
-                .super_options
-                .split(',')
-                .any(|option| option == "favordynmods")
-        }),
+        favordynmods: mount.is_some_and(|mount| mount.super_options.split(',').any(|option| option == "favordynmods")),
     }
 }
 
@@ -229,11 +215,7 @@ fn v1_controllers(host: &Host) -> Option<Vec<String>> {
     let mounted = host.mounts.iter().filter(|mount| mount.fstype == "cgroup");
     let options = mounted.flat_map(|mount| mount.super_options.split(','));
     let known = options.filter(|o| ["cpu", "cpuset", "blkio", "memory", "pids"].contains(o));
-    Some(
-        known
-            .map(|o| if o == "blkio" { "io" } else { o }.to_owned())
-            .collect(),
-    )
+    Some(known.map(|o| if o == "blkio" { "io" } else { o }.to_owned()).collect())
 }
 
 fn words(path: &str) -> Option<Vec<String>> {
@@ -248,9 +230,7 @@ fn switch(name: &str) -> Option<u64> {
 
 fn names_in(directory: &str) -> Vec<String> {
     let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-    entries
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .collect()
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
 /// What lies over a part of /proc or /sys. The kernel's own file systems there sit on directories that are always empty, which
@@ -260,19 +240,14 @@ fn covered(host: &Host) -> Vec<PathBuf> {
     let covers = host.mounts.iter().filter(|mount| {
         let own = is_kernel(&mount.fstype) && mount.root == Path::new("/");
         let cgroups = mount.point.starts_with("/sys/fs/cgroup");
-        let top = ["/proc", "/sys"]
-            .iter()
-            .any(|t| mount.point == Path::new(t));
+        let top = ["/proc", "/sys"].iter().any(|t| mount.point == Path::new(t));
         below(&mount.point) && !top && !own && !cgroups && mount.fstype != "autofs"
     });
     covers.map(|mount| mount.point.clone()).collect()
 }
 
 fn trials(host: &Host) -> Result<Trials> {
-    let layer = Layer {
-        command: vec!["true".into()],
-        ..Layer::default()
-    };
+    let layer = Layer { command: vec!["true".into()], ..Layer::default() };
     let spec = Spec::from_layer(layer)?;
     let (users, fallback) = users::plan(&spec, host)?;
     Ok(Trials {
@@ -291,25 +266,17 @@ fn trials(host: &Host) -> Result<Trials> {
 
 fn root(spec: &Spec, host: &Host, users: &UserPlan) -> std::result::Result<usize, Failure> {
     let (net, pid) = (spec.shares(Namespace::Net), spec.shares(Namespace::Pid));
-    let plan = rootfs::plan(spec, host, users.owners(), net, pid)
-        .map_err(|error| Failure::from_error(&error))?;
+    let plan = rootfs::plan(spec, host, users.owners(), net, pid).map_err(|error| Failure::from_error(&error))?;
     trial::root(&plan, users)?;
-    let overlays = plan
-        .operations
-        .iter()
-        .filter(|operation| matches!(operation, Operation::Overlay(_)));
+    let overlays = plan.operations.iter().filter(|operation| matches!(operation, Operation::Overlay(_)));
     Ok(overlays.count())
 }
 
 fn calls() -> Calls {
     let actions = words("/proc/sys/kernel/seccomp/actions_avail").unwrap_or_default();
     let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let openat2 =
-        rustix::fs::openat2(CWD, "/", flags, Mode::empty(), ResolveFlags::empty()).is_ok();
-    let fuse = std::fs::File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/fuse");
+    let openat2 = rustix::fs::openat2(CWD, "/", flags, Mode::empty(), ResolveFlags::empty()).is_ok();
+    let fuse = std::fs::File::options().read(true).write(true).open("/dev/fuse");
     Calls {
         seccomp_notify: actions.iter().any(|action| action == "user_notif"),
         openat2,

@@ -46,14 +46,7 @@ pub(crate) struct Check {
 
 impl Check {
     fn new(name: &'static str, state: State, found: impl Into<String>) -> Check {
-        Check {
-            name,
-            state,
-            needed: false,
-            found: found.into(),
-            advice: None,
-            command: None,
-        }
+        Check { name, state, needed: false, found: found.into(), advice: None, command: None }
     }
 
     fn needed(self, needed: bool) -> Check {
@@ -61,17 +54,11 @@ impl Check {
     }
 
     fn advice(self, advice: impl Into<String>) -> Check {
-        Check {
-            advice: Some(advice.into()),
-            ..self
-        }
+        Check { advice: Some(advice.into()), ..self }
     }
 
     fn command(self, command: impl Into<String>) -> Check {
-        Check {
-            command: Some(command.into()),
-            ..self
-        }
+        Check { command: Some(command.into()), ..self }
     }
 }
 
@@ -93,9 +80,7 @@ impl Report {
     pub(crate) fn new(facts: &Facts) -> Report {
         let checks = checks(facts);
         Report {
-            ok: !checks
-                .iter()
-                .any(|check| check.needed && check.state == State::Missing),
+            ok: !checks.iter().any(|check| check.needed && check.state == State::Missing),
             version: env!("CARGO_PKG_VERSION"),
             uid: facts.uid,
             checks,

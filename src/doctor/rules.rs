@@ -60,9 +60,7 @@ fn kernel(facts: &Facts) -> Check {
         return Check::new("kernel", Found, found);
     }
     let (major, minor) = OLDEST_KERNEL;
-    Check::new("kernel", Limited, found).advice(format!(
-        "the oldest kernel that is tested is {major}.{minor}"
-    ))
+    Check::new("kernel", Limited, found).advice(format!("the oldest kernel that is tested is {major}.{minor}"))
 }
 
 fn managers(facts: &Facts) -> Vec<Check> {
@@ -78,27 +76,17 @@ fn systemd(facts: &Facts) -> Check {
             .needed(true)
             .advice("boot with systemd; without it there are only sandboxes without unit and limits: sandbox run --manager none");
     }
-    let answers = [
-        Some(&facts.system_bus),
-        facts.private_socket.as_ref(),
-        facts.user_manager.as_ref(),
-    ];
-    let version = answers
-        .into_iter()
-        .flatten()
-        .find_map(|answer| answer.as_ref().ok());
+    let answers = [Some(&facts.system_bus), facts.private_socket.as_ref(), facts.user_manager.as_ref()];
+    let version = answers.into_iter().flatten().find_map(|answer| answer.as_ref().ok());
     let Some(version) = version else {
-        return Check::new("systemd", Missing, "it is PID 1, but answers on no socket")
-            .needed(true);
+        return Check::new("systemd", Missing, "it is PID 1, but answers on no socket").needed(true);
     };
     let check = Check::new("systemd", Found, format!("systemd {version}"));
     let digits = version.split(|c: char| !c.is_ascii_digit()).next();
     let number: Option<u32> = digits.and_then(|digits| digits.parse().ok());
     if number.is_some_and(|number| number < OLDEST_SYSTEMD) {
         let state = Limited;
-        return Check { state, ..check }.advice(format!(
-            "the oldest systemd that is tested is {OLDEST_SYSTEMD}"
-        ));
+        return Check { state, ..check }.advice(format!("the oldest systemd that is tested is {OLDEST_SYSTEMD}"));
     }
     check.needed(true)
 }
@@ -112,15 +100,9 @@ fn system_bus(facts: &Facts) -> Check {
     let private = matches!(facts.private_socket, Some(Ok(_)));
     let state = if private { Limited } else { Missing };
     let check = Check::new(name, state, why).needed(facts.uid == 0 && facts.booted);
-    let check = if private {
-        check.advice("root uses systemd's private socket instead")
-    } else {
-        check
-    };
+    let check = if private { check.advice("root uses systemd's private socket instead") } else { check };
     match facts.distribution.install(Package::Dbus) {
-        Some(install) if facts.booted => {
-            check.command(format!("{install} && systemctl start dbus.socket"))
-        }
+        Some(install) if facts.booted => check.command(format!("{install} && systemctl start dbus.socket")),
         _ => check,
     }
 }
@@ -142,25 +124,13 @@ fn user_manager(facts: &Facts) -> Check {
         Some(Ok(_)) => Check::new(name, Found, format!("answers {}", person.name)).needed(true),
         Some(Err(why)) => {
             let check = Check::new(name, Missing, why.clone()).needed(true);
-            if facts.booted {
-                check.command(linger)
-            } else {
-                check
-            }
+            if facts.booted { check.command(linger) } else { check }
         }
-        None if person.uid == 0 => Check::new(
-            name,
-            Found,
-            "root has no need of one, and uses the system's",
-        ),
+        None if person.uid == 0 => Check::new(name, Found, "root has no need of one, and uses the system's"),
         None if person.manager_runs => Check::new(name, Found, format!("runs for {}", person.name)),
         None => {
             let check = Check::new(name, Missing, format!("none runs for {}", person.name));
-            if facts.booted {
-                check.command(linger)
-            } else {
-                check
-            }
+            if facts.booted { check.command(linger) } else { check }
         }
     }
 }
@@ -204,11 +174,7 @@ fn controllers(facts: &Facts) -> Check {
     let name = "controllers";
     let have = &facts.cgroups.controllers;
     let lacking = lacking(have);
-    let found = if have.is_empty() {
-        "none".to_owned()
-    } else {
-        have.join(" ")
-    };
+    let found = if have.is_empty() { "none".to_owned() } else { have.join(" ") };
     if lacking.is_empty() {
         return Check::new(name, Found, found);
     }
@@ -284,11 +250,7 @@ fn closed_switch(facts: &Facts) -> Option<&'static str> {
 
 fn failed(name: &'static str, failure: &Failure) -> Check {
     let check = Check::new(name, Missing, failure.message.clone()).needed(true);
-    if failure.hint.is_empty() {
-        check
-    } else {
-        check.advice(failure.hint.clone())
-    }
+    if failure.hint.is_empty() { check } else { check.advice(failure.hint.clone()) }
 }
 
 fn user_namespaces(facts: &Facts) -> Check {
@@ -319,8 +281,7 @@ fn time_namespaces(facts: &Facts) -> Check {
     match &facts.trials.time {
         Ok(()) => Check::new(name, Found, "one was made").needed(true),
         Err(_) if facts.trials.user_namespace.is_err() => untried(name),
-        Err(failure) => failed(name, failure)
-            .advice("sandbox run --share time does without (Linux 5.6 has them)"),
+        Err(failure) => failed(name, failure).advice("sandbox run --share time does without (Linux 5.6 has them)"),
     }
 }
 
@@ -331,10 +292,8 @@ fn untried(name: &'static str) -> Check {
 
 fn kernel_file_systems(facts: &Facts) -> Vec<Check> {
     let trials = &facts.trials;
-    let rows = [
-        ("new /proc", &trials.proc, "/proc", "--share pid"),
-        ("new /sys", &trials.sysfs, "/sys", "--network host"),
-    ];
+    let rows =
+        [("new /proc", &trials.proc, "/proc", "--share pid"), ("new /sys", &trials.sysfs, "/sys", "--network host")];
     rows.map(|(name, trial, top, instead)| match trial {
         Ok(()) => Check::new(name, Found, "can be mounted").needed(true),
         Err(_) if trials.user_namespace.is_err() => untried(name),
@@ -358,11 +317,7 @@ fn root(facts: &Facts) -> Check {
     let name = "copy-on-write root";
     match &facts.trials.root {
         Ok(overlays) => {
-            let plural = if *overlays == 1 {
-                "overlay"
-            } else {
-                "overlays"
-            };
+            let plural = if *overlays == 1 { "overlay" } else { "overlays" };
             Check::new(name, Found, format!("one was made, of {overlays} {plural}")).needed(true)
         }
         Err(_) if facts.uid != 0 && facts.trials.user_namespace.is_err() => untried(name),
@@ -400,16 +355,10 @@ fn subordinate_ids(facts: &Facts) -> Check {
     }
     if !person.subordinate_ids {
         let found = format!("none for {} in /etc/subuid and /etc/subgid", person.name);
-        return Check::new(name, Missing, found).command(format!(
-            "usermod --add-subuids 231072-296607 --add-subgids 231072-296607 {}",
-            person.name
-        ));
+        return Check::new(name, Missing, found)
+            .command(format!("usermod --add-subuids 231072-296607 --add-subgids 231072-296607 {}", person.name));
     }
-    Check::new(
-        name,
-        Found,
-        format!("{} has some, and newuidmap", person.name),
-    )
+    Check::new(name, Found, format!("{} has some, and newuidmap", person.name))
 }
 
 fn calls(facts: &Facts) -> Vec<Check> {
@@ -417,31 +366,19 @@ fn calls(facts: &Facts) -> Vec<Check> {
     let notify = if calls.seccomp_notify {
         Check::new("seccomp notification", Found, "known to the kernel")
     } else {
-        Check::new(
-            "seccomp notification",
-            Missing,
-            "not known to the kernel (Linux 5.0 has it)",
-        )
+        Check::new("seccomp notification", Missing, "not known to the kernel (Linux 5.0 has it)")
     };
     let openat2 = if calls.openat2 {
         Check::new("openat2", Found, "works")
     } else {
-        Check::new(
-            "openat2",
-            Limited,
-            "hidden by a system call filter; paths are walked one by one",
-        )
-        .advice("leave RestrictSUIDSGID= out of the unit that runs this")
+        Check::new("openat2", Limited, "hidden by a system call filter; paths are walked one by one")
+            .advice("leave RestrictSUIDSGID= out of the unit that runs this")
     };
     let fuse = match &calls.fuse {
         None => Check::new("FUSE", Found, "/dev/fuse can be opened"),
         Some(why) => {
             let check = Check::new("FUSE", Missing, format!("/dev/fuse: {why}"));
-            if why == "not there" {
-                check.command("modprobe fuse")
-            } else {
-                check
-            }
+            if why == "not there" { check.command("modprobe fuse") } else { check }
         }
     };
     let pasta = match (&calls.pasta, facts.distribution.install(Package::Passt)) {
@@ -451,11 +388,7 @@ fn calls(facts: &Facts) -> Vec<Check> {
     };
     let later = "this version does not use it";
     let unused = |check: Check| {
-        if check.state == Found {
-            check
-        } else {
-            check.advice(later)
-        }
+        if check.state == Found { check } else { check.advice(later) }
     };
     vec![openat2, unused(notify), unused(fuse), unused(pasta)]
 }

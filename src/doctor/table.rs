@@ -37,11 +37,7 @@ pub(crate) fn table(checks: &[Check], style: Style) -> String {
 
 fn row(text: &mut String, check: &Check, name: usize, indent: usize, style: Style) {
     let (word, colour) = word(check);
-    let (on, off) = if style.colour {
-        (colour, "\x1b[0m")
-    } else {
-        ("", "")
-    };
+    let (on, off) = if style.colour { (colour, "\x1b[0m") } else { ("", "") };
     let head = format!("{on}{word:<WORD$}{off}{:<name$}", check.name);
     text.push_str(&head);
     if check.name.len() > name {
@@ -78,18 +74,12 @@ fn word(check: &Check) -> (&'static str, &'static str) {
 }
 
 fn summary(checks: &[Check]) -> String {
-    let missing: Vec<&str> = checks
-        .iter()
-        .filter(|check| check.needed && check.state == State::Missing)
-        .map(|check| check.name)
-        .collect();
+    let missing: Vec<&str> =
+        checks.iter().filter(|check| check.needed && check.state == State::Missing).map(|check| check.name).collect();
     if missing.is_empty() {
         "`sandbox run` has all that it needs here.".to_owned()
     } else {
-        format!(
-            "`sandbox run` without flags cannot work here: {}.",
-            missing.join(", ")
-        )
+        format!("`sandbox run` without flags cannot work here: {}.", missing.join(", "))
     }
 }
 
@@ -116,15 +106,8 @@ fn wrap_command(command: &str, indent: usize, width: Option<usize>) -> String {
     fold(words.into_iter(), indent, width, " \\")
 }
 
-fn fold<'a>(
-    words: impl Iterator<Item = &'a str>,
-    indent: usize,
-    width: Option<usize>,
-    mark: &str,
-) -> String {
-    let room = width.map_or(usize::MAX, |width| {
-        width.saturating_sub(indent + mark.len()).max(NARROW)
-    });
+fn fold<'a>(words: impl Iterator<Item = &'a str>, indent: usize, width: Option<usize>, mark: &str) -> String {
+    let room = width.map_or(usize::MAX, |width| width.saturating_sub(indent + mark.len()).max(NARROW));
     let mut text = String::new();
     let mut column = 0;
     for word in words {
@@ -150,22 +133,17 @@ mod tests {
     use super::*;
 
     fn check() -> Check {
-        Check::new(
-            "user namespaces of plain users",
-            State::Missing,
-            "a kernel setting forbids them",
-        )
-        .advice("only root can start sandboxes")
-        .command("printf '[Service]\\nDelegate=cpu io\\n' | install -D -m 644 /dev/stdin /etc/systemd/system/x.conf")
+        Check::new("user namespaces of plain users", State::Missing, "a kernel setting forbids them")
+            .advice("only root can start sandboxes")
+            .command(
+                "printf '[Service]\\nDelegate=cpu io\\n' | install -D -m 644 /dev/stdin /etc/systemd/system/x.conf",
+            )
     }
 
     #[test]
     fn it_fits_the_terminal() {
         for width in [60, 72, 80, 100, 200] {
-            let style = Style {
-                width: Some(width),
-                colour: false,
-            };
+            let style = Style { width: Some(width), colour: false };
             let text = table(&[check(), Check::new("kernel", State::Found, "x")], style);
             let longest = text.lines().map(|line| line.chars().count()).max();
             assert!(longest <= Some(width), "{width}: {text}");
@@ -174,41 +152,26 @@ mod tests {
 
     #[test]
     fn a_broken_command_is_still_the_same_command() {
-        let style = Style {
-            width: Some(80),
-            colour: false,
-        };
+        let style = Style { width: Some(80), colour: false };
         let text = table(&[check()], style);
         let (_, command) = text.split_once("$ ").unwrap();
         let command = command.split("\n\n").next().unwrap();
         assert!(command.contains(" \\\n"), "{command}");
-        let words: Vec<&str> = command
-            .split_whitespace()
-            .filter(|word| *word != "\\")
-            .collect();
+        let words: Vec<&str> = command.split_whitespace().filter(|word| *word != "\\").collect();
         assert_eq!(Some(words.join(" ")), check().command);
     }
 
     #[test]
     fn without_a_terminal_a_row_is_a_line_without_colour() {
-        let style = Style {
-            width: None,
-            colour: false,
-        };
+        let style = Style { width: None, colour: false };
         let long = Check::new("openat2", State::Limited, "word ".repeat(60).trim());
         let text = table(&[long.needed(true)], style);
         assert_eq!(text.lines().count(), 3, "{text}");
         assert!(!text.contains('\x1b'));
         assert!(text.contains("has all that it needs"));
         let missing = Check::new("new /proc", State::Missing, "x").needed(true);
-        let style = Style {
-            colour: true,
-            ..style
-        };
+        let style = Style { colour: true, ..style };
         let text = table(&[missing], style);
-        assert!(
-            text.contains("\x1b[1;31mMISSING") && text.contains("cannot work here: new /proc."),
-            "{text}"
-        );
+        assert!(text.contains("\x1b[1;31mMISSING") && text.contains("cannot work here: new /proc."), "{text}");
     }
 }

@@ -34,10 +34,7 @@ struct Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        drop(rustix::process::pidfd_send_signal(
-            &self.pidfd,
-            Signal::KILL,
-        ));
+        drop(rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL));
         let pidfd = WaitId::PidFd(self.pidfd.as_fd());
         drop(rustix::process::waitid(pidfd, WaitIdOptions::EXITED));
     }
@@ -63,11 +60,7 @@ impl Child {
     }
 
     /// The same in a user namespace with the map of `users`, as its root.
-    fn start_mapped(
-        users: &UserPlan,
-        flags: libc::c_int,
-        work: impl FnOnce() -> Result<()>,
-    ) -> Result<Child> {
+    fn start_mapped(users: &UserPlan, flags: libc::c_int, work: impl FnOnce() -> Result<()>) -> Result<Child> {
         let child = Child::start(flags | libc::CLONE_NEWUSER, |end| {
             match end.receive()? {
                 Some(ToChild::Mapped) => users::become_root(users)?,
@@ -78,20 +71,14 @@ impl Child {
         let (uid, gid) = users::map_lines(users, BASE).unwrap_or_default();
         let is_root = rustix::process::geteuid().is_root();
         users::write_maps(child.pid, &uid, &gid, is_root)?;
-        child
-            .end
-            .send(&ToChild::Mapped)
-            .context("tell the trial's child")?;
+        child.end.send(&ToChild::Mapped).context("tell the trial's child")?;
         Ok(child)
     }
 
     /// Waits for the answer.
     fn answer(self) -> Result<()> {
         let mut poll = [PollFd::new(&self.end, PollFlags::IN)];
-        let patience = Timespec {
-            tv_sec: PATIENCE,
-            tv_nsec: 0,
-        };
+        let patience = Timespec { tv_sec: PATIENCE, tv_nsec: 0 };
         let ready = rustix::io::retry_on_intr(|| rustix::event::poll(&mut poll, Some(&patience)))?;
         if ready == 0 {
             return Err(fault(format!("no end within {PATIENCE} s")).into());
@@ -111,8 +98,7 @@ fn told(result: Result<()>) -> Trial {
 /// Whether a user namespace can be made and its root has power in it (AppArmor can take that away).
 pub(super) fn user_namespace(users: &UserPlan) -> Trial {
     let work = || {
-        new_file_system("tmpfs", &[], MountAttrFlags::MOUNT_ATTR_NODEV)
-            .context("mount in a user namespace")?;
+        new_file_system("tmpfs", &[], MountAttrFlags::MOUNT_ATTR_NODEV).context("mount in a user namespace")?;
         Ok(())
     };
     told(Child::start_mapped(users, libc::CLONE_NEWNS, work).and_then(Child::answer))
@@ -128,9 +114,8 @@ pub(super) fn kernel_file_system(users: &UserPlan, name: &str) -> Trial {
         | libc::CLONE_NEWNET
         | libc::CLONE_NEWCGROUP;
     let work = || {
-        let mut attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
-            | MountAttrFlags::MOUNT_ATTR_NODEV
-            | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+        let mut attributes =
+            MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
         if name == "sysfs" {
             attributes |= MountAttrFlags::MOUNT_ATTR_RDONLY;
         }
@@ -154,19 +139,12 @@ pub(super) fn time_namespace(users: &UserPlan) -> Trial {
 
 /// Makes the whole root that `run` would make, as `run` does it, and throws it away.
 pub(super) fn root(plan: &RootPlan, users: &UserPlan) -> Trial {
-    told(if plan.userxattr {
-        own_root(plan, users)
-    } else {
-        helpers_root(plan, users)
-    })
+    told(if plan.userxattr { own_root(plan, users) } else { helpers_root(plan, users) })
 }
 
 /// A plain user's root is made by the child itself.
 fn own_root(plan: &RootPlan, users: &UserPlan) -> Result<()> {
-    let ids = Ids {
-        base: 0,
-        userns: None,
-    };
+    let ids = Ids { base: 0, userns: None };
     Child::start_mapped(users, libc::CLONE_NEWNS, || assemble(plan, &ids).map(drop))?.answer()
 }
 
@@ -176,10 +154,8 @@ fn helpers_root(plan: &RootPlan, users: &UserPlan) -> Result<()> {
         UserPlan::Range { .. } => Some(hold_user_namespace(users)?),
         UserPlan::Identity | UserPlan::Host | UserPlan::Maps { .. } => None,
     };
-    let ids = Ids {
-        base: if mapped.is_some() { BASE } else { 0 },
-        userns: mapped.as_ref().map(|(_, file)| file.as_fd()),
-    };
+    let ids =
+        Ids { base: if mapped.is_some() { BASE } else { 0 }, userns: mapped.as_ref().map(|(_, file)| file.as_fd()) };
     Child::start(libc::CLONE_NEWNS, |_| assemble(plan, &ids).map(drop))?.answer()
 }
 

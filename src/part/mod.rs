@@ -8,6 +8,7 @@ pub(crate) mod namespaces;
 pub(crate) mod network;
 pub(crate) mod process;
 pub(crate) mod rootfs;
+pub(crate) mod scratch;
 pub(crate) mod secrets;
 pub(crate) mod streams;
 pub(crate) mod terminal;

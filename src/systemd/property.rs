@@ -88,11 +88,6 @@ impl Assignment {
         self.0.asked = flag.into();
         self
     }
-
-    /// The property as systemd's manual spells it.
-    pub(crate) fn property(&self) -> &'static str {
-        self.0.property
-    }
 }
 
 /// What a `-p NAME=VALUE` asks for.

@@ -62,10 +62,7 @@ fn ask(bus: &mut Bus) -> Exchange<String> {
     let found: OwnedVariant = bus.wire.call(&call, &question, deadline)?;
     match &*found {
         Variant::Str(version) => Ok(version.as_str().to_owned()),
-        other => Err(Failure::Broken(format!(
-            "its version is of type {}",
-            other.value_signature()
-        ))),
+        other => Err(Failure::Broken(format!("its version is of type {}", other.value_signature()))),
     }
 }
 
@@ -75,14 +72,8 @@ mod tests {
 
     #[test]
     fn no_answer_is_said_with_the_sockets_that_were_tried() {
-        let socket = Socket::User {
-            session: None,
-            runtime: "/nonexistent".into(),
-        };
+        let socket = Socket::User { session: None, runtime: "/nonexistent".into() };
         let why = socket.version().unwrap_err();
-        assert!(
-            why.contains("/nonexistent/bus: ") && why.contains("/nonexistent/systemd/private: "),
-            "{why}"
-        );
+        assert!(why.contains("/nonexistent/bus: ") && why.contains("/nonexistent/systemd/private: "), "{why}");
     }
 }

@@ -70,7 +70,12 @@ fn owner_outside(bed: &Bed) {
     let dir = bed.disk_dir();
     fs::set_permissions(&dir, fs::Permissions::from_mode(0o777)).unwrap();
     bed.run(["--bind", &flag(&dir, ":/b")], "echo x > /b/root; mkdir /b/d; chown 5:6 /b/d").output().succeeded();
-    bed.run(["--bind", &flag(&dir, ":/b"), "--uid", "33", "--gid", "34"], "echo x > /b/other; stat -c %u:%g /b/root /b/other").output().succeeded();
+    bed.run(
+        ["--bind", &flag(&dir, ":/b"), "--uid", "33", "--gid", "34"],
+        "echo x > /b/other; stat -c %u:%g /b/root /b/other",
+    )
+    .output()
+    .succeeded();
     let owner = |name: &str| fs::metadata(dir.join(name)).map(|meta| (meta.uid(), meta.gid())).unwrap();
     assert_eq!((owner("root"), owner("d"), owner("other")), ((0, 0), (5, 6), (33, 34)));
 }
@@ -78,7 +83,8 @@ fn owner_outside(bed: &Bed) {
 fn file(bed: &Bed) {
     let dir = bed.disk_dir();
     tree::fill(&dir, [("one", "1\n"), ("two", "2\n")]);
-    let flags = ["--bind", &flag(&dir.join("one"), ":/etc/one.conf"), "--bind", &flag(&dir.join("two"), ":/etc/hosts:ro")];
+    let flags =
+        ["--bind", &flag(&dir.join("one"), ":/etc/one.conf"), "--bind", &flag(&dir.join("two"), ":/etc/hosts:ro")];
     let shown = bed.run(flags, "cat /etc/one.conf /etc/hosts; echo new > /etc/one.conf; ! (echo x > /etc/hosts) 2>/dev/null; rm /etc/one.conf 2>/dev/null || echo busy").output();
     assert_eq!(shown.succeeded().text(), "1\n2\nbusy");
     assert_eq!(fs::read_to_string(dir.join("one")).unwrap(), "new\n");
@@ -92,24 +98,40 @@ fn places(bed: &Bed) {
     let path = dir.to_str().unwrap();
     // Without DST it is at the same path; a place that does not exist is made; over one that does, it hides it.
     assert_eq!(bed.run(["--bind", path], &format!("cat {path}/f")).output().succeeded().text(), "x");
-    assert_eq!(bed.run(["--bind", &flag(&dir, ":/a/b/c/d")], "cat /a/b/c/d/f; stat -c '%a %u' /a /a/b").output().succeeded().text(), "x\n755 0\n755 0");
+    assert_eq!(
+        bed.run(["--bind", &flag(&dir, ":/a/b/c/d")], "cat /a/b/c/d/f; stat -c '%a %u' /a /a/b")
+            .output()
+            .succeeded()
+            .text(),
+        "x\n755 0\n755 0"
+    );
     assert_eq!(bed.run(["--bind", &flag(&dir, ":/usr/share")], "ls /usr/share").output().succeeded().text(), "f");
     assert_eq!(bed.run(["--bind", ".:/here"], "ls /here").dir(&dir).output().succeeded().text(), "f");
-    assert!(!Path::new("/a").exists() && Path::new("/usr/share/zoneinfo").exists() | Path::new("/usr/share/dpkg").exists());
+    assert!(
+        !Path::new("/a").exists() && Path::new("/usr/share/zoneinfo").exists() | Path::new("/usr/share/dpkg").exists()
+    );
     let spaced = dir.join("with space,comma");
     fs::create_dir(&spaced).unwrap();
-    assert_eq!(bed.run(["--bind", &flag(&spaced, ":/mnt/a b,c")], "ls -d '/mnt/a b,c'").output().succeeded().text(), "/mnt/a b,c");
+    assert_eq!(
+        bed.run(["--bind", &flag(&spaced, ":/mnt/a b,c")], "ls -d '/mnt/a b,c'").output().succeeded().text(),
+        "/mnt/a b,c"
+    );
 }
 
 fn into_hidden(bed: &Bed) {
     let dir = bed.disk_dir();
     tree::fill(&dir, [("f", "x\n")]);
-    for place in ["/home/me/work", "/root/.cache", "/run/some", "/tmp/deep/er", "/var/tmp/x", "/dev/shm/x", "/var/log/mine"] {
-        let shown = bed.run(["--bind", &flag(&dir, &format!(":{place}"))], &format!("cat {place}/f")).output().succeeded();
+    for place in
+        ["/home/me/work", "/root/.cache", "/run/some", "/tmp/deep/er", "/var/tmp/x", "/dev/shm/x", "/var/log/mine"]
+    {
+        let shown =
+            bed.run(["--bind", &flag(&dir, &format!(":{place}"))], &format!("cat {place}/f")).output().succeeded();
         assert_eq!(shown.text(), "x", "{place}");
     }
     // Its parents are root's, and whoever is root inside may go there.
-    bed.run(["--bind", &flag(&dir, ":/home/me/work")], "touch /home/me/beside && stat -c %u /home/me").output().succeeded();
+    bed.run(["--bind", &flag(&dir, ":/home/me/work")], "touch /home/me/beside && stat -c %u /home/me")
+        .output()
+        .succeeded();
 }
 
 fn nested(bed: &Bed) {
@@ -119,7 +141,8 @@ fn nested(bed: &Bed) {
     // In whatever order they are given.
     let (first, second) = (flag(&outer, ":/b"), flag(&inner, ":/b/sub:ro"));
     for flags in [["--bind", &first, "--bind", &second], ["--bind", &second, "--bind", &first]] {
-        let shown = bed.run(flags, "ls /b /b/sub; touch /b/ok; ! touch /b/sub/no 2>/dev/null").output().succeeded().text();
+        let shown =
+            bed.run(flags, "ls /b /b/sub; touch /b/ok; ! touch /b/sub/no 2>/dev/null").output().succeeded().text();
         assert_eq!(shown, "/b:\nf\nsub\n\n/b/sub:\ndeep", "{flags:?}");
         fs::remove_file(outer.join("ok")).unwrap();
     }
@@ -189,7 +212,12 @@ fn device_and_setuid(bed: &Bed) {
     for userns in ["auto", "host"] {
         let flags = ["--userns", userns, "--bind", &bind, "--uid", "1234"];
         let outcome = bed.run(flags, "/b/id -u; cat /b/null").output();
-        assert!(outcome.text() == "1234" && outcome.errors().contains("Permission denied"), "{userns}: {} {}", outcome.text(), outcome.errors());
+        assert!(
+            outcome.text() == "1234" && outcome.errors().contains("Permission denied"),
+            "{userns}: {} {}",
+            outcome.text(),
+            outcome.errors()
+        );
     }
 }
 
@@ -241,7 +269,9 @@ fn tmpfs(bed: &Bed) {
 }
 
 fn tmpfs_refused(bed: &Bed) {
-    for (value, word) in [("relative", "begins with /"), ("/", "root"), ("/a:much", "much"), ("/a:0", "at least"), ("/a:-1", "-1")] {
+    for (value, word) in
+        [("relative", "begins with /"), ("/", "root"), ("/a:much", "much"), ("/a:0", "at least"), ("/a:-1", "-1")]
+    {
         bed.run(["--tmpfs", value], "true").output().refused(125, ["--tmpfs", word]);
     }
 }
@@ -253,7 +283,8 @@ fn mount_of_its_own(bed: &Bed) {
     tree::fill(&mounted.0, [("f", "old\n"), ("d/x", "x\n")]);
     let before = Tree::take(&mounted.0);
     let at = mounted.0.display();
-    let shown = bed.run([""; 0], &format!("cd {at}; cat f d/x; echo new > f && cat f; rm -r d; touch more; ls")).output();
+    let shown =
+        bed.run([""; 0], &format!("cd {at}; cat f d/x; echo new > f && cat f; rm -r d; touch more; ls")).output();
     if tmpfs_can_be_mapped(bed) {
         assert_eq!(shown.succeeded().text(), "old\nx\nnew\nf\nmore");
     } else {
@@ -275,7 +306,8 @@ fn read_only_mount_of_the_host(bed: &Bed) {
     tree::fill(&mounted.0, [("f", "x\n")]);
     rustix::mount::mount_remount(&mounted.0, MountFlags::RDONLY, "").unwrap();
     let at = mounted.0.display();
-    let shown = bed.run([""; 0], &format!("cat {at}/f; touch {at}/new 2>/dev/null || echo read-only")).output().succeeded();
+    let shown =
+        bed.run([""; 0], &format!("cat {at}/f; touch {at}/new 2>/dev/null || echo read-only")).output().succeeded();
     assert_eq!(shown.text(), "x\nread-only");
 }
 
@@ -287,13 +319,18 @@ fn dead_server(bed: &Bed) {
     let server = fs::File::options().read(true).write(true).open("/dev/fuse").unwrap();
     let options = format!("fd={},rootmode=40000,user_id=0,group_id=0", server.as_raw_fd());
     let options = std::ffi::CString::new(options).unwrap();
-    mount("dead", &at, "fuse.sshfs", MountFlags::empty(), options.as_c_str()).or_else(|_| mount("dead", &at, "fuse", MountFlags::empty(), options.as_c_str())).unwrap();
+    mount("dead", &at, "fuse.sshfs", MountFlags::empty(), options.as_c_str())
+        .or_else(|_| mount("dead", &at, "fuse", MountFlags::empty(), options.as_c_str()))
+        .unwrap();
     let mounted = Mounted(at.clone());
     // It does hang:
     let mut stuck = bed.command("stat", [at.join("x")]).spawn();
     std::thread::sleep(Duration::from_millis(300));
     assert!(!stuck.is_over(), "the server is not dead enough: {}", stuck.stderr_so_far());
-    let outcome = bed.run([""; 0], &format!("ls -A {}; touch {}/beside; echo in", at.display(), dir.display())).timeout(Duration::from_secs(20)).output();
+    let outcome = bed
+        .run([""; 0], &format!("ls -A {}; touch {}/beside; echo in", at.display(), dir.display()))
+        .timeout(Duration::from_secs(20))
+        .output();
     assert_eq!(outcome.succeeded().text(), "in", "the place is there and empty");
     let upper = bed.disk_dir().join("upper");
     bed.run(["--upper", upper.to_str().unwrap()], "true").timeout(Duration::from_secs(20)).output().succeeded();

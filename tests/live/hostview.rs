@@ -36,7 +36,14 @@ fn victim(bed: &Bed) -> std::path::PathBuf {
     let dir = bed.seen_dir();
     tree::fill(
         &dir,
-        [("file", "original\n"), ("d/x", "x\n"), ("d/deep/y", "y\n"), ("gone/a", "a\n"), ("gone/b/c", "c\n"), ("empty/", "")],
+        [
+            ("file", "original\n"),
+            ("d/x", "x\n"),
+            ("d/deep/y", "y\n"),
+            ("gone/a", "a\n"),
+            ("gone/b/c", "c\n"),
+            ("empty/", ""),
+        ],
     );
     symlink("file", dir.join("link")).unwrap();
     fs::hard_link(dir.join("file"), dir.join("hard")).unwrap();
@@ -58,20 +65,27 @@ fn damage(bed: &Bed, script: &str) -> String {
 }
 
 fn writes(bed: &Bed) {
-    let text = damage(bed, "cat file; echo changed > file; cat hard file; echo more >> big; wc -c < big; echo new > new; cat new; > d/x; wc -c < d/x");
+    let text = damage(
+        bed,
+        "cat file; echo changed > file; cat hard file; echo more >> big; wc -c < big; echo new > new; cat new; > d/x; wc -c < d/x",
+    );
     // A copy-up breaks hard links, as overlayfs without an index does.
     assert_eq!(text, "original\noriginal\nchanged\n300005\nnew\n0");
     damage(bed, "truncate -s 5 big; dd if=/dev/zero of=big bs=1 seek=100 count=1 conv=notrunc 2> /dev/null; : > link");
 }
 
 fn removals(bed: &Bed) {
-    let text = damage(bed, "rm file link; rm -r gone; rmdir empty; ls; ls -d gone 2>&1 || true; echo again > file; cat file");
+    let text =
+        damage(bed, "rm file link; rm -r gone; rmdir empty; ls; ls -d gone 2>&1 || true; echo again > file; cat file");
     assert_eq!(text, "big\nd\nhard\nls: cannot access 'gone': No such file or directory\nagain");
     assert_eq!(damage(bed, "rm -rf -- * ; ls -A | wc -l"), "0");
 }
 
 fn moves(bed: &Bed) {
-    let text = damage(bed, "mv file renamed; cat renamed; mv d moved; cat moved/x moved/deep/y; stat -c '%a %u:%g' moved/x; test ! -e d; mv gone /gone; cat /gone/b/c; mkdir d; ls d; test ! -e gone");
+    let text = damage(
+        bed,
+        "mv file renamed; cat renamed; mv d moved; cat moved/x moved/deep/y; stat -c '%a %u:%g' moved/x; test ! -e d; mv gone /gone; cat /gone/b/c; mkdir d; ls d; test ! -e gone",
+    );
     assert_eq!(text, "original\nx\ny\n640 33:34\nc");
     // rename(2) of a lower directory is EXDEV, as under Docker; mv copies then. A new one can be renamed.
     let rename = "import os, errno\ntry: os.rename('d', 'e')\nexcept OSError as e: print(errno.errorcode[e.errno])\nos.mkdir('n'); os.rename('n', 'm'); print(os.listdir('m'))";
@@ -91,7 +105,10 @@ fn links_and_owners(bed: &Bed) {
 }
 
 fn opaque_directory(bed: &Bed) {
-    let text = damage(bed, "rm -r d; mkdir d; ls -A d; echo mine > d/x; cat d/x; ls -R d; rm -r d; echo file > d; cat d; rm file; mkdir file; ls -A file");
+    let text = damage(
+        bed,
+        "rm -r d; mkdir d; ls -A d; echo mine > d/x; cat d/x; ls -R d; rm -r d; echo file > d; cat d; rm file; mkdir file; ls -A file",
+    );
     assert_eq!(text, "mine\nd:\nx\nfile");
     assert_eq!(damage(bed, "rm -r gone d; mv empty gone; ls -A gone; mkfifo pipe; test -p pipe && echo fifo"), "fifo");
 }
@@ -117,7 +134,8 @@ fn owners_as_on_the_host(bed: &Bed) {
 }
 
 fn empty_directories(bed: &Bed) {
-    let _there = (tempfile::tempdir_in("/home").unwrap(), tempfile::tempdir_in("/root").unwrap(), bed.dir(), bed.disk_dir());
+    let _there =
+        (tempfile::tempdir_in("/home").unwrap(), tempfile::tempdir_in("/root").unwrap(), bed.dir(), bed.disk_dir());
     let script = "for d in /home /root /run /tmp /var/tmp; do stat -c '%n %a %u:%g' $d; ls -A $d; done; touch /home/a /root/a /run/a /tmp/a /var/tmp/a";
     let expected = "/home 755 0:0\n/root 700 0:0\n/run 755 0:0\n/tmp 1777 0:0\n/var/tmp 1777 0:0";
     assert_eq!(bed.run([""; 0], script).output().succeeded().text(), expected);
@@ -145,7 +163,8 @@ fn secrets(bed: &Bed) {
 }
 
 fn read_only(bed: &Bed) {
-    let script = "for d in / /etc /usr /srv; do touch $d/x 2>&1; done; touch /tmp/x /run/x /dev/shm/x /home/x && echo writable";
+    let script =
+        "for d in / /etc /usr /srv; do touch $d/x 2>&1; done; touch /tmp/x /run/x /dev/shm/x /home/x && echo writable";
     let text = bed.run(["--read-only"], script).output().succeeded().text();
     assert_eq!(text.matches("Read-only file system").count(), 4, "{text}");
     assert!(text.ends_with("writable"), "{text}");
@@ -165,7 +184,11 @@ fn table(text: &str) -> BTreeMap<String, (String, String)> {
 fn mounts(bed: &Bed) {
     let dir = bed.seen_dir();
     let bind = format!("{}:/mnt/bound", dir.display());
-    let text = bed.run(["--bind", &bind, "--tmpfs", "/mnt/mem"], "mkdir -p /mnt; cat /proc/self/mountinfo").output().succeeded().text();
+    let text = bed
+        .run(["--bind", &bind, "--tmpfs", "/mnt/mem"], "mkdir -p /mnt; cat /proc/self/mountinfo")
+        .output()
+        .succeeded()
+        .text();
     let mounts = table(&text);
     assert_eq!(mounts["/"].1, "overlay");
     let device = |point: &str| point.starts_with("/dev/") && !["/dev/shm", "/dev/mqueue"].contains(&point);
@@ -175,7 +198,9 @@ fn mounts(bed: &Bed) {
         assert!(device(point) || masked_by_device || has("nodev"), "{point} ({kind}) is not nodev: {options}");
         assert!(kind == "overlay" || has("nosuid"), "{point} ({kind}) is not nosuid: {options}");
     }
-    for point in ["/mnt/bound", "/mnt/mem", "/proc", "/sys", "/dev", "/dev/pts", "/dev/shm", "/dev/mqueue", "/tmp", "/run"] {
+    for point in
+        ["/mnt/bound", "/mnt/mem", "/proc", "/sys", "/dev", "/dev/pts", "/dev/shm", "/dev/mqueue", "/tmp", "/run"]
+    {
         assert!(mounts.contains_key(point), "{point} is not a mount:\n{text}");
     }
     assert!(!text.contains("master:") && !text.contains("shared:"), "no mount event goes in or out:\n{text}");
@@ -193,7 +218,14 @@ fn no_mount_outside(bed: &Bed) {
 }
 
 fn dev(bed: &Bed) {
-    let text = bed.run([""; 0], "ls -A /dev; stat -c '%n %t:%T %a %F' /dev/null /dev/zero /dev/full /dev/random /dev/urandom /dev/tty").output().succeeded().text();
+    let text = bed
+        .run(
+            [""; 0],
+            "ls -A /dev; stat -c '%n %t:%T %a %F' /dev/null /dev/zero /dev/full /dev/random /dev/urandom /dev/tty",
+        )
+        .output()
+        .succeeded()
+        .text();
     let expected = "fd\nfull\nmqueue\nnull\nptmx\npts\nrandom\nshm\nstderr\nstdin\nstdout\ntty\nurandom\nzero\n\
         /dev/null 1:3 666 character special file\n/dev/zero 1:5 666 character special file\n/dev/full 1:7 666 character special file\n\
         /dev/random 1:8 666 character special file\n/dev/urandom 1:9 666 character special file\n/dev/tty 5:0 666 character special file";
@@ -222,7 +254,8 @@ fn proc(bed: &Bed) {
     // Uncovering them takes a capability that is not there.
     let outcome = bed.run([""; 0], "umount /proc/kcore || umount /proc/sys").output();
     assert_ne!(outcome.status, 0);
-    let text = bed.run([""; 0], "ls -d /proc/self/ns /proc/meminfo /proc/cpuinfo /proc/loadavg").output().succeeded().text();
+    let text =
+        bed.run([""; 0], "ls -d /proc/self/ns /proc/meminfo /proc/cpuinfo /proc/loadavg").output().succeeded().text();
     assert_eq!(text.lines().count(), 4);
 }
 
@@ -234,8 +267,18 @@ fn sys(bed: &Bed) {
     let options = lines.next().unwrap().split(' ').nth(3).unwrap().to_owned();
     assert!(options.split(',').any(|option| option == "ro"), "{options}");
     let rest: Vec<&str> = lines.collect();
-    assert!(rest.iter().filter(|line| line.contains("Read-only") || line.contains("not permitted")).count() >= 1, "{text}");
-    assert!(rest.iter().all(|l| l.contains("Read-only") || l.contains("not permitted") || l.contains("nonexistent") || l.ends_with(':') || l.is_empty()), "{text}");
+    assert!(
+        rest.iter().filter(|line| line.contains("Read-only") || line.contains("not permitted")).count() >= 1,
+        "{text}"
+    );
+    assert!(
+        rest.iter().all(|l| l.contains("Read-only")
+            || l.contains("not permitted")
+            || l.contains("nonexistent")
+            || l.ends_with(':')
+            || l.is_empty()),
+        "{text}"
+    );
 }
 
 fn size_of_upper(bed: &Bed) {
@@ -243,7 +286,12 @@ fn size_of_upper(bed: &Bed) {
     bed.run(["--upper", "tmpfs:16M"], script).output().succeeded();
     for place in ["/srv/big", "/tmp/big", "/run/big"] {
         let outcome = bed.run(["--upper", "tmpfs:4M"], &format!("head -c 8000000 /dev/zero > {place}")).output();
-        assert!(outcome.status != 0 && outcome.errors().contains("No space left"), "{place}: {} {}", outcome.status, outcome.errors());
+        assert!(
+            outcome.status != 0 && outcome.errors().contains("No space left"),
+            "{place}: {} {}",
+            outcome.status,
+            outcome.errors()
+        );
     }
     bed.run(["--upper", "tmpfs:0"], "true").output().refused(125, ["--upper", "tmpfs:0"]);
     bed.run(["--upper", "tmpfs:many"], "true").output().refused(125, ["--upper", "many"]);
@@ -254,7 +302,9 @@ fn resolv_conf_behind_a_link(bed: &Bed) {
     let real = bed.dir().join("resolv.conf");
     fs::write(&real, "nameserver 192.0.2.53\n").unwrap();
     let path = Path::new("/etc/resolv.conf");
-    let before = fs::symlink_metadata(path).ok().map(|meta| (meta.is_symlink(), fs::read(path).unwrap_or_default(), fs::read_link(path).ok()));
+    let before = fs::symlink_metadata(path)
+        .ok()
+        .map(|meta| (meta.is_symlink(), fs::read(path).unwrap_or_default(), fs::read_link(path).ok()));
     let _ = fs::remove_file(path);
     symlink(&real, path).unwrap();
     let outcome = bed.run([""; 0], "cat /etc/resolv.conf; echo changed > /etc/resolv.conf").output();

@@ -70,10 +70,15 @@ fn v1(bed: &Bed) {
 }
 
 fn v1_devices(bed: &Bed) {
-    let (running, scope) = bed.live(["-p", "DevicePolicy=strict", "-p", "DeviceAllow=/dev/null rw", "-p", "BlockIOAccounting=yes"], "echo ready; exec cat");
+    let (running, scope) = bed.live(
+        ["-p", "DevicePolicy=strict", "-p", "DeviceAllow=/dev/null rw", "-p", "BlockIOAccounting=yes"],
+        "echo ready; exec cat",
+    );
     let list = unit::cgroup_file(&scope, "devices", "devices.list").unwrap();
     assert!(list.lines().any(|line| line == "c 1:3 rw") && !list.contains("a *:* rwm"), "{list}");
-    let file = ["blkio.bfq.weight", "blkio.weight"].into_iter().find(|file| unit::cgroup_dir(&scope, "blkio").join(file).exists());
+    let file = ["blkio.bfq.weight", "blkio.weight"]
+        .into_iter()
+        .find(|file| unit::cgroup_dir(&scope, "blkio").join(file).exists());
     running.finish().succeeded();
     match file {
         Some(file) => {
@@ -85,17 +90,29 @@ fn v1_devices(bed: &Bed) {
             ];
             in_force(bed, rows);
         }
-        None => drop(bed.run(["-p", "BlockIOWeight=500"], "true").output().refused(125, ["BlockIOWeight=500", "not in force"])),
+        None => drop(
+            bed.run(["-p", "BlockIOWeight=500"], "true").output().refused(125, ["BlockIOWeight=500", "not in force"]),
+        ),
     }
 }
 
 /// What v1 has no means for ends the start, with the reason, before anything is started.
 fn v1_refused(bed: &Bed) {
     for property in [
-        "AllowedCPUs=0", "AllowedMemoryNodes=0", "MemoryHigh=64M", "MemoryLow=1M", "MemoryMin=1M", "MemorySwapMax=0",
-        "IOReadIOPSMax=/ 100", "IODeviceLatencyTargetSec=/ 10ms", "CPUWeight=idle",
+        "AllowedCPUs=0",
+        "AllowedMemoryNodes=0",
+        "MemoryHigh=64M",
+        "MemoryLow=1M",
+        "MemoryMin=1M",
+        "MemorySwapMax=0",
+        "IOReadIOPSMax=/ 100",
+        "IODeviceLatencyTargetSec=/ 10ms",
+        "CPUWeight=idle",
     ] {
-        let outcome = bed.run(["-p", property, "--unit", &bed.unit()], "echo never").output().refused(125, [property, "cgroup v1"]);
+        let outcome = bed
+            .run(["-p", property, "--unit", &bed.unit()], "echo never")
+            .output()
+            .refused(125, [property, "cgroup v1"]);
         assert!(outcome.hint().contains("unified_cgroup_hierarchy=1"), "{}", outcome.hint());
     }
     bed.run(["--cpuset-cpus", "0"], "echo never").output().refused(125, ["--cpuset-cpus 0", "cgroup v1"]);
@@ -175,10 +192,13 @@ fn v2_disk(bed: &Bed) {
     let (weight, throttle) = (has("io.weight"), has("io.max"));
     running.finish().succeeded();
     if weight {
-        in_force(bed, &[
-            (&["-p", "IOWeight=50"], &[("io", "io.weight", "default 50")]),
-            (&["-p", "BlockIOWeight=500"], &[("io", "io.weight", "default 100")]),
-        ]);
+        in_force(
+            bed,
+            &[
+                (&["-p", "IOWeight=50"], &[("io", "io.weight", "default 50")]),
+                (&["-p", "BlockIOWeight=500"], &[("io", "io.weight", "default 100")]),
+            ],
+        );
     } else {
         let outcome = bed.run(["-p", "IOWeight=50"], "echo never").output();
         assert!(outcome.status == 125 || outcome.status == 0, "{} {}", outcome.status, outcome.errors());
@@ -188,38 +208,56 @@ fn v2_disk(bed: &Bed) {
     let flags = ["-p", &format!("IOReadBandwidthMax={path} 1M"), "-p", &format!("IOWriteIOPSMax={path} 100")];
     in_force(bed, &[(&flags, &[("io", "io.max", &format!("{number} rbps=1000000 wbps=max riops=max wiops=100"))])]);
     // A path on it stands for the device.
-    in_force(bed, &[(&["-p", "IOWriteBandwidthMax=/ 2M"], &[("io", "io.max", &format!("{number} rbps=max wbps=2000000 riops=max wiops=max"))])]);
-    bed.run(["-p", "IOReadBandwidthMax=/no/such/disk 1M"], "echo never").output().refused(125, ["IOReadBandwidthMax", "/no/such/disk"]);
+    in_force(
+        bed,
+        &[(
+            &["-p", "IOWriteBandwidthMax=/ 2M"],
+            &[("io", "io.max", &format!("{number} rbps=max wbps=2000000 riops=max wiops=max"))],
+        )],
+    );
+    bed.run(["-p", "IOReadBandwidthMax=/no/such/disk 1M"], "echo never")
+        .output()
+        .refused(125, ["IOReadBandwidthMax", "/no/such/disk"]);
 }
 
 fn v2_seen_inside(bed: &Bed) {
     let flags = ["-p", "MemoryMax=64M", "-p", "TasksMax=50", "-p", "CPUQuota=50%", "-p", "CPUWeight=33"];
-    let text = bed.run(flags, "cd /sys/fs/cgroup; cat memory.max pids.max cpu.max cpu.weight").output().succeeded().text();
+    let text =
+        bed.run(flags, "cd /sys/fs/cgroup; cat memory.max pids.max cpu.max cpu.weight").output().succeeded().text();
     assert_eq!(text, "67108864\n50\n50000 100000\n33");
 }
 
 fn flags(bed: &Bed) {
     if bed.facts.cgroup2 {
-        in_force(bed, &[
-            (&["--memory", "64m"], &[("memory", "memory.max", "67108864")]),
-            (&["-m", "1.5G"], &[("memory", "memory.max", "1610612736")]),
-            (&["--cpus", "0.5"], &[("cpu", "cpu.max", "50000 100000")]),
-            (&["--cpu-shares", "512"], &[("cpu", "cpu.weight", "50")]),
-            (&["--cpu-quota", "25000"], &[("cpu", "cpu.max", "25000 100000")]),
-            (&["--cpu-quota", "25000", "--cpu-period", "50000"], &[("cpu", "cpu.max", "25000 50000")]),
-            (&["--cpuset-cpus", "0"], &[("cpuset", "cpuset.cpus", "0")]),
-            (&["--pids-limit", "20"], &[("pids", "pids.max", "20")]),
-            (&["--pids-limit", "-1"], &[("pids", "pids.max", "max")]),
-        ]);
+        in_force(
+            bed,
+            &[
+                (&["--memory", "64m"], &[("memory", "memory.max", "67108864")]),
+                (&["-m", "1.5G"], &[("memory", "memory.max", "1610612736")]),
+                (&["--cpus", "0.5"], &[("cpu", "cpu.max", "50000 100000")]),
+                (&["--cpu-shares", "512"], &[("cpu", "cpu.weight", "50")]),
+                (&["--cpu-quota", "25000"], &[("cpu", "cpu.max", "25000 100000")]),
+                (&["--cpu-quota", "25000", "--cpu-period", "50000"], &[("cpu", "cpu.max", "25000 50000")]),
+                (&["--cpuset-cpus", "0"], &[("cpuset", "cpuset.cpus", "0")]),
+                (&["--pids-limit", "20"], &[("pids", "pids.max", "20")]),
+                (&["--pids-limit", "-1"], &[("pids", "pids.max", "max")]),
+            ],
+        );
     } else {
-        in_force(bed, &[
-            (&["--memory", "64m"], &[("memory", "memory.limit_in_bytes", "67108864")]),
-            (&["--cpus", "0.5"], &[("cpu", "cpu.cfs_quota_us", "50000"), ("cpu", "cpu.cfs_period_us", "100000")]),
-            (&["--cpu-shares", "512"], &[("cpu", "cpu.shares", "512")]),
-            (&["--cpu-quota", "25000", "--cpu-period", "50000"], &[("cpu", "cpu.cfs_quota_us", "25000"), ("cpu", "cpu.cfs_period_us", "50000")]),
-            (&["--pids-limit", "20"], &[("pids", "pids.max", "20")]),
-            (&["--pids-limit", "-1"], &[("pids", "pids.max", "max")]),
-        ]);
+        in_force(
+            bed,
+            &[
+                (&["--memory", "64m"], &[("memory", "memory.limit_in_bytes", "67108864")]),
+                (&["--cpus", "0.5"], &[("cpu", "cpu.cfs_quota_us", "50000"), ("cpu", "cpu.cfs_period_us", "100000")]),
+                (&["--cpu-shares", "512"], &[("cpu", "cpu.shares", "512")]),
+                (
+                    &["--cpu-quota", "25000", "--cpu-period", "50000"],
+                    &[("cpu", "cpu.cfs_quota_us", "25000"), ("cpu", "cpu.cfs_period_us", "50000")],
+                ),
+                (&["--pids-limit", "20"], &[("pids", "pids.max", "20")]),
+                (&["--pids-limit", "-1"], &[("pids", "pids.max", "max")]),
+            ],
+        );
     }
     bed.run(["--cpus", "1", "--cpu-quota", "1000"], "true").output().refused(125, ["--cpus", "--cpu-quota"]);
     bed.run(["--cpu-period", "1000"], "true").output().refused(125, ["--cpu-period 1000", "--cpu-quota"]);
@@ -237,12 +275,29 @@ fn share_of_the_machine(bed: &Bed) {
 }
 
 fn several_at_once(bed: &Bed) {
-    let (memory, cpu) =
-        if bed.facts.cgroup2 { ("memory.max", ("cpu.weight", "50")) } else { ("memory.limit_in_bytes", ("cpu.shares", "512")) };
-    in_force(bed, &[(
-        &["-p", "MemoryMax=64M", "--cpu-shares", "512", "--pids-limit", "55", "-p", "TimeoutStopSec=3", "-p", "LimitNOFILE=100"],
-        &[("memory", memory, "67108864"), ("cpu", cpu.0, cpu.1), ("pids", "pids.max", "55")],
-    )]);
+    let (memory, cpu) = if bed.facts.cgroup2 {
+        ("memory.max", ("cpu.weight", "50"))
+    } else {
+        ("memory.limit_in_bytes", ("cpu.shares", "512"))
+    };
+    in_force(
+        bed,
+        &[(
+            &[
+                "-p",
+                "MemoryMax=64M",
+                "--cpu-shares",
+                "512",
+                "--pids-limit",
+                "55",
+                "-p",
+                "TimeoutStopSec=3",
+                "-p",
+                "LimitNOFILE=100",
+            ],
+            &[("memory", memory, "67108864"), ("cpu", cpu.0, cpu.1), ("pids", "pids.max", "55")],
+        )],
+    );
 }
 
 fn oom_policy(bed: &Bed) {
@@ -255,8 +310,12 @@ fn oom_policy(bed: &Bed) {
 
 fn asked_twice(bed: &Bed) {
     bed.run(["--memory", "1G", "-p", "MemoryMax=2G"], "true").output().refused(125, ["--memory 1G", "MemoryMax=2G"]);
-    bed.run(["-p", "MemoryLimit=1G", "-p", "MemoryMax=2G"], "true").output().refused(125, ["MemoryLimit=1G", "MemoryMax=2G"]);
-    bed.run(["--cpu-shares", "512", "-p", "CPUWeight=100"], "true").output().refused(125, ["--cpu-shares 512", "CPUWeight=100"]);
+    bed.run(["-p", "MemoryLimit=1G", "-p", "MemoryMax=2G"], "true")
+        .output()
+        .refused(125, ["MemoryLimit=1G", "MemoryMax=2G"]);
+    bed.run(["--cpu-shares", "512", "-p", "CPUWeight=100"], "true")
+        .output()
+        .refused(125, ["--cpu-shares 512", "CPUWeight=100"]);
     bed.run(["--memory", "1G", "-p", "MemoryMax=1024M", "-p", "MemoryMax=1G"], "true").output().succeeded();
 }
 
@@ -326,7 +385,10 @@ fn drop_in_looser(bed: &Bed) {
 fn drop_in_tighter(bed: &Bed) {
     let unit = format!("{}.scope", bed.unit());
     let (_site, path) = DropIn::new(bed, &unit, "[Scope]\nMemoryMax=32M\n");
-    let outcome = bed.sandbox(["run", "--userns", "identity", "--unit", &unit, "-p", "MemoryMax=64M", "echo", "ran"]).output().succeeded();
+    let outcome = bed
+        .sandbox(["run", "--userns", "identity", "--unit", &unit, "-p", "MemoryMax=64M", "echo", "ran"])
+        .output()
+        .succeeded();
     assert_eq!(outcome.text(), "ran");
     let errors = outcome.errors();
     let expected = ["sandbox: warning: ", "MemoryMax=64M", "33554432", path.to_str().unwrap()];
@@ -335,12 +397,29 @@ fn drop_in_tighter(bed: &Bed) {
 
 fn slice_tighter(bed: &Bed) {
     let (_running, _) = bed.live([""; 0], "echo ready; exec cat");
-    bed.command("systemctl", ["set-property", "--runtime", &bed.slice(), "MemoryMax=48M", "TasksMax=40"]).output().succeeded();
-    let flags = ["run", "--userns", "identity", "--slice", &bed.slice(), "-p", "MemoryMax=64M", "-p", "TasksMax=30", "echo", "ran"];
+    bed.command("systemctl", ["set-property", "--runtime", &bed.slice(), "MemoryMax=48M", "TasksMax=40"])
+        .output()
+        .succeeded();
+    let flags = [
+        "run",
+        "--userns",
+        "identity",
+        "--slice",
+        &bed.slice(),
+        "-p",
+        "MemoryMax=64M",
+        "-p",
+        "TasksMax=30",
+        "echo",
+        "ran",
+    ];
     let outcome = bed.sandbox(flags).output().succeeded();
     assert_eq!(outcome.text(), "ran");
     let errors = outcome.errors();
-    assert!(errors.lines().count() == 1 && errors.starts_with("sandbox: warning: ") && errors.contains("MemoryMax=64M"), "{errors}");
+    assert!(
+        errors.lines().count() == 1 && errors.starts_with("sandbox: warning: ") && errors.contains("MemoryMax=64M"),
+        "{errors}"
+    );
 }
 
 /// A limit that is refused late, by systemd itself or by what the kernel shows, ends the start before the payload has run.
@@ -349,6 +428,8 @@ fn nothing_runs_without(bed: &Bed) {
     let bind = format!("{}:/b", dir.display());
     let unit = format!("{}.scope", bed.unit());
     let (_site, _) = DropIn::new(bed, &unit, "[Scope]\nTasksMax=1000\n");
-    bed.run(["--unit", &unit, "--bind", &bind, "-p", "TasksMax=50"], "touch /b/ran").output().refused(125, ["TasksMax=50"]);
+    bed.run(["--unit", &unit, "--bind", &bind, "-p", "TasksMax=50"], "touch /b/ran")
+        .output()
+        .refused(125, ["TasksMax=50"]);
     assert_eq!(fs::read_dir(&dir).unwrap().count(), 0, "the payload ran");
 }

@@ -23,7 +23,9 @@ fn fork_bomb(bed: &Bed) {
     assert_eq!(unit::processes(&scope).len(), 20);
     assert_eq!(unit::cgroup_file(&scope, "pids", "pids.current").as_deref(), Some("20"));
     // The host can still fork, and the sandbox ends as a whole.
-    bed.sh("for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22; do sleep 0.01 & done; wait").output().succeeded();
+    bed.sh("for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22; do sleep 0.01 & done; wait")
+        .output()
+        .succeeded();
     running.send("\n");
     running.finish().succeeded();
     bed.poll("all are gone", || unit::is_gone(&scope));
@@ -44,7 +46,8 @@ fn memory_bomb(bed: &Bed) {
     assert_eq!(outcome.text(), "bomb 137\nalive", "the kernel killed the one, the others go on");
     let errors = outcome.errors();
     if bed.facts.cgroup2 {
-        let said = errors.lines().filter(|line| line.starts_with("sandbox: ") && line.contains("out of memory")).count();
+        let said =
+            errors.lines().filter(|line| line.starts_with("sandbox: ") && line.contains("out of memory")).count();
         assert_eq!(said, 1, "{errors}");
     }
     // The payload itself.
@@ -59,7 +62,12 @@ fn memory_of_the_root(bed: &Bed) {
     // Its own half of the machine's memory is no limit for the unit's.
     let flags = ["-p", "MemoryMax=64M", "--upper", "tmpfs:16M"].into_iter().chain(without_swap(bed));
     let outcome = bed.run(flags, "exec head -c 400000000 /dev/zero > /tmp/big").output();
-    assert!(outcome.status == 1 && outcome.errors().contains("No space left"), "{} {}", outcome.status, outcome.errors());
+    assert!(
+        outcome.status == 1 && outcome.errors().contains("No space left"),
+        "{} {}",
+        outcome.status,
+        outcome.errors()
+    );
 }
 
 /// With a tenth of a CPU a busy second takes ten.

@@ -80,7 +80,9 @@ fn own_accounts(bed: &Bed) {
     assert_eq!(run(&["--uid", "12345"]), "12345 0 0 12345 /");
     let tester = bed.run(["--rootfs", text(&root), "--uid", "tester"], "true").output();
     tester.refused(125, ["--uid tester", "no such user"]);
-    bed.run(["--rootfs", text(&root), "--gid", "tester"], "true").output().refused(125, ["--gid tester", "no such group"]);
+    bed.run(["--rootfs", text(&root), "--gid", "tester"], "true")
+        .output()
+        .refused(125, ["--gid tester", "no such group"]);
 }
 
 /// /etc/hosts, /etc/hostname and /etc/resolv.conf are there, whatever the layer has, and never in the layer.
@@ -95,7 +97,10 @@ fn init_layer(bed: &Bed) {
     before.unchanged(&root);
     // Without /etc they are there, too.
     let bare = root_dir(bed);
-    assert_eq!(bed.run(["--rootfs", text(&bare), "--hostname", "b"], "cat /etc/hostname").output().succeeded().text(), "b");
+    assert_eq!(
+        bed.run(["--rootfs", text(&bare), "--hostname", "b"], "cat /etc/hostname").output().succeeded().text(),
+        "b"
+    );
 }
 
 fn flags_of(layers: &[PathBuf]) -> Vec<String> {
@@ -108,7 +113,11 @@ fn layer_order(bed: &Bed) {
     tree::fill(&layers[1], [("f", "2"), ("g", "2"), ("d/two", "")]);
     tree::fill(&layers[2], [("f", "3"), ("d/three", ""), ("h/", "")]);
     let before = layers.each_ref().map(|layer| Tree::take(layer));
-    let shown = bed.run(flags_of(&layers), "cat /f /g; ls /d /h; rm -r /d; mkdir /d; ls /d; echo x > /f").output().succeeded().text();
+    let shown = bed
+        .run(flags_of(&layers), "cat /f /g; ls /d /h; rm -r /d; mkdir /d; ls /d; echo x > /f")
+        .output()
+        .succeeded()
+        .text();
     assert_eq!(shown, "32/d:\none\nthree\ntwo\n\n/h:");
     before.iter().zip(&layers).for_each(|(tree, layer)| tree.unchanged(layer));
     let conflict = bed.run(["--rootfs", "/srv", "--layer", "/srv"], "true").output();
@@ -125,7 +134,8 @@ fn whiteouts(bed: &Bed) {
     tree::device(&layers[1].join("back"), 0, 0);
     tree::make_opaque(&layers[1].join("d"));
     tree::fill(&layers[2], [("back", "3")]);
-    let script = "test ! -e /gone && test ! -e /dir && ls /d && cat /back; mkdir /dir && ls /dir && rm /d/above && ls /d";
+    let script =
+        "test ! -e /gone && test ! -e /dir && ls /d && cat /back; mkdir /dir && ls /dir && rm /d/above && ls /d";
     assert_eq!(bed.run(flags_of(&layers), script).output().succeeded().text(), "above\n3");
 }
 
@@ -168,7 +178,9 @@ fn device_in_a_layer(bed: &Bed) {
     tree::device(&root.join("null"), 1, 3);
     tree::device(&root.join("mem"), 1, 1);
     for userns in ["auto", "identity", "host"] {
-        let outcome = bed.run(["--userns", userns, "--rootfs", text(&root)], "for d in /null /mem; do cat $d; done; echo x > /null").output();
+        let outcome = bed
+            .run(["--userns", userns, "--rootfs", text(&root)], "for d in /null /mem; do cat $d; done; echo x > /null")
+            .output();
         assert_eq!(outcome.errors().matches("Permission denied").count(), 3, "--userns {userns}: {}", outcome.errors());
         assert_ne!(outcome.status, 0);
     }
@@ -189,7 +201,10 @@ fn setuid_in_a_layer(bed: &Bed) {
 /// Each place that we mount on or write to, as a link that leads to something outside.
 fn links_that_lead_out(bed: &Bed) {
     let victim = bed.seen_dir();
-    tree::fill(&victim, [("proc/", ""), ("dev/null", "file\n"), ("etc/hosts", "old\n"), ("sys/", ""), ("tmp/", ""), ("mnt/f", "f\n")]);
+    tree::fill(
+        &victim,
+        [("proc/", ""), ("dev/null", "file\n"), ("etc/hosts", "old\n"), ("sys/", ""), ("tmp/", ""), ("mnt/f", "f\n")],
+    );
     let before = Tree::take(&victim);
     let up = format!("../../../../../../..{}", victim.display());
     for target in [victim.display().to_string(), up] {
@@ -197,7 +212,12 @@ fn links_that_lead_out(bed: &Bed) {
             let root = root_dir(bed);
             symlink(format!("{target}/{name}"), root.join(name)).unwrap();
             let flags = ["--rootfs", text(&root), "--tmpfs", "/mnt/t", "--bind", "/usr:/mnt/usr"];
-            let outcome = bed.run(flags, "echo ran; echo x > /etc/hosts; echo y > /dev/null; ls /proc/self > /dev/null; touch /mnt/x").output();
+            let outcome = bed
+                .run(
+                    flags,
+                    "echo ran; echo x > /etc/hosts; echo y > /dev/null; ls /proc/self > /dev/null; touch /mnt/x",
+                )
+                .output();
             assert!(outcome.status == 0 || outcome.status == 125, "{name}: {} {}", outcome.status, outcome.errors());
             before.unchanged(&victim);
             let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
@@ -242,7 +262,11 @@ fn upper_is_kept(bed: &Bed) {
     assert_eq!(bed.run(flags, second).output().succeeded().text(), "old\nfirst\n/srv:\nd\nf\n\n/srv/d:\nnew\n33:34");
     assert_eq!(bed.run(flags, "cat /srv/f; ls -d /made 2>/dev/null").output().text(), "old\nfirst\nsecond");
     before.unchanged(&root);
-    assert_eq!(bed.run(["--rootfs", text(&root)], "cat /srv/f").output().succeeded().text(), "old", "without --upper nothing of it is there");
+    assert_eq!(
+        bed.run(["--rootfs", text(&root)], "cat /srv/f").output().succeeded().text(),
+        "old",
+        "without --upper nothing of it is there"
+    );
 }
 
 /// Root inside is owner 0 on disk: no number of a range that the next sandbox does not have.
@@ -282,9 +306,13 @@ fn upper_of_host_view(bed: &Bed) {
     let before = Tree::take(&dir);
     let upper = bed.disk_dir().join("upper");
     let flags = ["--upper", text(&upper)];
-    let first = format!("echo new > {}/f; rm /etc/hosts /etc/passwd; echo x > /etc/added; mkdir /newtop", dir.display());
+    let first =
+        format!("echo new > {}/f; rm /etc/hosts /etc/passwd; echo x > /etc/added; mkdir /newtop", dir.display());
     bed.run(flags, &first).output().succeeded();
-    let second = format!("cat {}/f /etc/added; test ! -e /etc/hosts -a ! -e /etc/passwd -a -d /newtop && echo gone", dir.display());
+    let second = format!(
+        "cat {}/f /etc/added; test ! -e /etc/hosts -a ! -e /etc/passwd -a -d /newtop && echo gone",
+        dir.display()
+    );
     assert_eq!(bed.run(flags, &second).output().succeeded().text(), "new\nx\ngone");
     before.unchanged(&dir);
     assert!(Path::new("/etc/passwd").exists() && !Path::new("/etc/added").exists());

@@ -8,11 +8,7 @@ fn texts(list: &[&str]) -> Vec<String> {
 }
 
 fn failure(message: &str) -> Failure {
-    Failure {
-        status: 125,
-        message: message.to_owned(),
-        hint: String::new(),
-    }
+    Failure { status: 125, message: message.to_owned(), hint: String::new() }
 }
 
 /// Root on a Debian machine where nothing is amiss.
@@ -32,10 +28,7 @@ fn good() -> Facts {
             user_controllers: None,
             favordynmods: true,
         },
-        switches: Switches {
-            max_user_namespaces: Some(62_000),
-            ..Switches::default()
-        },
+        switches: Switches { max_user_namespaces: Some(62_000), ..Switches::default() },
         namespaces: texts(NAMESPACES),
         trials: Trials {
             user_namespace: Ok(()),
@@ -46,12 +39,7 @@ fn good() -> Facts {
             owners: Owners::Range,
         },
         covered: Vec::new(),
-        calls: Calls {
-            seccomp_notify: true,
-            openat2: true,
-            fuse: None,
-            pasta: Some("/usr/bin/pasta".into()),
-        },
+        calls: Calls { seccomp_notify: true, openat2: true, fuse: None, pasta: Some("/usr/bin/pasta".into()) },
     }
 }
 
@@ -60,23 +48,11 @@ fn plain() -> Facts {
     let good = good();
     Facts {
         uid: 1000,
-        person: Person {
-            uid: 1000,
-            name: "me".into(),
-            subordinate_ids: true,
-            map_tools: true,
-            manager_runs: true,
-        },
+        person: Person { uid: 1000, name: "me".into(), subordinate_ids: true, map_tools: true, manager_runs: true },
         private_socket: None,
         user_manager: Some(Ok("257.9-1~deb13u1".into())),
-        cgroups: Cgroups {
-            user_controllers: Some(texts(CONTROLLERS)),
-            ..good.cgroups.clone()
-        },
-        trials: Trials {
-            owners: Owners::Maps(2),
-            ..good.trials.clone()
-        },
+        cgroups: Cgroups { user_controllers: Some(texts(CONTROLLERS)), ..good.cgroups.clone() },
+        trials: Trials { owners: Owners::Maps(2), ..good.trials.clone() },
         ..good
     }
 }
@@ -117,16 +93,10 @@ fn without_systemd_it_says_what_is_left() {
 
 #[test]
 fn a_dead_bus_is_enough_for_root_as_long_as_the_private_socket_answers() {
-    let mut facts = Facts {
-        system_bus: Err("no answer within 3 s".into()),
-        ..good()
-    };
+    let mut facts = Facts { system_bus: Err("no answer within 3 s".into()), ..good() };
     let bus = check(&facts, "system bus");
     assert_eq!(bus.state, Limited);
-    assert_eq!(
-        bus.command.as_deref(),
-        Some("apt install dbus && systemctl start dbus.socket")
-    );
+    assert_eq!(bus.command.as_deref(), Some("apt install dbus && systemctl start dbus.socket"));
     assert_eq!(check(&facts, "systemd").found, "systemd 257.9-1~deb13u1");
     assert!(Report::new(&facts).ok);
     facts.private_socket = Some(Err("Connection refused".into()));
@@ -135,16 +105,10 @@ fn a_dead_bus_is_enough_for_root_as_long_as_the_private_socket_answers() {
 
 #[test]
 fn a_plain_user_needs_a_manager_of_their_own_and_sudo_for_what_mends_it() {
-    let facts = Facts {
-        user_manager: Some(Err("/run/user/1000/bus: No such file or directory".into())),
-        ..plain()
-    };
+    let facts = Facts { user_manager: Some(Err("/run/user/1000/bus: No such file or directory".into())), ..plain() };
     let manager = check(&facts, "user manager");
     assert_eq!((manager.state, manager.needed), (Missing, true));
-    assert_eq!(
-        manager.command.as_deref(),
-        Some("sudo loginctl enable-linger me")
-    );
+    assert_eq!(manager.command.as_deref(), Some("sudo loginctl enable-linger me"));
 }
 
 #[test]
@@ -155,15 +119,8 @@ fn controllers_that_a_user_was_not_given_are_named_with_the_drop_in_that_gives_t
     assert_eq!(row.state, Limited);
     assert!(row.advice.unwrap().contains("cpuset, io"));
     let command = row.command.unwrap();
-    assert!(
-        command
-            .contains("| sudo install -D -m 644 /dev/stdin /etc/systemd/system/user@.service.d/"),
-        "{command}"
-    );
-    assert!(
-        command.ends_with("&& sudo systemctl daemon-reload"),
-        "{command}"
-    );
+    assert!(command.contains("| sudo install -D -m 644 /dev/stdin /etc/systemd/system/user@.service.d/"), "{command}");
+    assert!(command.ends_with("&& sudo systemctl daemon-reload"), "{command}");
     assert!(Report::new(&facts).ok);
 }
 
@@ -171,18 +128,8 @@ fn controllers_that_a_user_was_not_given_are_named_with_the_drop_in_that_gives_t
 fn the_switch_that_is_closed_is_the_one_that_is_named() {
     let table = [
         (Some(0), None, None, Some("user.max_user_namespaces=65536")),
-        (
-            Some(9),
-            Some(0),
-            None,
-            Some("kernel.unprivileged_userns_clone=1"),
-        ),
-        (
-            Some(9),
-            Some(1),
-            Some(1),
-            Some("kernel.apparmor_restrict_unprivileged_userns=0"),
-        ),
+        (Some(9), Some(0), None, Some("kernel.unprivileged_userns_clone=1")),
+        (Some(9), Some(1), Some(1), Some("kernel.apparmor_restrict_unprivileged_userns=0")),
         (Some(9), Some(1), Some(0), None),
         (None, None, None, None),
     ];
@@ -211,12 +158,8 @@ fn without_user_namespaces_the_rest_is_not_blamed() {
     facts.trials.root = Err(failure("make namespaces: Operation not permitted"));
     facts.switches.unprivileged_userns_clone = Some(0);
     let report = Report::new(&facts);
-    let blamed: Vec<&str> = report
-        .checks
-        .iter()
-        .filter(|check| check.needed && check.state == Missing)
-        .map(|check| check.name)
-        .collect();
+    let blamed: Vec<&str> =
+        report.checks.iter().filter(|check| check.needed && check.state == Missing).map(|check| check.name).collect();
     assert_eq!(blamed, ["user namespaces"]);
     assert_eq!(
         check(&facts, "user namespaces").command.as_deref(),
@@ -228,15 +171,10 @@ fn without_user_namespaces_the_rest_is_not_blamed() {
 fn in_a_container_what_covers_proc_is_named() {
     let mut facts = good();
     facts.trials.proc = Err(failure("Operation not permitted"));
-    facts.covered = ["/proc/kcore", "/proc/keys", "/sys/firmware"]
-        .map(Into::into)
-        .to_vec();
+    facts.covered = ["/proc/kcore", "/proc/keys", "/sys/firmware"].map(Into::into).to_vec();
     let row = check(&facts, "new /proc");
     assert_eq!((row.state, row.needed), (Missing, true));
-    assert_eq!(
-        row.found,
-        "Operation not permitted: mounted over it are /proc/kcore /proc/keys"
-    );
+    assert_eq!(row.found, "Operation not permitted: mounted over it are /proc/kcore /proc/keys");
     assert_eq!(check(&facts, "new /sys").state, Found);
 }
 
@@ -244,8 +182,7 @@ fn in_a_container_what_covers_proc_is_named() {
 fn cgroup_versions_and_fallbacks_are_limits_not_failures() {
     let mut facts = good();
     facts.cgroups.mode = Some(CgroupMode::Hybrid);
-    facts.trials.owners =
-        Owners::Identity("the owners of files on / (overlay) cannot be mapped".into());
+    facts.trials.owners = Owners::Identity("the owners of files on / (overlay) cannot be mapped".into());
     facts.calls.openat2 = false;
     for name in ["cgroup version", "own range of IDs", "openat2"] {
         assert_eq!(check(&facts, name).state, Limited, "{name}");
@@ -258,20 +195,13 @@ fn cgroup_versions_and_fallbacks_are_limits_not_failures() {
 #[test]
 fn what_only_comes_later_is_never_needed() {
     let mut facts = good();
-    facts.calls = Calls {
-        openat2: true,
-        fuse: Some("not there".into()),
-        ..Calls::default()
-    };
+    facts.calls = Calls { openat2: true, fuse: Some("not there".into()), ..Calls::default() };
     for name in ["seccomp notification", "FUSE", "pasta"] {
         let row = check(&facts, name);
         assert_eq!((row.state, row.needed), (Missing, false), "{name}");
         assert_eq!(row.advice.as_deref(), Some("this version does not use it"));
     }
-    assert_eq!(
-        check(&facts, "FUSE").command.as_deref(),
-        Some("modprobe fuse")
-    );
+    assert_eq!(check(&facts, "FUSE").command.as_deref(), Some("modprobe fuse"));
     assert!(Report::new(&facts).ok);
 }
 
@@ -283,23 +213,15 @@ fn subordinate_ids_take_a_program_and_a_range() {
     let command = check(&facts, "subordinate IDs").command.unwrap();
     assert!(command.starts_with("sudo usermod --add-subuids ") && command.ends_with(" me"));
     facts.person.map_tools = false;
-    assert_eq!(
-        check(&facts, "subordinate IDs").command.as_deref(),
-        Some("sudo apt install uidmap")
-    );
+    assert_eq!(check(&facts, "subordinate IDs").command.as_deref(), Some("sudo apt install uidmap"));
     assert_eq!(check(&facts, "own range of IDs").state, Limited);
 }
 
 #[test]
 fn the_json_shape_is_the_documented_one() {
     let value = serde_json::to_value(Report::new(&good())).unwrap();
-    let keys = |value: &serde_json::Value| -> Vec<String> {
-        value.as_object().unwrap().keys().cloned().collect()
-    };
+    let keys = |value: &serde_json::Value| -> Vec<String> { value.as_object().unwrap().keys().cloned().collect() };
     assert_eq!(keys(&value), ["checks", "ok", "uid", "version"]);
-    assert_eq!(
-        keys(&value["checks"][0]),
-        ["advice", "command", "found", "name", "needed", "state"]
-    );
+    assert_eq!(keys(&value["checks"][0]), ["advice", "command", "found", "name", "needed", "state"]);
     assert_eq!(value["checks"][0]["state"], "found");
 }

@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use crate::error::{Result, fault};
 use crate::host::{Host, Mount};
+use crate::part::scratch;
 use crate::spec::{Bind, RootSource, Spec, Upper};
 
 /// Everything that makes the root, in order; the first one is the root itself.
@@ -21,8 +22,10 @@ pub(crate) struct RootPlan {
     pub(crate) operations: Vec<Operation>,
     /// Size of the memory that takes the writes, in bytes; `None`: half of the machine's, tmpfs(5).
     pub(crate) memory: Option<u64>,
-    /// A directory that keeps the writes.
+    /// A directory that takes the writes.
     pub(crate) upper: Option<PathBuf>,
+    /// That directory is made for this sandbox and removed at its end.
+    pub(crate) temporary: bool,
     /// No overlay can be written to.
     pub(crate) read_only: bool,
     /// A plain user's root: made by the child, with overlays that keep their marks in `user.overlay.*`.
@@ -163,13 +166,17 @@ pub(crate) fn plan(spec: &Spec, host: &Host, owners: Owners, share_sys: bool, sh
     operations.extend(kernel_directories(share_sys, share_proc));
     operations.extend(devices());
     operations.extend(asked(spec, host, owners)?);
-    if rootless && host.kernel < (6, 6) {
-        without_user_xattrs(spec, host, &mut operations)?;
+    let no_user_xattrs = rootless && host.kernel < (6, 6);
+    if no_user_xattrs {
+        hide_by_absence(&mut operations);
     }
     let (memory, upper) = match &spec.root.upper {
+        Upper::Memory(None) if no_user_xattrs => (None, Some(scratch::path(host.uid, &host.id))),
+        Upper::Memory(Some(_)) if no_user_xattrs => return Err(no_memory_upper(host)),
         Upper::Memory(size) => (*size, None),
         Upper::Directory(path) => (None, Some(path.clone())),
     };
+    let temporary = upper.is_some() && matches!(spec.root.upper, Upper::Memory(_));
     if let Some(upper) = &upper
         && owners == Owners::Mapped
     {
@@ -179,6 +186,7 @@ pub(crate) fn plan(spec: &Spec, host: &Host, owners: Owners, share_sys: bool, sh
         operations,
         memory,
         upper,
+        temporary,
         read_only: spec.root.read_only,
         userxattr: rootless,
         many_layers: host.kernel >= (6, 5),
@@ -186,25 +194,24 @@ pub(crate) fn plan(spec: &Spec, host: &Host, owners: Owners, share_sys: bool, sh
     })
 }
 
-/// Before 6.6 a tmpfs has no user.* attributes, so it can be neither the upper of a plain user's overlay (removing a directory and
-/// making it again would give EIO) nor hold an opaque directory: what is hidden is absent then, not empty.
-fn without_user_xattrs(spec: &Spec, host: &Host, operations: &mut [Operation]) -> Result<()> {
-    if matches!(spec.root.upper, Upper::Memory(_)) {
-        let (major, minor) = host.kernel;
-        return Err(fault(format!("overlay root: on Linux {major}.{minor} a plain user's needs a place on a disk for its writes (6.6 does not)"))
-            .hint("--upper DIR, a directory that need not exist yet; or run as root")
-            .into());
-    }
+/// Before 6.6 a tmpfs has no user.* attributes and so cannot hold an opaque directory: what is hidden is absent then, not empty.
+fn hide_by_absence(operations: &mut [Operation]) {
     for operation in operations {
         if let Operation::Overlay(overlay) = operation {
-            overlay
-                .init
-                .iter_mut()
-                .filter(|entry| entry.what == InitKind::Empty)
-                .for_each(|entry| entry.what = InitKind::Absent);
+            let empty = overlay.init.iter_mut().filter(|entry| entry.what == InitKind::Empty);
+            empty.for_each(|entry| entry.what = InitKind::Absent);
         }
     }
-    Ok(())
+}
+
+/// For the same reason it cannot take a plain user's writes either: removing a directory and making it again would give EIO.
+fn no_memory_upper(host: &Host) -> anyhow::Error {
+    let (major, minor) = host.kernel;
+    fault(format!(
+        "--upper tmpfs:SIZE: on Linux {major}.{minor} a plain user's writes need a place on a disk (on 6.6 they do not)"
+    ))
+    .hint("leave it out for a directory in /var/tmp that is removed at the end; or --upper DIR; or run as root")
+    .into()
 }
 
 /// Whether `mount` can be idmapped: the file systems that can, with the first kernel where each can (FS_ALLOW_IDMAP in the
