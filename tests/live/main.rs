@@ -42,11 +42,15 @@ mod bed;
 mod bed_itself;
 mod binds;
 mod command;
+mod commandline;
+mod confinement;
 mod facts;
 mod hostview;
+mod leaks;
 mod limits;
 mod namespaces;
 mod pressure;
+mod process;
 mod rootfs;
 mod seed;
 mod signals;
@@ -85,7 +89,11 @@ fn all() -> Vec<Test> {
     let areas = [
         bed_itself::tests(),
         binds::tests(),
+        commandline::tests(),
+        confinement::tests(),
         hostview::tests(),
+        leaks::tests(),
+        process::tests(),
         rootfs::tests(),
         limits::tests(),
         namespaces::tests(),
