@@ -26,6 +26,9 @@ pub(crate) fn enter(plan: &Plan, end: &ChildEnd, claim: Option<&Claim>) -> ! {
     let status = steps(plan, end, claim).unwrap_or_else(|error| {
         // If the launcher is gone there is nobody to tell.
         drop(end.send(&ToParent::Failed(Failure::from_error(&error))));
+        // The launcher ends this process when systemd has it in its unit: a dead one that systemd puts there never leaves it, and
+        // the unit would stay for ever (the kernel does not move what exits, and says nothing).
+        while matches!(end.receive(), Ok(Some(_))) {}
         exit::FAILED
     });
     sys::exit_now(status)

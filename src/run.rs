@@ -120,7 +120,7 @@ struct Running<'a> {
 impl Drop for Running<'_> {
     fn drop(&mut self) {
         if !self.ended {
-            drop(rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL));
+            self.kill();
             drop(rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED));
         }
         self.reap_helper();
@@ -213,9 +213,18 @@ impl Running<'_> {
         Ok(parts.map_or(exit::FAILED, |(exited, signaled)| exit::from_waitid(exited, signaled)))
     }
 
+    /// Ends the first process inside, and with it all others; not before systemd is done with it, see [`child::enter`].
+    fn kill(&mut self) {
+        if let Some(unit) = &mut self.unit {
+            unit.settle(self.pidfd.as_fd());
+        }
+        // ESRCH: it has ended by itself.
+        drop(rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL));
+    }
+
     /// When the child reported a failure, that is the cause of whatever this side saw.
     fn first_failure(&mut self, error: anyhow::Error) -> anyhow::Error {
-        drop(rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL));
+        self.kill();
         while let Ok(Some(message)) = self.end.receive() {
             if let ToParent::Failed(failure) = message {
                 return failure.into_error();
