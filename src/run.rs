@@ -184,6 +184,8 @@ impl Running<'_> {
         let userns = claim.map(|_| users::open_userns(self.pid)).transpose()?;
         match sys::clone_process(libc::CLONE_NEWNS).context("start the helper that makes the root")? {
             Side::Child => {
+                // It holds the launcher's end of the socket, so the child would wait for a helper that is stuck.
+                drop(rustix::process::set_parent_process_death_signal(Some(Signal::KILL)));
                 let ids = Ids { base: claim.map_or(0, |claim| claim.base), userns: userns.as_ref().map(AsFd::as_fd) };
                 let message = match assemble(root, &ids) {
                     Ok(tree) => ToChild::Tree(tree),
