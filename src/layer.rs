@@ -10,7 +10,7 @@ use clap::{ArgAction, Args, ValueEnum};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Manager {
-    /// systemd where it is PID 1; else none, with a warning, when nothing was asked that needs a unit
+    /// systemd where it is PID 1; elsewhere none, with a warning, unless a limit, slice or unit was asked for
     Auto,
     /// systemd, or an error
     Systemd,
@@ -22,9 +22,9 @@ pub(crate) enum Manager {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Userns {
-    /// a range of 65536 IDs that nobody else uses; identity where the kernel or the file system cannot
+    /// a range of 65536 IDs that nobody else uses; identity where the kernel or a file system cannot (it says so)
     Auto,
-    /// a user namespace in which each ID is itself: no capability reaches the host
+    /// a user namespace in which each ID is itself: root inside owns the host's files, without power over the host
     Identity,
     /// no user namespace
     Host,
@@ -77,103 +77,116 @@ pub(crate) enum OomPolicy {
 /// One source of settings.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct Layer {
-    /// Unit name, to the letter: NAME gives NAME.scope [default: sandbox-NAME-ID.scope]
+    /// Name of the unit, to the letter: NAME gives NAME.scope [default: sandbox-NAME-ID.scope]
     #[arg(long, short = 'u', value_name = "NAME", help_heading = "Unit")]
     pub(crate) unit: Option<String>,
-    /// Name of the sandbox; also its hostname [default: the command's name]
+    /// Name of the sandbox, and its hostname [default: the command's name]
     #[arg(long, value_name = "NAME", help_heading = "Unit")]
     pub(crate) name: Option<String>,
-    /// Slice the unit goes into; made if it does not exist, a-b.slice is inside a.slice [default: sandbox.slice]
+    /// Slice that the unit goes into [default: sandbox.slice]
+    ///
+    /// It is made where it does not exist; a-b.slice is inside a.slice. Limits set on a slice hold for all in it together.
     #[arg(long, value_name = "SLICE", help_heading = "Unit")]
     pub(crate) slice: Option<String>,
-    /// What `systemctl status` shows as the unit's description [default: the command]
+    /// What systemctl status shows as the description [default: the command]
     #[arg(long, value_name = "TEXT", help_heading = "Unit")]
     pub(crate) description: Option<String>,
-    /// Set a property of the unit: any resource-control or kill setting of systemd.resource-control(5) and systemd.kill(5), plus
-    /// LimitNOFILE= and the like, Nice=, OOMScoreAdjust= and UMask=. Limits are read back from the kernel before the command
-    /// may run
+    /// Property of the unit, such as MemoryMax=500M; repeatable
+    ///
+    /// Any setting of systemd.resource-control(5) and systemd.kill(5), and of systemd.exec(5) LimitNOFILE= and its kind, Nice=,
+    /// OOMScoreAdjust=, UMask=, CPUAffinity=. Old names are translated on cgroup v2: CPUShares=, MemoryLimit=, BlockIOWeight=.
+    /// Each limit is read back from the kernel before the command may run; one that is not in force ends the start with 125.
     #[arg(long = "property", short = 'p', value_name = "K=V", help_heading = "Unit")]
     pub(crate) property: Vec<String>,
-    /// Use the system's service manager [default for root]
-    #[arg(long, overrides_with = "user", help_heading = "Unit", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    /// The system's service manager makes the unit [default for root]
+    #[arg(long, overrides_with = "user", help_heading = "Unit", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
     pub(crate) system: Option<bool>,
-    /// Use the caller's own service manager [default for everyone else]
-    #[arg(long, overrides_with = "system", help_heading = "Unit", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    /// Your own service manager makes the unit [default for everyone else]
+    #[arg(long, overrides_with = "system", help_heading = "Unit", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
     pub(crate) user: Option<bool>,
-    /// Who makes the unit
+    /// Who makes the unit [default: auto]
     #[arg(long, value_name = "WHO", value_enum, help_heading = "Unit")]
     pub(crate) manager: Option<Manager>,
 
     /// Memory limit: bytes, or with K, M, G, T (MemoryMax=)
     #[arg(long, short = 'm', value_name = "SIZE", help_heading = "Limits")]
     pub(crate) memory: Option<String>,
-    /// Number of CPUs, such as 1.5 (CPUQuota=150%)
+    /// CPU time limit, in CPUs: 1.5 is CPUQuota=150%
     #[arg(long, value_name = "N", help_heading = "Limits")]
     pub(crate) cpus: Option<String>,
-    /// Relative CPU weight as Docker counts it, 1024 is normal (CPUWeight=)
+    /// CPU weight as Docker counts it, 1024 is normal (CPUWeight=)
     #[arg(long, value_name = "N", help_heading = "Limits")]
     pub(crate) cpu_shares: Option<String>,
     /// Period of --cpu-quota in microseconds [default: 100000]
     #[arg(long, value_name = "US", help_heading = "Limits")]
     pub(crate) cpu_period: Option<String>,
-    /// CPU time per period in microseconds (CPUQuota=)
+    /// CPU time in each period, in microseconds (CPUQuota=)
     #[arg(long, allow_negative_numbers = true, value_name = "US", help_heading = "Limits")]
     pub(crate) cpu_quota: Option<String>,
-    /// CPUs it may run on, such as 0-3,5 (AllowedCPUs=)
+    /// CPUs to run on, such as 0-3,5 (AllowedCPUs=)
     #[arg(long, value_name = "LIST", help_heading = "Limits")]
     pub(crate) cpuset_cpus: Option<String>,
-    /// Number of processes and threads (TasksMax=)
+    /// Limit of processes and threads (TasksMax=)
     #[arg(long, allow_negative_numbers = true, value_name = "N", help_heading = "Limits")]
     pub(crate) pids_limit: Option<String>,
-    /// Resource limit of the process as in setrlimit(2): nofile=1024:2048
+    /// Limit of each process, as in setrlimit(2): nofile=1024:2048
     #[arg(long, value_name = "NAME=SOFT[:HARD]", help_heading = "Limits")]
     pub(crate) ulimit: Vec<String>,
-    /// What happens to the rest of the sandbox after an out-of-memory kill [default: continue]
+    /// What happens to the rest when the kernel kills a process for lack of memory [default: continue]
     #[arg(long, value_name = "WHAT", value_enum, help_heading = "Limits")]
     pub(crate) oom: Option<OomPolicy>,
 
-    /// Root: this directory instead of a view of the host's own files
+    /// A directory as the root, instead of a view of the host's own files
+    ///
+    /// It is the lowerdir of an overlay: writes go to the upper, never into it.
     #[arg(long, value_name = "DIR", conflicts_with = "layer", help_heading = "Root")]
     pub(crate) rootfs: Option<PathBuf>,
-    /// Root: these read-only directories on top of each other, lowest first
+    /// A read-only layer of the root; repeat it for more, lowest first
     #[arg(long, value_name = "DIR", help_heading = "Root")]
     pub(crate) layer: Vec<PathBuf>,
-    /// Bring a file or directory of the host: SRC[:DST[:ro|rw]]
+    /// A file or directory of the host, as it is: writes reach the host unless it is ro
     #[arg(long, short = 'v', visible_alias = "volume", value_name = "SRC[:DST[:ro]]", help_heading = "Root")]
     pub(crate) bind: Vec<OsString>,
-    /// An empty directory in memory: DST[:SIZE]
+    /// An empty directory in memory
     #[arg(long, value_name = "DST[:SIZE]", help_heading = "Root")]
     pub(crate) tmpfs: Vec<OsString>,
-    /// Nothing of the root can be written
-    #[arg(long, help_heading = "Root", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    /// Nothing of the root can be written; binds and tmpfs can
+    #[arg(long, help_heading = "Root", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
     pub(crate) read_only: Option<bool>,
-    /// Where writes to the root go: memory that is gone at the end, or a directory that keeps them [default: tmpfs]
+    /// Where writes to the root go: memory, gone at the end, or a directory that keeps them [default: tmpfs]
+    ///
+    /// Memory is at most half of the machine's, and counts against the unit's limit.
     #[arg(long, value_name = "tmpfs[:SIZE]|DIR", help_heading = "Root")]
     pub(crate) upper: Option<OsString>,
-    /// Show what the view of the host hides: password hashes, private keys, logs, other engines' stores
-    #[arg(long, help_heading = "Root", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    /// Show what the view of the host hides
+    ///
+    /// Password hashes, private and host keys, credential stores, /boot, /var/log, the stores of docker, podman and others. /home,
+    /// /root, /run, /tmp and /var/tmp stay empty: --bind brings what is wanted of them.
+    #[arg(long, help_heading = "Root", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
     pub(crate) host_secrets: Option<bool>,
 
-    /// Namespaces to share with the host instead of having new ones
+    /// Namespaces to share with the host, comma-separated [default: none, all are its own]
     #[arg(long, value_name = "NS,…", value_enum, value_delimiter = ',', help_heading = "Isolation")]
     pub(crate) share: Vec<Namespace>,
-    /// How user and group IDs map [default: auto]
+    /// How IDs inside relate to IDs outside, for root [default: auto]
     #[arg(long, value_name = "HOW", value_enum, help_heading = "Isolation")]
     pub(crate) userns: Option<Userns>,
-    /// Network inside [default: none]
+    /// The network inside [default: none]
     #[arg(long, visible_alias = "net", value_name = "WHICH", value_enum, help_heading = "Isolation")]
     pub(crate) network: Option<Network>,
     /// Hostname inside [default: the sandbox's name]
     #[arg(long, value_name = "NAME", help_heading = "Isolation")]
     pub(crate) hostname: Option<String>,
-    /// Keep a capability that the default takes away, such as SYS_NICE; ALL keeps every one
+    /// Keep a capability that is taken away by default, such as SYS_NICE; or ALL
     #[arg(long, value_name = "CAP", value_delimiter = ',', help_heading = "Isolation")]
     pub(crate) cap_add: Vec<String>,
-    /// Take a capability away; ALL takes every one
+    /// Take a capability away; or ALL
     #[arg(long, value_name = "CAP", value_delimiter = ',', help_heading = "Isolation")]
     pub(crate) cap_drop: Vec<String>,
 
-    /// Set a variable; without =VALUE, take the caller's. The command starts with PATH, TERM, HOME, USER and container=sandbox only
+    /// Set a variable; without =VALUE it is the caller's
+    ///
+    /// Without this the command gets PATH, TERM, HOME, USER and container=sandbox, and nothing of the caller's.
     #[arg(
         long,
         short = 'E',
@@ -192,23 +205,23 @@ pub(crate) struct Layer {
     /// Group inside, by name or number [default: the user's]
     #[arg(long, value_name = "GROUP", help_heading = "Process")]
     pub(crate) gid: Option<String>,
-    /// Put a small init at PID 1 that reaps and relays signals (the default)
-    #[arg(long, overrides_with = "as_pid1", help_heading = "Process", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    /// PID 1 is a small init that reaps and relays signals [default]
+    #[arg(long, overrides_with = "as_pid1", help_heading = "Process", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
     pub(crate) init: Option<bool>,
-    /// Make the command itself PID 1: it has to reap, and ignores signals that it does not handle
-    #[arg(long, overrides_with = "init", help_heading = "Process", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    /// PID 1 is the command: it has to reap, and signals that it does not handle do nothing
+    #[arg(long, overrides_with = "init", help_heading = "Process", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
     pub(crate) as_pid1: Option<bool>,
-    /// Give it a terminal of its own [default where stdin and stdout are terminals]
-    #[arg(long, short = 't', visible_alias = "tty", overrides_with = "pipe", help_heading = "Process", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    /// A terminal of its own [default where standard input and output are both terminals]
+    #[arg(long, short = 't', visible_alias = "tty", overrides_with = "pipe", help_heading = "Process", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
     pub(crate) pty: Option<bool>,
-    /// Hand over standard input, output and error as they are
-    #[arg(long, short = 'P', overrides_with = "pty", help_heading = "Process", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    /// Standard input, output and error as they are [default elsewhere]
+    #[arg(long, short = 'P', overrides_with = "pty", help_heading = "Process", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
     pub(crate) pipe: Option<bool>,
-    /// Accepted for Docker's -it; standard input is always connected
-    #[arg(long, short = 'i', help_heading = "Process", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    /// Nothing: for those who type Docker's -it; standard input is always connected
+    #[arg(long, short = 'i', help_heading = "Process", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
     pub(crate) interactive: Option<bool>,
-    /// Say nothing but errors
-    #[arg(long, short = 'q', help_heading = "Process", num_args = 0..=1, require_equals = true, default_missing_value = "true", action = ArgAction::Set)]
+    /// No warnings
+    #[arg(long, short = 'q', help_heading = "Process", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true, action = ArgAction::Set)]
     pub(crate) quiet: Option<bool>,
 
     /// The command and its arguments

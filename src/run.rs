@@ -121,7 +121,7 @@ impl Drop for Running<'_> {
     fn drop(&mut self) {
         if !self.ended {
             self.kill();
-            drop(rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED));
+            let _ = rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
         }
         self.reap_helper();
         // A scope ends with its last process; only what shares the host's PIDs may have left others in it.
@@ -185,7 +185,7 @@ impl Running<'_> {
         match sys::clone_process(libc::CLONE_NEWNS).context("start the helper that makes the root")? {
             Side::Child => {
                 // It holds the launcher's end of the socket, so the child would wait for a helper that is stuck.
-                drop(rustix::process::set_parent_process_death_signal(Some(Signal::KILL)));
+                let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
                 let ids = Ids { base: claim.map_or(0, |claim| claim.base), userns: userns.as_ref().map(AsFd::as_fd) };
                 let message = match assemble(root, &ids) {
                     Ok(tree) => ToChild::Tree(tree),
@@ -202,7 +202,7 @@ impl Running<'_> {
 
     fn reap_helper(&mut self) {
         if let Some(helper) = self.helper.take() {
-            drop(rustix::process::waitpid(Some(helper), rustix::process::WaitOptions::empty()));
+            let _ = rustix::process::waitpid(Some(helper), rustix::process::WaitOptions::empty());
         }
     }
 
@@ -221,7 +221,7 @@ impl Running<'_> {
             unit.settle(self.pidfd.as_fd());
         }
         // ESRCH: it has ended by itself.
-        drop(rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL));
+        let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
     }
 
     /// When the child reported a failure, that is the cause of whatever this side saw.

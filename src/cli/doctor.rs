@@ -11,21 +11,24 @@ use crate::error::Result;
 const MISSING: u8 = 1;
 
 const AFTER_HELP: &str = "\
-ok        it is there
-limited   it is there in part, or something else is used in its place
-absent    it is not there, and nothing that `sandbox run` does by default needs it
-MISSING   it is not there, and `sandbox run` without flags cannot work
+What stands for what:
+  ok       it is there
+  limited  it is there in part, or something else is used in its place
+  absent   it is not there; nothing that sandbox run does by default needs it
+  MISSING  it is not there; sandbox run without flags cannot work
 
-Exit status: 0 when nothing is MISSING, 1 when something is, 125 when the machine could not be looked at.
+Exit status: 0 when nothing is MISSING, 1 when something is, 125 when the
+machine could not be looked at.
 
-JSON: {\"ok\": BOOL, \"version\": TEXT, \"uid\": NUMBER, \"checks\": [{\"name\": TEXT,
-\"state\": \"found\"|\"limited\"|\"missing\", \"needed\": BOOL, \"found\": TEXT, \"advice\": TEXT|null,
-\"command\": TEXT|null}, …]}. `ok` is false when a check is both needed and missing.";
+JSON: one object with
+  ok       false when a check is both needed and missing
+  version  of sandbox
+  uid      of the user for whom it was looked
+  checks   a list; each has name, state (found, limited or missing), needed
+           (true or false), found (text), advice (text or null) and command
+           (for a shell, or null)";
 
 /// Flags of `sandbox doctor`.
-///
-/// It answers for the user who runs it. Some things can only be known by trying: they are tried in short-lived child processes with
-/// namespaces of their own, and nothing stays behind.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP, max_term_width = 100)]
 pub(super) struct Arguments {

@@ -1,16 +1,18 @@
 //! The command line: one file a command, with its flags and its thin handler.
 
 mod doctor;
+mod generate;
 mod run;
 
 use clap::{Parser, Subcommand};
 
 use crate::error::Result;
 
-/// Start a command in a container that systemd owns.
+/// Start a command in a container that systemd owns
 ///
-/// No daemon: each sandbox is a transient unit in a slice, with limits that are checked to be in force, around a process that has
-/// its own namespaces and a copy-on-write root. systemctl, systemd-cgls, systemd-cgtop and journalctl stay the tools to look at it.
+/// Each sandbox is a transient unit in a slice, with limits that are checked to be in force, around a process that has its own
+/// namespaces and a copy-on-write root. There is no daemon: systemctl, systemd-cgls, systemd-cgtop and journalctl are the tools to
+/// look at it.
 #[derive(Debug, Parser)]
 #[command(name = "sandbox", version, max_term_width = 100, after_help = AFTER_HELP, disable_help_subcommand = true)]
 struct Arguments {
@@ -20,22 +22,30 @@ struct Arguments {
 
 const AFTER_HELP: &str = "\
 Examples:
-  sandbox run -- bash                                a shell on a copy-on-write view of this machine
-  sandbox run -m 500M --cpus 1.5 -- make -j8         with limits
-  sandbox run --slice=test --unit=toptest -p CPUShares=600 -p MemoryMax=500M -- top -b
-  systemctl status toptest.scope                     look at it, from another terminal
-  sandbox run --bind $PWD --network host -- ./build  with a directory of the host and its network
-  sandbox doctor                                     what this machine can do
+  sandbox run -- bash
+      A shell on a copy-on-write view of this machine; its writes go at the end.
+  sandbox run --slice=test --unit=toptest \\
+          -p CPUShares=600 -p MemoryMax=500M -- top -b
+      With limits, in a unit that `systemctl status toptest.scope` shows.
+  sandbox run --bind $PWD --network host -- make
+      With a directory of this machine and its network.
+  sandbox doctor
+      Whether this machine has all that sandboxes need, and what mends it.
 
-Exit status of run: the command's own; 128+n when signal n ended it; 125 when sandbox itself failed and the command never
-ran, 126 when it cannot be executed, 127 when it was not found.";
+`sandbox run -h` lists the flags, `sandbox run --help` explains them.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run a command in a new sandbox and exit with its status
     Run(Box<run::Arguments>),
-    /// Say what this machine can do for sandboxes, and what mends what is missing
+    /// Say what this machine has of what sandboxes need, and what mends the rest
+    ///
+    /// It answers for the user who runs it. Some things can only be known by trying: they are tried in short-lived child
+    /// processes with namespaces of their own, and nothing stays behind.
     Doctor(doctor::Arguments),
+    /// Write man pages or shell completions, for packages
+    #[command(hide = true)]
+    Generate(generate::Arguments),
 }
 
 /// Parses the process's arguments and runs the command they name; the result is the exit status.
@@ -50,6 +60,7 @@ pub(crate) fn main() -> Result<u8> {
     match arguments.command {
         Command::Run(arguments) => run::main(*arguments),
         Command::Doctor(arguments) => doctor::main(&arguments),
+        Command::Generate(arguments) => generate::main(&arguments),
     }
 }
 
@@ -94,7 +105,7 @@ mod tests {
         let words = ["sandbox", "run"].iter().chain(words);
         match Arguments::try_parse_from(words).unwrap().command {
             Command::Run(arguments) => arguments.layer,
-            Command::Doctor(_) => unreachable!("parsed as run"),
+            Command::Doctor(_) | Command::Generate(_) => unreachable!("parsed as run"),
         }
     }
 

@@ -11,19 +11,39 @@ use crate::plan::Plan;
 use crate::spec::{RootSource, Spec};
 use crate::timings::Timings;
 
+const USAGE: &str = "sandbox run [OPTIONS] [--] CMD [ARG]...";
+
+const AFTER_HELP: &str = "\
+Examples:
+  sandbox run -- bash
+      A shell on a copy-on-write view of this machine.
+  sandbox run --slice=test --unit=toptest \\
+          -p CPUShares=600 -p MemoryMax=500M -- top -b
+      With limits, in a unit that `systemctl status toptest.scope` shows.
+  sandbox run --bind $PWD --network host -- make
+      With a directory of this machine and its network.
+  sandbox run --rootfs /srv/debian --read-only --tmpfs /run:16M -- /sbin/daemon
+      On a tree of its own that nothing can write to.
+  sandbox run --dry-run -m 1G -- make
+      What would be done, with every decision.
+
+Exit status: the command's own; 128+n when signal n ended it; 125 when sandbox
+itself failed and the command never ran, 126 when it cannot be executed, 127
+when it was not found.";
+
 /// Flags of `sandbox run`.
 #[derive(Debug, Args)]
-#[command(max_term_width = 100)]
+#[command(max_term_width = 100, override_usage = USAGE, after_help = AFTER_HELP)]
 pub(super) struct Arguments {
     #[command(flatten)]
     pub(super) layer: Layer,
-    /// Show what would be done, and start nothing
+    /// Show every decision, and start nothing
     #[arg(long, help_heading = "Look")]
     dry_run: bool,
-    /// With --dry-run: as JSON
+    /// With --dry-run: print JSON
     #[arg(long, requires = "dry_run", help_heading = "Look")]
     json: bool,
-    /// Say on stderr at the end what the time of the start was spent on
+    /// Say on standard error, at the end, what the time of the start was spent on
     #[arg(long, help_heading = "Look")]
     timings: bool,
 }

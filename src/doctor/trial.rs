@@ -12,6 +12,7 @@ use rustix::process::{DumpableBehavior, Pid, Signal, WaitId, WaitIdOptions};
 use crate::error::{Result, fault};
 use crate::part::rootfs::RootPlan;
 use crate::part::rootfs::assemble::{Ids, assemble, new_file_system};
+use crate::part::scratch;
 use crate::part::users::{self, UserPlan};
 use crate::sync::{self, ChildEnd, Failure, ParentEnd, ToChild, ToParent};
 use crate::sys::{self, Side};
@@ -34,9 +35,10 @@ struct Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        drop(rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL));
+        // It may have ended already, and then there is nothing to do.
+        let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
         let pidfd = WaitId::PidFd(self.pidfd.as_fd());
-        drop(rustix::process::waitid(pidfd, WaitIdOptions::EXITED));
+        let _ = rustix::process::waitid(pidfd, WaitIdOptions::EXITED);
     }
 }
 
@@ -139,7 +141,15 @@ pub(super) fn time_namespace(users: &UserPlan) -> Trial {
 
 /// Makes the whole root that `run` would make, as `run` does it, and throws it away.
 pub(super) fn root(plan: &RootPlan, users: &UserPlan) -> Trial {
-    told(if plan.userxattr { own_root(plan, users) } else { helpers_root(plan, users) })
+    let temporary = plan.upper.as_ref().filter(|_| plan.temporary);
+    if let Some(path) = temporary {
+        told(scratch::make(path))?;
+    }
+    let made = if plan.userxattr { own_root(plan, users) } else { helpers_root(plan, users) };
+    if let Some(path) = temporary {
+        scratch::remove(path, users);
+    }
+    told(made)
 }
 
 /// A plain user's root is made by the child itself.

@@ -174,6 +174,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::too_many_lines, reason = "a table, one row a kind of value")]
     fn properties_become_what_the_bus_takes() {
         let t = Value::U64;
         let table: Vec<(&str, &str, Value)> = vec![

@@ -496,6 +496,9 @@ mod tests {
     const START: &str = "StartTransientUnit";
     const BOTH: &str = "StartTransientUnit+PIDFDs+OOMPolicy";
 
+    /// What the other side does, call by call.
+    type Acts<'a> = &'a [(&'static str, Act)];
+
     #[test]
     fn starts_and_what_may_happen() {
         let old = |name| Act::Error("org.freedesktop.DBus.Error.PropertyReadOnly", name);
@@ -503,7 +506,7 @@ mod tests {
         let no_policy = old("Cannot set property OOMPolicy, or unknown property.");
         let exists = Act::Error("org.freedesktop.systemd1.UnitExists", "Unit t.scope already exists.");
         let done = Act::Job("/job/1", "done");
-        let table: &[(&[(&'static str, Act)], &str, &str)] = &[
+        let table: &[(Acts<'_>, &str, &str)] = &[
             (&[(START, done)], "started without []", BOTH),
             (&[(START, Act::JobEndsFirst("/job/1"))], "started without []", BOTH),
             (

@@ -1,0 +1,104 @@
+//! `sandbox generate`: what a package ships besides the program, made from the same definitions as the help.
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use clap::{Args, CommandFactory, Subcommand};
+use clap_complete::Shell;
+
+use crate::error::Result;
+
+/// Flags of `sandbox generate`.
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    #[command(subcommand)]
+    what: What,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// Write sandbox.1 and a page for each command into a directory
+    Man {
+        /// The directory, made where it is missing
+        #[arg(value_name = "DIR")]
+        directory: PathBuf,
+    },
+    /// Print the completions for a shell
+    Completions {
+        /// Which one
+        #[arg(value_name = "SHELL", value_enum)]
+        shell: Shell,
+    },
+}
+
+/// Runs it.
+pub(super) fn main(arguments: &Arguments) -> Result<u8> {
+    match &arguments.what {
+        What::Man { directory } => man(directory)?,
+        What::Completions { shell } => std::io::stdout().write_all(&completions(*shell))?,
+    }
+    Ok(0)
+}
+
+fn man(directory: &Path) -> Result<()> {
+    std::fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
+    for (name, text) in pages()? {
+        let path = directory.join(name);
+        std::fs::write(&path, text).with_context(|| format!("write {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// File name and text of each page: the program's own, and one for each command that the help lists.
+fn pages() -> Result<Vec<(String, Vec<u8>)>> {
+    let mut program = super::Arguments::command();
+    program.build();
+    let commands = program.get_subcommands().filter(|command| !command.is_hide_set()).cloned();
+    let mut pages = vec![program.clone()];
+    pages.extend(commands.map(|command| {
+        // The page is called as the man page of git-commit(1) is.
+        let name = format!("sandbox-{}", command.get_name());
+        let invocation = format!("sandbox {}", command.get_name());
+        command.name(name).bin_name(invocation).version(env!("CARGO_PKG_VERSION"))
+    }));
+    pages.into_iter().map(page).collect()
+}
+
+fn page(command: clap::Command) -> Result<(String, Vec<u8>)> {
+    let page = clap_mangen::Man::new(command.disable_help_flag(true));
+    let mut text = Vec::new();
+    page.render(&mut text)?;
+    Ok((page.get_filename(), text))
+}
+
+fn completions(shell: Shell) -> Vec<u8> {
+    let mut text = Vec::new();
+    clap_complete::generate(shell, &mut super::Arguments::command(), "sandbox", &mut text);
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_listed_command_has_a_page_and_the_hidden_one_has_none() {
+        let pages = pages().unwrap();
+        let names: Vec<&str> = pages.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["sandbox.1", "sandbox-run.1", "sandbox-doctor.1"]);
+        let run = String::from_utf8(pages[1].1.clone()).unwrap();
+        for text in ["cpu\\-shares", "Exit status"] {
+            assert!(run.contains(text), "{text}: {run}");
+        }
+        assert!(!String::from_utf8_lossy(&pages[0].1).contains("generate"));
+    }
+
+    #[test]
+    fn completions_know_the_flags() {
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+            let text = String::from_utf8(completions(shell)).unwrap();
+            assert!(text.contains("cpu-shares"), "{shell}");
+        }
+    }
+}
