@@ -32,7 +32,7 @@ pub(crate) fn supervise(plan: &Plan, end: &ChildEnd, identity: &Identity, termin
     let payload = match sys::clone_process(0).context("fork the payload")? {
         sys::Side::Child => {
             drop(started);
-            let error = child::become_payload(plan, identity, terminal.as_ref());
+            let error = child::become_payload(plan, identity, terminal.as_ref(), None);
             report_failure(report, &error);
             sys::exit_now(crate::exit::FAILED)
         }

@@ -43,6 +43,13 @@ impl<'a> Unit<'a> {
         Ok(())
     }
 
+    /// Waits for the end of a start that nobody wants any more, so that what is in the unit then can end with it.
+    pub(crate) fn settle(&mut self, pidfd: BorrowedFd<'_>) {
+        if let Err(error) = self.finish(pidfd) {
+            log::debug!("{error:#}");
+        }
+    }
+
     /// Reads every limit back from the kernel.
     ///
     /// # Errors
