@@ -188,8 +188,23 @@ fn cgroup_versions_and_fallbacks_are_limits_not_failures() {
         assert_eq!(check(&facts, name).state, Limited, "{name}");
     }
     assert!(Report::new(&facts).ok);
+    let advice = |facts: &Facts| check(facts, "own range of IDs").advice.unwrap();
+    assert!(advice(&facts).contains("--rootfs"));
+    facts.kernel = (5, 10);
+    assert!(!advice(&facts).contains("--rootfs"), "no file system helps there");
     facts.cgroups.mode = None;
     assert!(!Report::new(&facts).ok);
+}
+
+#[test]
+fn a_faster_start_is_offered_where_the_kernel_has_it_and_is_never_needed() {
+    let mut facts = good();
+    facts.cgroups.favordynmods = false;
+    let row = check(&facts, "favordynmods");
+    assert_eq!((row.state, row.needed), (Missing, false));
+    assert!(row.command.unwrap().starts_with("mount -o remount,favordynmods "));
+    facts.kernel = (5, 10);
+    assert!(checks(&facts).iter().all(|check| check.name != "favordynmods"));
 }
 
 #[test]
