@@ -121,13 +121,13 @@ pub(crate) struct Layer {
     #[arg(long, value_name = "US", help_heading = "Limits")]
     pub(crate) cpu_period: Option<String>,
     /// CPU time in each period, in microseconds (CPUQuota=)
-    #[arg(long, value_name = "US", help_heading = "Limits")]
+    #[arg(long, allow_negative_numbers = true, value_name = "US", help_heading = "Limits")]
     pub(crate) cpu_quota: Option<String>,
     /// CPUs to run on, such as 0-3,5 (AllowedCPUs=)
     #[arg(long, value_name = "LIST", help_heading = "Limits")]
     pub(crate) cpuset_cpus: Option<String>,
     /// Limit of processes and threads (TasksMax=)
-    #[arg(long, value_name = "N", help_heading = "Limits")]
+    #[arg(long, allow_negative_numbers = true, value_name = "N", help_heading = "Limits")]
     pub(crate) pids_limit: Option<String>,
     /// Limit of each process, as in setrlimit(2): nofile=1024:2048
     #[arg(long, value_name = "NAME=SOFT[:HARD]", help_heading = "Limits")]

@@ -136,11 +136,11 @@ impl<'a> Relay<'a> {
             Signal::SIGTSTP => {
                 self.send(Signal::SIGSTOP, true);
                 // Stopped here until somebody continues this process, which then continues the payload.
-                drop(nix::sys::signal::raise(Signal::SIGSTOP));
+                let _ = nix::sys::signal::raise(Signal::SIGSTOP);
             }
             Signal::SIGCONT => self.send(signal, true),
             Signal::SIGINT if self.is_second_interrupt() => {
-                drop(rustix::process::pidfd_send_signal(self.pidfd, rustix::process::Signal::KILL));
+                let _ = rustix::process::pidfd_send_signal(self.pidfd, rustix::process::Signal::KILL);
             }
             // A terminal signals a whole foreground group, of which only this process is a member.
             _ => self.send(signal, from_terminal),
@@ -157,7 +157,7 @@ impl<'a> Relay<'a> {
         if self.as_pid1 {
             if let Some(signal) = rustix::process::Signal::from_named_raw(number) {
                 // ESRCH: it has just ended, which the poll will see.
-                drop(rustix::process::pidfd_send_signal(self.pidfd, signal));
+                let _ = rustix::process::pidfd_send_signal(self.pidfd, signal);
             }
             return;
         }
@@ -190,7 +190,7 @@ struct Terminal {
 impl Drop for Terminal {
     fn drop(&mut self) {
         if let Some(before) = &self.before {
-            drop(rustix::termios::tcsetattr(rustix::stdio::stdin(), OptionalActions::Drain, before));
+            let _ = rustix::termios::tcsetattr(rustix::stdio::stdin(), OptionalActions::Drain, before);
         }
     }
 }
@@ -224,7 +224,7 @@ impl Terminal {
             .into_iter()
             .find_map(|fd| rustix::termios::tcgetwinsize(fd).ok());
         if let Some(size) = size {
-            drop(rustix::termios::tcsetwinsize(&self.master, size));
+            let _ = rustix::termios::tcsetwinsize(&self.master, size);
         }
     }
 
@@ -312,5 +312,5 @@ impl Terminal {
 }
 
 fn wait_for(fd: BorrowedFd<'_>, flags: PollFlags) {
-    drop(rustix::event::poll(&mut [PollFd::from_borrowed_fd(fd, flags)], None));
+    let _ = rustix::event::poll(&mut [PollFd::from_borrowed_fd(fd, flags)], None);
 }

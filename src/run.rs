@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
 use anyhow::Context;
@@ -81,14 +82,15 @@ fn lock_upper<'a>(root: &'a RootPlan, users: &'a UserPlan) -> Result<Option<Lock
         scratch::sweep(users);
         scratch::make(path)?;
     } else {
-        match std::fs::create_dir(path) {
+        match std::fs::DirBuilder::new().mode(0o700).create(path) {
             Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
                 return Err(error).with_context(|| format!("make --upper {}", path.display()));
             }
             _ => {}
         }
     }
-    let directory = File::open(path).with_context(|| format!("open --upper {}", path.display()))?;
+    let only_a_directory = File::options().read(true).custom_flags(libc::O_DIRECTORY).open(path);
+    let directory = only_a_directory.with_context(|| format!("open --upper {}", path.display()))?;
     match directory.try_lock() {
         Ok(()) => {
             let temporary = root.temporary.then_some((path.as_path(), users));
@@ -117,8 +119,8 @@ struct Running<'a> {
 impl Drop for Running<'_> {
     fn drop(&mut self) {
         if !self.ended {
-            drop(rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL));
-            drop(rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED));
+            let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
+            let _ = rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
         }
         self.reap_helper();
         // A scope ends with its last process; only what shares the host's PIDs may have left others in it.
@@ -194,7 +196,7 @@ impl Running<'_> {
 
     fn reap_helper(&mut self) {
         if let Some(helper) = self.helper.take() {
-            drop(rustix::process::waitpid(Some(helper), rustix::process::WaitOptions::empty()));
+            let _ = rustix::process::waitpid(Some(helper), rustix::process::WaitOptions::empty());
         }
     }
 
@@ -209,7 +211,7 @@ impl Running<'_> {
 
     /// When the child reported a failure, that is the cause of whatever this side saw.
     fn first_failure(&mut self, error: anyhow::Error) -> anyhow::Error {
-        drop(rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL));
+        let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
         while let Ok(Some(message)) = self.end.receive() {
             if let ToParent::Failed(failure) = message {
                 return failure.into_error();

@@ -377,17 +377,6 @@ pub(crate) fn signal(text: &str) -> Result<i32> {
     }
 }
 
-/// Names a signal the way [`signal`] reads it: `SIGTERM`, `SIGRTMIN+3`.
-pub(crate) fn signal_name(signal: i32) -> String {
-    let index = usize::try_from(signal - 1).unwrap_or(usize::MAX);
-    match SIGNALS.get(index) {
-        Some(name) => format!("SIG{name}"),
-        None if signal == SIGRTMIN => "SIGRTMIN".to_owned(),
-        None if (SIGRTMIN..=SIGRTMAX).contains(&signal) => format!("SIGRTMIN+{}", signal - SIGRTMIN),
-        None => signal.to_string(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -560,10 +549,6 @@ mod tests {
                 ("", None),
             ],
         );
-        for n in 1..=31 {
-            assert_eq!(signal(&signal_name(n)).ok(), Some(n));
-        }
-        assert_eq!(signal_name(37), "SIGRTMIN+3");
     }
 
     proptest! {

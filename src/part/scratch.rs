@@ -67,7 +67,7 @@ fn try_remove(path: &Path, users: &UserPlan) -> Result<()> {
             drop(waiting);
             // The other end closes when the maps are written.
             let mut byte = [0];
-            drop(rustix::io::read(&wake, &mut byte));
+            let _ = rustix::io::read(&wake, &mut byte);
             let done = users::become_root(users).and_then(|()| remove_tree(path));
             sys::exit_now(u8::from(done.is_err()))
         }

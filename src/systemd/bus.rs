@@ -28,9 +28,9 @@ const SYSTEMD: &str = "org.freedesktop.systemd1";
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Place {
     /// What errors call it.
-    path: PathBuf,
+    pub(super) path: PathBuf,
     /// Whether a bus daemon is there; else it is systemd itself, which wants no `Hello` and no match.
-    daemon: bool,
+    pub(super) daemon: bool,
 }
 
 impl Place {
@@ -48,6 +48,9 @@ impl Place {
 }
 
 /// A connection to a service manager: the system's or the caller's own. No thread lives behind it.
+///
+/// Drop it when the start is done and connect anew for a stop: dbus-daemon takes 256 connections of one user, root
+/// included, so sandboxes that keep theirs would lock everybody out of the bus.
 #[derive(Debug)]
 pub(crate) struct Bus {
     pub(super) wire: Wire,
@@ -146,10 +149,18 @@ impl Bus {
         loop {
             self.greeted(deadline)?;
             match self.wire.call(call, body, deadline) {
-                Err(failure) if is_absence(&failure) => self.next_place(failure)?,
+                Err(failure) if self.is_elsewhere(&failure) => self.next_place(failure)?,
                 other => return other,
             }
         }
+    }
+
+    /// Says whether a failure means that no systemd listens here and nothing was done: it has no name on this bus, or the
+    /// daemon takes no more connections (dbus-daemon: 256 a user, root included).
+    pub(super) fn is_elsewhere(&self, failure: &Failure) -> bool {
+        let absences = ["org.freedesktop.DBus.Error.ServiceUnknown", "org.freedesktop.DBus.Error.NameHasNoOwner"];
+        let absent = matches!(failure, Failure::Remote { name, .. } if absences.contains(&name.as_str()));
+        absent || self.wire.was_refused(failure)
     }
 
     /// Makes the error that a user reads of a failure to do `what` (`start toptest.scope`).
@@ -225,12 +236,6 @@ fn unescape(value: &[u8]) -> Option<Vec<u8>> {
         }
     }
     Some(bytes)
-}
-
-/// Says whether a failure means that no systemd is behind this bus, so that nothing was done.
-pub(super) fn is_absence(failure: &Failure) -> bool {
-    let absences = ["org.freedesktop.DBus.Error.ServiceUnknown", "org.freedesktop.DBus.Error.NameHasNoOwner"];
-    matches!(failure, Failure::Remote { name, .. } if absences.contains(&name.as_str()))
 }
 
 pub(super) fn text(failure: &Failure) -> String {

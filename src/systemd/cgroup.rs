@@ -25,30 +25,21 @@ const CGROUP2_MAGIC: i64 = 0x6367_7270;
 const TMPFS_MAGIC: i64 = 0x0102_1994;
 
 impl CgroupMode {
-    /// Reads the layout off a mountinfo text (proc_pid_mountinfo(5)); `None` when no cgroups are mounted.
-    pub(crate) fn from_mountinfo(text: &str) -> Option<CgroupMode> {
-        let mounted = |place: &str| {
-            let fits = |line: &&str| line.split(' ').nth(4) == Some(place);
-            // What was mounted last at a place is what is seen there.
-            text.lines().filter(fits).last()?.split_once(" - ")?.1.split(' ').next()
-        };
-        let controllers = text.lines().any(|line| line.contains(" - cgroup "));
-        match (mounted("/sys/fs/cgroup"), mounted("/sys/fs/cgroup/unified")) {
-            (Some("cgroup2"), _) => Some(CgroupMode::Unified),
-            (_, Some("cgroup2")) => Some(CgroupMode::Hybrid),
-            _ if controllers => Some(CgroupMode::Legacy),
-            _ => None,
-        }
-    }
-
     /// Asks the kernel with two statfs(2); much cheaper than reading a long mount table.
     pub(crate) fn read() -> Result<CgroupMode> {
         let kind = |path: &str| rustix::fs::statfs(path).map(|stat| stat.f_type).ok();
-        match (kind("/sys/fs/cgroup"), kind("/sys/fs/cgroup/unified")) {
-            (Some(CGROUP2_MAGIC), _) => Ok(CgroupMode::Unified),
-            (Some(TMPFS_MAGIC), Some(CGROUP2_MAGIC)) => Ok(CgroupMode::Hybrid),
-            (Some(TMPFS_MAGIC), _) => Ok(CgroupMode::Legacy),
-            _ => Err(fault("/sys/fs/cgroup: no cgroups are mounted here").hint("sandbox doctor").into()),
+        let mode = CgroupMode::of_file_systems(kind("/sys/fs/cgroup"), kind("/sys/fs/cgroup/unified"));
+        mode.ok_or_else(|| fault("/sys/fs/cgroup: no cgroups are mounted here").hint("sandbox doctor").into())
+    }
+
+    /// Decides by the types of the file systems at /sys/fs/cgroup and at `unified` below it, as systemd does
+    /// (`cg_unified_cached`).
+    fn of_file_systems(root: Option<i64>, unified: Option<i64>) -> Option<CgroupMode> {
+        match (root, unified) {
+            (Some(CGROUP2_MAGIC), _) => Some(CgroupMode::Unified),
+            (Some(TMPFS_MAGIC), Some(CGROUP2_MAGIC)) => Some(CgroupMode::Hybrid),
+            (Some(TMPFS_MAGIC), _) => Some(CgroupMode::Legacy),
+            _ => None,
         }
     }
 
@@ -96,20 +87,15 @@ mod tests {
 
     #[test]
     fn layouts() {
-        let v2 = "30 24 0:26 / /sys/fs/cgroup rw,nosuid - cgroup2 cgroup2 rw,nsdelegate\n";
-        let tmpfs = "30 24 0:26 / /sys/fs/cgroup ro - tmpfs tmpfs ro,mode=755\n";
-        let unified = "31 30 0:27 / /sys/fs/cgroup/unified rw - cgroup2 cgroup2 rw\n";
-        let named = "32 30 0:28 / /sys/fs/cgroup/systemd rw shared:9 - cgroup cgroup rw,name=systemd\n";
         let table = [
-            (v2.to_owned(), Some(CgroupMode::Unified)),
-            (format!("{tmpfs}{unified}{named}"), Some(CgroupMode::Hybrid)),
-            (format!("{tmpfs}{named}"), Some(CgroupMode::Legacy)),
-            (format!("{tmpfs}{named}{v2}"), Some(CgroupMode::Unified)),
-            (tmpfs.to_owned(), None),
-            (String::new(), None),
+            ((Some(CGROUP2_MAGIC), None), Some(CgroupMode::Unified)),
+            ((Some(TMPFS_MAGIC), Some(CGROUP2_MAGIC)), Some(CgroupMode::Hybrid)),
+            ((Some(TMPFS_MAGIC), None), Some(CgroupMode::Legacy)),
+            ((Some(TMPFS_MAGIC), Some(TMPFS_MAGIC)), Some(CgroupMode::Legacy)),
+            ((None, None), None),
         ];
-        for (text, want) in table {
-            assert_eq!(CgroupMode::from_mountinfo(&text), want, "{text}");
+        for ((root, unified), want) in table {
+            assert_eq!(CgroupMode::of_file_systems(root, unified), want, "{root:?} {unified:?}");
         }
     }
 

@@ -556,6 +556,7 @@ mod tests {
     }
 
     #[test]
+    #[expect(clippy::too_many_lines, reason = "a table, one row a limit and what may be wrong with it")]
     fn limits_on_v2() -> io::Result<()> {
         let files = [
             ("test.slice/memory.max", "max\n"),

@@ -134,7 +134,7 @@ enum Greeting {
 
 /// What a client says first (D-Bus specification, "Authentication Protocol"): the kernel tells who we are, so nothing
 /// is said of it; file descriptors are wanted. systemd's own client greets the same way, in one piece.
-const GREETING: &[u8] = b"\0AUTH EXTERNAL\r\nDATA\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n";
+pub(super) const GREETING: &[u8] = b"\0AUTH EXTERNAL\r\nDATA\r\nNEGOTIATE_UNIX_FD\r\nBEGIN\r\n";
 
 /// One connection.
 #[derive(Debug)]
@@ -146,6 +146,8 @@ pub(super) struct Wire {
     outgoing: Vec<u8>,
     greeting: Greeting,
     serial: u32,
+    /// Whether any message has come in, so that the other side has taken us.
+    heard: bool,
 }
 
 impl Wire {
@@ -155,7 +157,14 @@ impl Wire {
         // Also bounds connect(2), which blocks while the queue of a stopped daemon is full.
         sockopt::set_socket_timeout(&socket, sockopt::Timeout::Send, Some(super::bus::WAIT))?;
         rustix::net::connect(&socket, address)?;
-        let mut wire = Wire { socket, buffer: Vec::new(), outgoing: Vec::new(), greeting: Greeting::Sent, serial: 0 };
+        let mut wire = Wire {
+            socket,
+            buffer: Vec::new(),
+            outgoing: Vec::new(),
+            greeting: Greeting::Sent,
+            serial: 0,
+            heard: false,
+        };
         wire.outgoing.extend_from_slice(GREETING);
         if bus_daemon {
             let hello = wire.message(&Call::daemon("Hello"), Flags::empty(), &())?;
@@ -225,12 +234,18 @@ impl Wire {
         }
     }
 
+    /// Says whether a failure means that the other side never took us, so that nothing of what was sent was done.
+    pub(super) fn was_refused(&self, failure: &Failure) -> bool {
+        matches!(failure, Failure::Broken(_)) && !self.heard
+    }
+
     /// Waits for the next message.
     pub(super) fn receive(&mut self, deadline: Deadline) -> Exchange<Incoming> {
         self.greeted(deadline)?;
         loop {
             if let Some((incoming, length)) = parse(&self.buffer)? {
                 self.buffer.drain(..length);
+                self.heard = true;
                 return Ok(incoming);
             }
             self.receive_more(deadline)?;
@@ -342,7 +357,7 @@ fn parse(bytes: &[u8]) -> Exchange<Option<(Incoming, usize)>> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::io::{Read, Write};
     use std::os::unix::net::{UnixListener, UnixStream};
 
@@ -369,10 +384,34 @@ mod tests {
         Ok((Wire::connect(&address, false)?, server))
     }
 
-    fn signal(member: &str, body: &(u32, &str)) -> Vec<u8> {
-        let serial = NonZeroU32::new(7).unwrap_or(NonZeroU32::MIN);
-        let message = Message::signal("/a", "a.b", member).serial(serial).build(body);
+    /// A signal as a server sends it.
+    pub(in super::super) fn signal_of<B: Serialize + DynamicType>(member: &str, body: &B) -> Vec<u8> {
+        let message = Message::signal("/a", "a.b", member).serial(NonZeroU32::MIN).build(body);
         message.map(|message| message.data().bytes().to_vec()).unwrap_or_default()
+    }
+
+    /// The answer to the call of that number as a server sends it.
+    pub(in super::super) fn answer<B: Serialize + DynamicType>(serial: NonZeroU32, body: &B) -> Vec<u8> {
+        let call = Message::method_call("/a", "M").serial(serial).build(&());
+        let message = call.and_then(|call| Message::method_return(&call.header()).serial(serial).build(body));
+        message.map(|message| message.data().bytes().to_vec()).unwrap_or_default()
+    }
+
+    /// Reads the next call on the server's side: its number, its method and all its bytes.
+    pub(in super::super) fn next_call(
+        stream: &mut UnixStream,
+        buffer: &mut Vec<u8>,
+    ) -> Option<(NonZeroU32, String, Vec<u8>)> {
+        loop {
+            if let Some((incoming, length)) = parse(buffer).ok()? {
+                let bytes: Vec<u8> = buffer.drain(..length).collect();
+                let serial = u32::from_le_bytes(*bytes.get(8..)?.first_chunk()?);
+                return Some((NonZeroU32::new(serial)?, incoming.member?, bytes));
+            }
+            let mut chunk = [0; 4096];
+            let length = stream.read(&mut chunk).ok().filter(|length| *length > 0)?;
+            buffer.extend_from_slice(chunk.get(..length)?);
+        }
     }
 
     fn soon() -> Deadline {
@@ -383,8 +422,8 @@ mod tests {
     fn messages_arrive_whole_in_any_pieces() -> Exchange<()> {
         for piece in [1, 7, 4096] {
             let mut bytes = b"DATA\r\nOK 1234\r\nAGREE_UNIX_FD\r\n".to_vec();
-            bytes.extend(signal("First", &(1, "one")));
-            bytes.extend(signal("Second", &(2, "two")));
+            bytes.extend(signal_of("First", &(1u32, "one")));
+            bytes.extend(signal_of("Second", &(2u32, "two")));
             let (mut wire, server) = served(bytes, piece)?;
             for (name, want) in [("First", (1, "one")), ("Second", (2, "two"))] {
                 let incoming = wire.receive(soon())?;

@@ -40,9 +40,14 @@ macro_rules! needs {
 
 mod bed;
 mod bed_itself;
+mod binds;
 mod command;
 mod facts;
+mod hostview;
+mod limits;
 mod namespaces;
+mod pressure;
+mod rootfs;
 mod seed;
 mod snapshot;
 mod statuses;
@@ -75,7 +80,18 @@ fn alone(name: &'static str, needs: Vec<Need>, run: fn(&Bed)) -> Test {
 }
 
 fn all() -> Vec<Test> {
-    let areas = [bed_itself::tests(), seed::tests(), units::tests(), namespaces::tests(), statuses::tests()];
+    let areas = [
+        bed_itself::tests(),
+        binds::tests(),
+        hostview::tests(),
+        rootfs::tests(),
+        limits::tests(),
+        namespaces::tests(),
+        pressure::tests(),
+        seed::tests(),
+        statuses::tests(),
+        units::tests(),
+    ];
     areas.into_iter().flatten().collect()
 }
 

@@ -12,6 +12,7 @@ use anyhow::Context;
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Stat, Uid};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags};
 
+use super::overlay::AsOwner;
 use super::{BindPlan, Operation, RootPlan, Tmpfs};
 use crate::error::{Result, fault};
 use crate::part::inside::{Make, open_or_make};
@@ -185,6 +186,8 @@ impl Assembly<'_> {
 
     /// The directory (or file) inside where something is to be mounted.
     fn target(&self, at: &Path, make: Make) -> Result<OwnedFd> {
+        // Where an idmapped upper or bind is written, the host's root has no owner to write as (EOVERFLOW).
+        let _as_owner = AsOwner::of(self.ids)?;
         match &self.root {
             Some(root) => Ok(open_or_make(root.as_fd(), at, make, self.ids.root())?),
             None => {

@@ -46,8 +46,9 @@ impl Assembly<'_> {
         let kept = Path::new("kept").join(escape(&overlay.at));
         let (upper, work) = (kept.join("upper"), kept.join("work"));
         let _as_owner = AsOwner::of(self.ids)?;
-        for directory in [&kept, &upper, &work] {
-            match rustix::fs::mkdirat(CWD, directory, Mode::from_raw_mode(0o755)) {
+        // Root inside is owner 0 on disk: a set-user-ID file of the sandbox's must be out of every other user's reach.
+        for (directory, mode) in [(&kept, 0o700), (&upper, 0o755), (&work, 0o700)] {
+            match rustix::fs::mkdirat(CWD, directory, Mode::from_raw_mode(mode)) {
                 Ok(()) if directory == &upper => self.own(&upper, top)?,
                 Ok(()) | Err(rustix::io::Errno::EXIST) => {}
                 Err(error) => {
@@ -125,10 +126,10 @@ fn from_below(path: &str) -> String {
 }
 
 /// While it lives, files are made by the mapped root: fsuid and fsgid, with the capabilities kept; capabilities(7).
-struct AsOwner(bool);
+pub(super) struct AsOwner(bool);
 
 impl AsOwner {
-    fn of(ids: &Ids<'_>) -> Result<AsOwner> {
+    pub(super) fn of(ids: &Ids<'_>) -> Result<AsOwner> {
         if ids.base == 0 {
             return Ok(AsOwner(false));
         }

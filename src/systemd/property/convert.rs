@@ -282,11 +282,11 @@ fn nft_set(text: &str) -> Result<(i32, i32, String, String)> {
     const FAMILIES: &[(&str, i32)] = &[("inet", 1), ("ip", 2), ("arp", 3), ("netdev", 5), ("bridge", 7), ("ip6", 10)];
     let number = |table: &[(&str, i32)], word: &str| table.iter().find(|(name, _)| *name == word).map(|(_, n)| *n);
     let parts: Vec<_> = text.split(':').collect();
-    if let [source, family, table, set] = parts[..] {
-        if let (Some(source), Some(family), false) = (number(SOURCES, source), number(FAMILIES, family), set.is_empty())
-        {
-            return Ok((source, family, table.to_owned(), set.to_owned()));
-        }
+    if let [source, family, table, set] = parts[..]
+        && let (Some(source), Some(family)) = (number(SOURCES, source), number(FAMILIES, family))
+        && !set.is_empty()
+    {
+        return Ok((source, family, table.to_owned(), set.to_owned()));
     }
     Err(wrong(text, "cgroup:FAMILY:TABLE:SET, FAMILY one of inet, ip, ip6, arp, bridge, netdev"))
 }

@@ -1,0 +1,75 @@
+#!/bin/bash
+# bench.sh — what a start costs, in the tree lab: ours against plain processes, bubblewrap, systemd-run and crun; as root.
+#   tests/bench.sh [ROUNDS [RUNS]]      5 rounds of 40 runs; prints minimum and median in milliseconds and ours / systemd-run
+# SANDBOX_BIN names the program; else the release build is made. The bar is 0.85 at the median (SANDBOX_BENCH_BAR), back to back
+# and with 60 ms of idleness before each start: then exit status 1 says that it was missed.
+# Each round measures all commands one after the other, so what drifts on the machine drifts for all.
+set -euo pipefail
+cd "$(dirname "$(realpath "$0")")/.."
+target=x86_64-unknown-linux-gnu
+
+inside() { # inside ROUNDS RUNS STAGE: runs in the lab
+  local rounds=$1 runs=$2 stage=$3 gap round prepare commands limits=(-p CPUWeight=58 -p MemoryMax=500M)
+  make_bundle /var/tmp/bundle
+  commands=(
+    -n true "true"
+    -n unshare "unshare --user --map-root-user --mount --pid --fork --uts --ipc --net --cgroup true"
+    -n bubblewrap "bwrap --unshare-all --ro-bind / / --proc /proc --dev /dev true"
+    -n systemd-run "systemd-run --scope --quiet ${limits[*]} true"
+    -n systemd-run+bwrap "systemd-run --scope --quiet ${limits[*]} bwrap --unshare-all --ro-bind / / --proc /proc --dev /dev true"
+    -n crun "sh -c 'crun --systemd-cgroup run --bundle /var/tmp/bundle b\$\$'"
+    -n sandbox "$stage/sandbox run ${limits[*]} -- true")
+  "$stage/sandbox" run "${limits[@]}" -- true   # with a fallback or a warning it would not be the start that we mean
+  for gap in none 0.06; do
+    prepare=(); [ "$gap" = none ] || prepare=(--prepare "sleep $gap")
+    for round in $(seq "$rounds"); do
+      hyperfine -N --warmup 3 --runs "$runs" "${prepare[@]}" --export-json "/var/tmp/$gap-$round.json" "${commands[@]}" > /dev/null 2>&1 ||
+        { hyperfine -N --runs 2 "${commands[@]}"; exit 1; }   # once more, to be heard
+    done
+    table "$gap" "/var/tmp/$gap"-*.json
+  done
+}
+
+make_bundle() { # make_bundle DIR: what crun starts: busybox's `true`, all namespaces, the same two limits
+  mkdir -p "$1/rootfs/bin" "$1/rootfs/proc" "$1/rootfs/dev" "$1/rootfs/sys"
+  cp /bin/busybox "$1/rootfs/bin/true"
+  (cd "$1" && crun spec && sed -i -e 's/"terminal": true/"terminal": false/' -e 's/^\t*"sh"/"true"/' \
+    -e 's/"resources": {/"resources": { "cpu": {"shares": 600}, "memory": {"limit": 524288000},/' config.json)
+}
+
+table() { # table GAP JSON…: hyperfine writes one time per line
+  cat "${@:2}" | awk -v gap="$1" -v bar="${SANDBOX_BENCH_BAR:-0.85}" '
+    function median(name,    i, j, n, v, a) {
+      n = count[name]; for (i = 1; i <= n; i++) a[i] = times[name, i]
+      for (i = 2; i <= n; i++) { v = a[i]; for (j = i - 1; j > 0 && a[j] > v; j--) a[j + 1] = a[j]; a[j + 1] = v }
+      least[name] = a[1]
+      return n % 2 ? a[(n + 1) / 2] : (a[n / 2] + a[n / 2 + 1]) / 2
+    }
+    /"command":/ { gsub(/^.*"command": "|",?$/, ""); name = $0; if (!(name in count)) order[++names] = name; next }
+    /"times": \[/ { reading = 1; next }
+    /\]/ { reading = 0 }
+    reading { gsub(/[ ,]/, ""); times[name, ++count[name]] = $0 * 1000 }
+    END {
+      printf "\n%s\n%-20s %10s %10s\n", gap == "none" ? "back to back" : "after " gap * 1000 " ms of idleness", "", "min ms", "median ms"
+      for (i = 1; i <= names; i++) { m[order[i]] = median(order[i]); printf "%-20s %10.2f %10.2f\n", order[i], least[order[i]], m[order[i]] }
+      ratio = m["sandbox"] / m["systemd-run"]
+      printf "sandbox / systemd-run: %.2f at the minimum, %.2f at the median (bar %.2f)\n", least["sandbox"] / least["systemd-run"], ratio, bar
+      exit ratio > bar
+    }' || touch /var/tmp/missed
+}
+
+if [ "${1:-}" = inside ]; then
+  inside "${@:2}"
+  [ ! -e /var/tmp/missed ]
+  exit
+fi
+[ "$(id -u)" = 0 ] || { echo "bench.sh needs root" >&2; exit 125; }
+if [ -z "${SANDBOX_BIN:-}" ]; then
+  RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --target "$target"
+  SANDBOX_BIN=${CARGO_TARGET_DIR:-target}/$target/release/sandbox
+fi
+stage=$(mktemp -d /var/tmp/sandbox-bench-XXXXXX)
+trap 'rm -rf "$stage"' EXIT
+install -m755 "$SANDBOX_BIN" "$stage/sandbox"
+install -m755 "$0" "$stage/bench.sh"
+tests/lab/lab.sh run --tree --bind "$stage" -- bash "$stage/bench.sh" inside "${1:-5}" "${2:-40}" "$stage"
