@@ -114,9 +114,9 @@ const UNIT_WAIT: Duration = Duration::from_secs(3);
 fn await_unit(plan: &Plan, end: &ChildEnd) {
     let Some(unit) = &plan.unit else { return };
     // Who reads what the launcher wrote is not to wait for this process: the dead socket takes the streams' places.
-    drop(rustix::stdio::dup2_stdin(end));
-    drop(rustix::stdio::dup2_stdout(end));
-    drop(rustix::stdio::dup2_stderr(end));
+    let _ = rustix::stdio::dup2_stdin(end);
+    let _ = rustix::stdio::dup2_stdout(end);
+    let _ = rustix::stdio::dup2_stderr(end);
     let name = format!("/{}", unit.name);
     let start = Instant::now();
     let is_in_unit = || std::fs::read_to_string("/proc/self/cgroup").is_ok_and(|groups| groups.contains(&name));
