@@ -52,7 +52,7 @@ mod namespaces;
 mod pressure;
 mod process;
 mod rootfs;
-mod seed;
+mod workflow;
 mod signals;
 mod snapshot;
 mod statuses;
@@ -98,7 +98,7 @@ fn all() -> Vec<Test> {
         limits::tests(),
         namespaces::tests(),
         pressure::tests(),
-        seed::tests(),
+        workflow::tests(),
         signals::tests(),
         statuses::tests(),
         streams::tests(),
