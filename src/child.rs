@@ -113,16 +113,21 @@ const UNIT_WAIT: Duration = Duration::from_secs(3);
 /// A launcher that was killed may have asked for the unit already; see [`enter`].
 fn await_unit(plan: &Plan, end: &ChildEnd) {
     let Some(unit) = &plan.unit else { return };
-    // Who reads what the launcher wrote is not to wait for this process: the dead socket takes the streams' places.
-    let _ = rustix::stdio::dup2_stdin(end);
-    let _ = rustix::stdio::dup2_stdout(end);
-    let _ = rustix::stdio::dup2_stderr(end);
+    leave_streams(end);
     let name = format!("/{}", unit.name);
     let start = Instant::now();
     let is_in_unit = || std::fs::read_to_string("/proc/self/cgroup").is_ok_and(|groups| groups.contains(&name));
     while !is_in_unit() && start.elapsed() < UNIT_WAIT {
         std::thread::sleep(Duration::from_millis(5));
     }
+}
+
+/// Gives the streams up: who reads what comes out of the sandbox is not to wait for this process. The socket takes their places,
+/// since the numbers must not become those of something else.
+fn leave_streams(end: &ChildEnd) {
+    let _ = rustix::stdio::dup2_stdin(end);
+    let _ = rustix::stdio::dup2_stdout(end);
+    let _ = rustix::stdio::dup2_stderr(end);
 }
 
 /// The last steps, in the process that becomes the payload; returns only why it could not. `launcher` is given where that, not the
@@ -170,7 +175,8 @@ fn prepare_payload(
 }
 
 /// Gives up what the stub does not need once the payload is its own process.
-pub(crate) fn shrink_stub() -> Result<()> {
+pub(crate) fn shrink_stub(end: &ChildEnd) -> Result<()> {
+    leave_streams(end);
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("hide the stub's memory")?;
     caps::limit_stub()
 }

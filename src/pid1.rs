@@ -39,7 +39,7 @@ pub(crate) fn supervise(plan: &Plan, end: &ChildEnd, identity: &Identity, termin
         sys::Side::Parent(pid, _) => pid,
     };
     drop((report, terminal));
-    child::shrink_stub()?;
+    child::shrink_stub(end)?;
     if let Some(failure) = read_failure(started)? {
         return Err(failure.into_error());
     }

@@ -295,11 +295,12 @@ impl Running {
         }
         let took = self.started.elapsed();
         // Its output ends with it, unless it left somebody behind who holds the pipe.
-        let patience = Instant::now() + patience(Duration::from_millis(500));
+        let patience = Instant::now() + patience(Duration::from_secs(3));
         while !(self.stdout.reader.is_finished() && self.stderr.reader.is_finished()) {
             assert!(
                 Instant::now() < patience,
-                "it ended, but a process of it still holds its output; {}",
+                "it ended with {:?}, but a process of it still holds its output; {}",
+                self.over,
                 self.story()
             );
             std::thread::sleep(Duration::from_millis(2));
