@@ -145,9 +145,11 @@ vms() { # two at a time: a boot is mostly one thread
   export SANDBOX_BIN=$stage/sandbox SANDBOX_LIVE=$stage/live
   for lane in $lanes; do
     while [ "$(jobs -rp | grep -vcx "${trees:-0}")" -ge 2 ]; do wait -n || true; done
+    echo "vm-$lane: started"
     ( start=$SECONDS; status=0
       SANDBOX_TEST_SLOW=12 tests/vm/vm.sh run "$lane" -- ${filter:+"$filter"} > "$logs/vm-$lane" 2>&1 < /dev/null || status=$?
-      echo "$status $((SECONDS - start))" > "$logs/vm-$lane.end" ) &
+      echo "$status $((SECONDS - start))" > "$logs/vm-$lane.end"
+      echo "vm-$lane: status $status after $((SECONDS - start)) s" ) &
   done
   wait
   for lane in $lanes; do
