@@ -38,7 +38,7 @@ pub(crate) fn supervise(plan: &Plan, end: &ChildEnd, identity: &Identity, termin
         }
         sys::Side::Parent(pid, _) => pid,
     };
-    drop((report, terminal));
+    drop(report);
     child::shrink_stub(end)?;
     if let Some(failure) = read_failure(started)? {
         return Err(failure.into_error());
@@ -49,6 +49,9 @@ pub(crate) fn supervise(plan: &Plan, end: &ChildEnd, identity: &Identity, termin
         end_the_rest();
     }
     end.send(&ToParent::Exited(status)).context("tell the launcher")?;
+    // Open until here: without anybody that has it open its master is hung up, which looks like the end, while what still runs inside
+    // may open it again.
+    drop(terminal);
     Ok(0)
 }
 

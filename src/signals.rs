@@ -38,6 +38,13 @@ pub(crate) struct Arrived {
     pub(crate) from_terminal: bool,
 }
 
+impl Arrived {
+    /// Whoever sent it most likely wants the end.
+    pub(crate) fn asks_to_end(self) -> bool {
+        matches!(self.signal, Signal::SIGINT | Signal::SIGTERM | Signal::SIGHUP | Signal::SIGQUIT)
+    }
+}
+
 impl Signals {
     /// Blocks those that are not ignored; what is sent from now on waits.
     ///
