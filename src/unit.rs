@@ -23,12 +23,18 @@ pub(crate) struct Unit<'a> {
 }
 
 impl<'a> Unit<'a> {
-    /// Asks systemd for the unit with process `pid` in it, and does not wait for it.
+    /// Asks systemd for the unit with process `pid` in it, and does not wait for it. Later waits end when `interrupt` is readable.
     ///
     /// # Errors
     /// When the service manager cannot be reached.
-    pub(crate) fn begin(plan: &'a UnitPlan, pid: Pid, pidfd: BorrowedFd<'_>) -> Result<Unit<'a>> {
+    pub(crate) fn begin(
+        plan: &'a UnitPlan,
+        pid: Pid,
+        pidfd: BorrowedFd<'_>,
+        interrupt: BorrowedFd<'_>,
+    ) -> Result<Unit<'a>> {
         let mut bus = connect(plan)?;
+        bus.interrupt_by(interrupt);
         let pending = bus.begin_scope(&request(plan, pid, Some(pidfd)))?;
         Ok(Unit { plan, pid, bus: Some(bus), pending: Some(pending), memory_events: None })
     }

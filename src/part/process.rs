@@ -2,6 +2,7 @@
 
 use std::ffi::{CString, OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -210,10 +211,7 @@ impl ProcessPlan {
     /// # Errors
     /// When there is no such user or group.
     pub(crate) fn identity(&self) -> Result<Identity> {
-        let read = |path: &str| {
-            std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
-        };
-        Identity::find(self, &read("/etc/passwd"), &read("/etc/group"))
+        Identity::find(self, &read_accounts("/etc/passwd"), &read_accounts("/etc/group"))
     }
 
     /// Sets what does not need a privilege and becomes the user.
@@ -318,6 +316,18 @@ impl ProcessPlan {
     }
 }
 
+/// A file of accounts in a root that is not ours to trust: a fifo there, or a link to a device, must neither hang nor fill memory.
+fn read_accounts(path: &str) -> String {
+    use std::io::Read;
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    let Ok(file) = std::fs::File::options().read(true).custom_flags(flags).open(path) else { return String::new() };
+    let mut bytes = Vec::new();
+    if file.metadata().is_ok_and(|meta| meta.is_file()) && file.take(4 << 20).read_to_end(&mut bytes).is_ok() {
+        return String::from_utf8_lossy(&bytes).into_owned();
+    }
+    String::new()
+}
+
 /// Where `program` may be: itself if it has a slash (or is empty, and nowhere), else in each directory of `path`, execvp(3).
 fn candidates(program: &OsStr, path: &OsStr) -> Vec<PathBuf> {
     if program.is_empty() || program.as_bytes().contains(&b'/') {
@@ -334,7 +344,8 @@ fn candidates(program: &OsStr, path: &OsStr) -> Vec<PathBuf> {
 fn interpreter(path: &Path) -> Option<OsString> {
     use std::io::Read;
     let mut head = Vec::new();
-    std::fs::File::open(path).ok()?.take(64 << 10).read_to_end(&mut head).ok()?;
+    let regular = std::fs::metadata(path).is_ok_and(|meta| meta.is_file());
+    std::fs::File::open(path).ok().filter(|_| regular)?.take(64 << 10).read_to_end(&mut head).ok()?;
     if let Some(line) = head.strip_prefix(b"#!") {
         let line = line.split(|b| *b == b'\n').next()?;
         let word = line.split(|b| b.is_ascii_whitespace()).find(|word| !word.is_empty())?;

@@ -150,6 +150,8 @@ pub(super) struct Wire {
     hello: Option<u32>,
     /// Whether any message has come in, so that the other side has taken us.
     heard: bool,
+    /// Readable when nobody wants the answer any more; ends one wait.
+    pub(super) interrupt: Option<OwnedFd>,
 }
 
 impl Wire {
@@ -167,6 +169,7 @@ impl Wire {
             serial: 0,
             hello: None,
             heard: false,
+            interrupt: None,
         };
         wire.outgoing.extend_from_slice(GREETING);
         if bus_daemon {
@@ -291,12 +294,18 @@ impl Wire {
     fn receive_more(&mut self, deadline: Deadline) -> Exchange<()> {
         let mut chunk = [0u8; 4096];
         loop {
-            let mut waiting = [PollFd::new(&self.socket, PollFlags::IN)];
+            let interrupt = self.interrupt.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN));
+            let mut waiting: Vec<_> = [PollFd::new(&self.socket, PollFlags::IN)].into_iter().chain(interrupt).collect();
             match rustix::event::poll(&mut waiting, Some(&deadline.remaining()?)) {
                 Ok(0) => return Err(Failure::Timeout),
                 Ok(_) => {}
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(errno) => return Err(errno.into()),
+            }
+            if waiting.first().is_some_and(|socket| socket.revents().is_empty()) {
+                // Once: what is cleaned up afterwards has to be waited for.
+                self.interrupt = None;
+                return Err(Failure::Broken("interrupted by a signal".to_owned()));
             }
             let (bytes, _) = rustix::net::recv(&self.socket, &mut chunk, RecvFlags::DONTWAIT)?;
             if bytes == 0 {

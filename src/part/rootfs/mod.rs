@@ -324,7 +324,8 @@ fn devices() -> Vec<Operation> {
         Operation::Bind(BindPlan {
             source: path.clone(),
             at: path,
-            read_only: false,
+            // A read-only mount still lets data through a device node; what it stops is chmod and the like, on the host's own.
+            read_only: true,
             recursive: false,
             device: true,
             idmap: false,
