@@ -56,7 +56,9 @@ fn explain_clone(error: std::io::Error) -> anyhow::Error {
         Some(libc::EPERM) => {
             "sysctl kernel.unprivileged_userns_clone=1 kernel.apparmor_restrict_unprivileged_userns=0, or run as root"
         }
-        Some(libc::ENOSPC) => "sysctl user.max_user_namespaces=… and its kind limit namespaces",
+        Some(libc::ENOSPC) => {
+            "sysctl -w user.max_user_namespaces=65536, and the like for the kind that is short: sysctl user"
+        }
         _ => return anyhow::Error::new(error).context("make namespaces"),
     };
     fault(format!("make namespaces: {error}")).hint(hint).into()

@@ -25,19 +25,47 @@ fn help(bed: &Bed) {
     let text = bed.sandbox(["--help"]).output().succeeded().text();
     assert!(text.contains("Usage: sandbox") && text.contains("sandbox run --slice=test"), "{text}");
     let text = bed.sandbox(["run", "--help"]).output().succeeded().text();
-    for flag in ["--unit", "--slice", "--property", "--memory", "--bind", "--tmpfs", "--share", "--network", "--pty", "--dry-run", "--as-pid1"] {
+    for flag in [
+        "--unit",
+        "--slice",
+        "--property",
+        "--memory",
+        "--bind",
+        "--tmpfs",
+        "--share",
+        "--network",
+        "--pty",
+        "--dry-run",
+        "--as-pid1",
+    ] {
         assert!(text.contains(flag), "{flag} is not in the help");
     }
     assert!(text.lines().all(|line| line.chars().count() <= 100), "a line is too long for a terminal");
     assert!(bed.sandbox(["--version"]).output().succeeded().text().starts_with("sandbox "));
     let outcome = bed.sandbox([""; 0]).output();
-    assert!(outcome.status == 125 && (outcome.errors() + &outcome.text()).contains("Usage:"), "{} {}", outcome.status, outcome.errors());
+    assert!(
+        outcome.status == 125 && (outcome.errors() + &outcome.text()).contains("Usage:"),
+        "{} {}",
+        outcome.status,
+        outcome.errors()
+    );
 }
 
 fn dry_run_starts_nothing(bed: &Bed) {
     let unit = bed.unit();
     let upper = bed.disk_dir().join("upper");
-    let flags = ["run", "--dry-run", "--unit", &unit, "-p", "MemoryMax=64M", "--upper", upper.to_str().unwrap(), "touch", "/srv/started"];
+    let flags = [
+        "run",
+        "--dry-run",
+        "--unit",
+        &unit,
+        "-p",
+        "MemoryMax=64M",
+        "--upper",
+        upper.to_str().unwrap(),
+        "touch",
+        "/srv/started",
+    ];
     let text = bed.sandbox(flags).output().succeeded().text();
     for expected in [&format!("{unit}.scope"), "sandbox.slice", "MemoryMax", "touch /srv/started", "overlay"] {
         assert!(text.contains(expected), "'{expected}' is not in\n{text}");
@@ -47,8 +75,12 @@ fn dry_run_starts_nothing(bed: &Bed) {
 }
 
 fn dry_run_translation(bed: &Bed) {
-    let text = bed.sandbox(["run", "--dry-run", "-p", "CPUShares=600", "--cpus", "1.5", "true"]).output().succeeded().text();
-    assert!(text.contains("CPUQuotaPerSecUSec=1.5s") || text.contains("CPUQuota=150%") || text.contains("1500000"), "{text}");
+    let text =
+        bed.sandbox(["run", "--dry-run", "-p", "CPUShares=600", "--cpus", "1.5", "true"]).output().succeeded().text();
+    assert!(
+        text.contains("CPUQuotaPerSecUSec=1.5s") || text.contains("CPUQuota=150%") || text.contains("1500000"),
+        "{text}"
+    );
     if bed.facts.cgroup2 {
         assert!(text.contains("CPUShares=600 is sent as CPUWeight=58"), "{text}");
     } else {
@@ -62,11 +94,17 @@ fn dry_run_translation(bed: &Bed) {
 
 fn dry_run_json(bed: &Bed) {
     let odd = "a \"quoted\"\n\u{fc} \\ word";
-    let json = bed.sandbox(["run", "--dry-run", "--json", "--name", "web", "-p", "MemoryMax=64M", "-E", "X=\u{1}", "echo", odd]).output().succeeded();
+    let json = bed
+        .sandbox(["run", "--dry-run", "--json", "--name", "web", "-p", "MemoryMax=64M", "-E", "X=\u{1}", "echo", odd])
+        .output()
+        .succeeded();
     let plan: serde_json::Value = serde_json::from_slice(&json.stdout).expect("JSON");
     assert_eq!((&plan["name"], &plan["unit"]["slice"]), (&"web".into(), &"sandbox.slice".into()));
     assert_eq!(plan["process"]["command"], serde_json::json!(["echo", odd]));
-    assert_eq!((&plan["process"]["environment"]["container"], &plan["process"]["environment"]["X"]), (&"sandbox".into(), &"\u{1}".into()));
+    assert_eq!(
+        (&plan["process"]["environment"]["container"], &plan["process"]["environment"]["X"]),
+        (&"sandbox".into(), &"\u{1}".into())
+    );
     bed.sandbox(["run", "--json", "true"]).output().refused(125, ["--dry-run"]);
 }
 
@@ -122,7 +160,8 @@ fn manager_none(bed: &Bed) {
     running.wait_for("ready");
     let inside = unit::children(running.pid())[0];
     assert_eq!(fs::read_to_string(format!("/proc/{inside}/cgroup")).unwrap(), place, "it stays in the caller's cgroup");
-    for flags in [["-p", "MemoryMax=1G"], ["--memory", "1G"], ["--unit", "x"], ["--slice", "x"], ["--pids-limit", "5"]] {
+    for flags in [["-p", "MemoryMax=1G"], ["--memory", "1G"], ["--unit", "x"], ["--slice", "x"], ["--pids-limit", "5"]]
+    {
         bed.run(["--manager", "none"].iter().chain(&flags), "true").output().refused(125, ["--manager none"]);
     }
 }

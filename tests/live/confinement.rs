@@ -35,7 +35,9 @@ const DEFAULT: &str = "00000000800425fb";
 fn capabilities(bed: &Bed) {
     for flags in [&[][..], &["--as-pid1"], &["--userns", "host"], &["--userns", "identity"]] {
         let text = bed.run(flags, STATUS).output().succeeded().text();
-        let expected = format!("CapInh:0000000000000000\nCapPrm:{DEFAULT}\nCapEff:{DEFAULT}\nCapBnd:{DEFAULT}\nCapAmb:0000000000000000\nNoNewPrivs:1");
+        let expected = format!(
+            "CapInh:0000000000000000\nCapPrm:{DEFAULT}\nCapEff:{DEFAULT}\nCapBnd:{DEFAULT}\nCapAmb:0000000000000000\nNoNewPrivs:1"
+        );
         assert_eq!(text, expected, "{flags:?}");
     }
 }
@@ -53,13 +55,19 @@ fn capabilities_of_the_caller(bed: &Bed) {
 fn capabilities_of_a_user(bed: &Bed) {
     let none = "0000000000000000";
     let text = bed.run(["--uid", "33"], STATUS).output().succeeded().text();
-    assert_eq!(text, format!("CapInh:{none}\nCapPrm:{none}\nCapEff:{none}\nCapBnd:{DEFAULT}\nCapAmb:{none}\nNoNewPrivs:1"));
+    assert_eq!(
+        text,
+        format!("CapInh:{none}\nCapPrm:{none}\nCapEff:{none}\nCapBnd:{DEFAULT}\nCapAmb:{none}\nNoNewPrivs:1")
+    );
 }
 
 fn cap_add_and_drop(bed: &Bed) {
     let effective = |flags: &[&str]| {
         let text = bed.run(flags, "grep -E '^Cap(Eff|Bnd)' /proc/self/status").output().succeeded().text();
-        let sets: Vec<u64> = text.lines().map(|line| u64::from_str_radix(line.split_whitespace().last().unwrap(), 16).unwrap()).collect();
+        let sets: Vec<u64> = text
+            .lines()
+            .map(|line| u64::from_str_radix(line.split_whitespace().last().unwrap(), 16).unwrap())
+            .collect();
         assert_eq!(sets[0], sets[1], "{flags:?}: what it has and what it could have");
         sets[0]
     };
@@ -82,7 +90,10 @@ fn cap_add_and_drop(bed: &Bed) {
 fn descriptors(bed: &Bed) {
     let program = bed::sandbox_binary();
     for flags in ["", "--as-pid1", "--share mount", "--uid 33"] {
-        let script = format!("exec 3</etc/passwd 9</etc/shadow 200<>/dev/null; exec {} run -q {flags} sh -c 'echo /proc/self/fd/*; ls -l /proc/self/fd'", program.display());
+        let script = format!(
+            "exec 3</etc/passwd 9</etc/shadow 200<>/dev/null; exec {} run -q {flags} sh -c 'echo /proc/self/fd/*; ls -l /proc/self/fd'",
+            program.display()
+        );
         let text = bed.command("bash", ["-c", &script]).output().succeeded().text();
         let first = text.lines().next().unwrap();
         // The shell may hold one of its own while it reads the directory.
@@ -125,13 +136,18 @@ fn forbidden(bed: &Bed) {
 
 fn host_processes(bed: &Bed) {
     let me = std::process::id();
-    let outcome = bed.run([""; 0], &format!("kill -0 {me} 2>&1; ls -d /proc/{me} 2>&1; ls /proc | grep -c '^[0-9]'")).output();
+    let outcome =
+        bed.run([""; 0], &format!("kill -0 {me} 2>&1; ls -d /proc/{me} 2>&1; ls /proc | grep -c '^[0-9]'")).output();
     let text = outcome.text();
     assert!(text.contains("No such process") && text.contains("No such file"), "{text}");
     assert!(text.lines().last().unwrap().parse::<u32>().unwrap() <= 4, "{text}");
 }
 
 fn sessions(bed: &Bed) {
-    let text = bed.sandbox(["run", "-q", "python3", "-c", "import os; print(os.getsid(0) == os.getpid() == os.getpgid(0))"]).output().succeeded().text();
+    let text = bed
+        .sandbox(["run", "-q", "python3", "-c", "import os; print(os.getsid(0) == os.getpid() == os.getpgid(0))"])
+        .output()
+        .succeeded()
+        .text();
     assert_eq!(text, "True", "a session and a process group of its own");
 }

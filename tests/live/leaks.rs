@@ -26,7 +26,9 @@ fn settled(bed: &Bed) -> HostState {
     bed.run(["--slice", &bed.slice()], "true").output().succeeded();
     bed.run([""; 0], "true").output().succeeded();
     bed.poll("the first ones are collected", || {
-        let left = bed.command("systemctl", ["list-units", "--all", "--plain", "--no-legend", "--type=scope", "sandbox-*"]).output();
+        let left = bed
+            .command("systemctl", ["list-units", "--all", "--plain", "--no-legend", "--type=scope", "sandbox-*"])
+            .output();
         left.text().is_empty()
     });
     HostState::take()

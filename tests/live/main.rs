@@ -52,7 +52,6 @@ mod namespaces;
 mod pressure;
 mod process;
 mod rootfs;
-mod workflow;
 mod signals;
 mod snapshot;
 mod statuses;
@@ -60,6 +59,7 @@ mod streams;
 mod tree;
 mod unit;
 mod units;
+mod workflow;
 
 use bed::Bed;
 use facts::{Facts, Need};

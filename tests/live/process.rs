@@ -31,7 +31,14 @@ const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin
 fn environment(bed: &Bed) {
     let run = |flags: &[&str]| {
         let command = bed.sandbox(["run", "-q"]).args(flags).arg("env");
-        command.env("TERM", "vt100").env("SECRET", "no").env("LANG", "C.UTF-8").env("LD_PRELOAD", "").output().succeeded().text()
+        command
+            .env("TERM", "vt100")
+            .env("SECRET", "no")
+            .env("LANG", "C.UTF-8")
+            .env("LD_PRELOAD", "")
+            .output()
+            .succeeded()
+            .text()
     };
     assert_eq!(lines(&run(&[])), ["HOME=/root", PATH, "TERM=vt100", "USER=root", "container=sandbox"]);
     assert_eq!(lines(&run(&["--as-pid1"])), ["HOME=/root", PATH, "TERM=vt100", "USER=root", "container=sandbox"]);
@@ -40,9 +47,37 @@ fn environment(bed: &Bed) {
 }
 
 fn setenv(bed: &Bed) {
-    let flags = ["-E", "A=1", "-e", "B=x y=z", "-E", "FROM_CALLER", "-E", "NOT_SET", "--setenv", "A=2", "--env", "EMPTY=", "-E", "PATH=/bin", "-E", "HOME=/h"];
-    let text = bed.sandbox(["run", "-q"]).args(flags).arg("env").env("FROM_CALLER", "caller's").env_remove("TERM").output().succeeded().text();
-    assert_eq!(lines(&text), ["A=2", "B=x y=z", "EMPTY=", "FROM_CALLER=caller's", "HOME=/h", "PATH=/bin", "USER=root", "container=sandbox"]);
+    let flags = [
+        "-E",
+        "A=1",
+        "-e",
+        "B=x y=z",
+        "-E",
+        "FROM_CALLER",
+        "-E",
+        "NOT_SET",
+        "--setenv",
+        "A=2",
+        "--env",
+        "EMPTY=",
+        "-E",
+        "PATH=/bin",
+        "-E",
+        "HOME=/h",
+    ];
+    let text = bed
+        .sandbox(["run", "-q"])
+        .args(flags)
+        .arg("env")
+        .env("FROM_CALLER", "caller's")
+        .env_remove("TERM")
+        .output()
+        .succeeded()
+        .text();
+    assert_eq!(
+        lines(&text),
+        ["A=2", "B=x y=z", "EMPTY=", "FROM_CALLER=caller's", "HOME=/h", "PATH=/bin", "USER=root", "container=sandbox"]
+    );
     let text = bed.run(["-p", "Environment=X=1 'Y=2 3'"], "echo $X-$Y").output().succeeded().text();
     assert_eq!(text, "1-2 3");
     for bad in ["1X=y", "A B=c", "=x", "A-B=1"] {
@@ -67,7 +102,8 @@ fn working_directory(bed: &Bed) {
     assert_eq!(pwd(&["--bind", bind], bind), format!("{bind}\n{bind}"));
     assert_eq!(pwd(&["-w", "/etc"], "/usr"), "/etc\n/etc");
     assert_eq!(pwd(&["-p", "WorkingDirectory=/var/lib"], "/usr"), "/var/lib\n/var/lib");
-    let outcome = bed.run(["--working-directory", "/no/such"], "true").output().refused(125, ["/no/such", "No such file"]);
+    let outcome =
+        bed.run(["--working-directory", "/no/such"], "true").output().refused(125, ["/no/such", "No such file"]);
     assert!(outcome.hint().contains("--bind /no/such"), "{}", outcome.hint());
     bed.run(["--working-directory", "relative"], "true").output().refused(125, ["--working-directory", "relative"]);
     bed.run(["--working-directory", "/etc/passwd"], "true").output().refused(125, ["/etc/passwd", "Not a directory"]);
@@ -75,9 +111,18 @@ fn working_directory(bed: &Bed) {
     bed.run(["--uid", "33", "-w", "/root"], "true").output().refused(125, ["/root", "Permission denied"]);
     // A directory that is gone.
     let program = bed::sandbox_binary();
-    let script = format!("mkdir {0}/gone && cd {0}/gone && rmdir {0}/gone && exec {1} run -q -w / true", hidden.display(), program.display());
+    let script = format!(
+        "mkdir {0}/gone && cd {0}/gone && rmdir {0}/gone && exec {1} run -q -w / true",
+        hidden.display(),
+        program.display()
+    );
     let outcome = bed.sh(&script).output();
-    assert!(outcome.status == 0 || outcome.errors().contains("working directory"), "{} {}", outcome.status, outcome.errors());
+    assert!(
+        outcome.status == 0 || outcome.errors().contains("working directory"),
+        "{} {}",
+        outcome.status,
+        outcome.errors()
+    );
 }
 
 fn users_and_groups(bed: &Bed) {
@@ -89,7 +134,8 @@ fn users_and_groups(bed: &Bed) {
     assert_eq!(run(&["--uid", "4321", "--gid", "tty"]), "4321\n5\n5\nUid: 4321 4321 4321 4321\nGid: 5 5 5 5");
     assert_eq!(run(&["-p", "User=33", "-p", "Group=adm"]), "33\n4\n4\nUid: 33 33 33 33\nGid: 4 4 4 4");
     // The caller's own groups do not come along.
-    let flags = ["--groups", "4,5,33", "--", bed::sandbox_binary().to_str().unwrap(), "run", "-q", "id", "-G"].map(str::to_owned);
+    let flags = ["--groups", "4,5,33", "--", bed::sandbox_binary().to_str().unwrap(), "run", "-q", "id", "-G"]
+        .map(str::to_owned);
     assert_eq!(bed.command("setpriv", &flags).output().succeeded().text(), "0");
     bed.run(["--uid", "no-such-user"], "true").output().refused(125, ["--uid no-such-user"]);
     bed.run(["--gid", "no-such-group"], "true").output().refused(125, ["--gid no-such-group"]);
@@ -97,7 +143,12 @@ fn users_and_groups(bed: &Bed) {
     let outcome = bed.run(["--uid", "3000000000"], "true").output();
     assert!(outcome.status == 0 || outcome.status == 125, "{} {}", outcome.status, outcome.errors());
     // It owns what it makes and nothing else.
-    bed.run(["--uid", "33"], "touch /tmp/x && test -O /tmp/x && ! touch /etc/x 2>/dev/null && ! cat /etc/shadow 2>/dev/null").output().succeeded();
+    bed.run(
+        ["--uid", "33"],
+        "touch /tmp/x && test -O /tmp/x && ! touch /etc/x 2>/dev/null && ! cat /etc/shadow 2>/dev/null",
+    )
+    .output()
+    .succeeded();
 }
 
 fn umask(bed: &Bed) {
@@ -124,7 +175,13 @@ fn rlimits(bed: &Bed) {
     assert_eq!(bed.run(["--ulimit", "nofile=100:200"], show).output().succeeded().text(), "100\n200");
     assert_eq!(bed.run(["--ulimit", "nofile=150"], show).output().succeeded().text(), "150\n150");
     assert_eq!(bed.run(["-p", "LimitNOFILE=300:400"], show).output().succeeded().text(), "300\n400");
-    assert_eq!(bed.run(["-p", "LimitCORE=0", "--ulimit", "fsize=4096:8192"], "ulimit -c; ulimit -Sf; ulimit -Hf").output().succeeded().text(), "0\n8\n16");
+    assert_eq!(
+        bed.run(["-p", "LimitCORE=0", "--ulimit", "fsize=4096:8192"], "ulimit -c; ulimit -Sf; ulimit -Hf")
+            .output()
+            .succeeded()
+            .text(),
+        "0\n8\n16"
+    );
     bed.run(["--ulimit", "nofile=20:10"], "true").output().refused(125, ["--ulimit nofile=20:10"]);
     bed.run(["--ulimit", "nofile=10", "-p", "LimitNOFILE=20"], "true").output().refused(125, ["NOFILE", "twice"]);
     // More than the launcher's own hard limit: root may, where it has the capability.
@@ -135,14 +192,20 @@ fn rlimits(bed: &Bed) {
         return;
     }
     assert_eq!(bed.run(["-p", "LimitMEMLOCK=infinity"], "ulimit -l").output().succeeded().text(), "unlimited");
-    let script = format!("ulimit -Hn 500; ulimit -Sn 400; exec {} run -q --ulimit nofile=450:100000 --uid 33 sh -c '{show}'", bed::sandbox_binary().display());
+    let script = format!(
+        "ulimit -Hn 500; ulimit -Sn 400; exec {} run -q --ulimit nofile=450:100000 --uid 33 sh -c '{show}'",
+        bed::sandbox_binary().display()
+    );
     assert_eq!(bed.sh(&script).output().succeeded().text(), "450\n100000");
 }
 
 fn nice_and_oom_score(bed: &Bed) {
     assert_eq!(bed.run(["-p", "Nice=5"], "nice").output().succeeded().text(), "5");
     assert_eq!(bed.run(["-p", "Nice=-5"], "nice").output().succeeded().text(), "-5");
-    assert_eq!(bed.run(["-p", "Nice=-5", "--uid", "33"], "nice; nice -n -1 nice 2>/dev/null").output().text(), "-5\n-5");
+    assert_eq!(
+        bed.run(["-p", "Nice=-5", "--uid", "33"], "nice; nice -n -1 nice 2>/dev/null").output().text(),
+        "-5\n-5"
+    );
     let outside = fs::read_to_string("/proc/self/oom_score_adj").unwrap();
     let show = "cat /proc/self/oom_score_adj";
     assert_eq!(bed.run([""; 0], show).output().succeeded().text(), outside.trim_end());
@@ -183,6 +246,8 @@ fn arguments(bed: &Bed) {
 
 fn own_settings_twice(bed: &Bed) {
     bed.run(["--uid", "1", "-p", "User=2"], "true").output().refused(125, ["User", "--uid"]);
-    bed.run(["-w", "/etc", "-p", "WorkingDirectory=/usr"], "true").output().refused(125, ["WorkingDirectory", "--working-directory"]);
+    bed.run(["-w", "/etc", "-p", "WorkingDirectory=/usr"], "true")
+        .output()
+        .refused(125, ["WorkingDirectory", "--working-directory"]);
     bed.run(["-w", "/etc", "-p", "WorkingDirectory=/etc"], "test $(pwd) = /etc").output().succeeded();
 }

@@ -29,7 +29,8 @@ pub(crate) fn tests() -> Vec<Test> {
 /// Says each signal that comes, with how often it has come, and ends with 9 at SIGUSR2.
 fn counting() -> String {
     let names = ["HUP", "INT", "QUIT", "USR1", "TERM", "WINCH", "CONT"];
-    let traps: String = names.iter().map(|name| format!("trap 'n{name}=$((n{name}+1)); echo {name} $n{name}.' {name}; ")).collect();
+    let traps: String =
+        names.iter().map(|name| format!("trap 'n{name}=$((n{name}+1)); echo {name} $n{name}.' {name}; ")).collect();
     format!("{traps} trap 'echo end; exit 9' USR2; echo ready; while :; do sleep 0.02; done")
 }
 
@@ -70,7 +71,9 @@ fn relayed_once_as_pid1(bed: &Bed) {
 }
 
 fn default_actions(bed: &Bed) {
-    for (signal, number) in [(Signal::HUP, 1), (Signal::INT, 2), (Signal::QUIT, 3), (Signal::USR1, 10), (Signal::TERM, 15)] {
+    for (signal, number) in
+        [(Signal::HUP, 1), (Signal::INT, 2), (Signal::QUIT, 3), (Signal::USR1, 10), (Signal::TERM, 15)]
+    {
         let (running, scope) = bed.live([""; 0], "ulimit -c 0; echo ready; exec sleep 1000");
         running.signal(signal);
         let outcome = running.finish().exited(128 + number);
@@ -121,7 +124,8 @@ fn stop_and_continue(bed: &Bed) {
 
 fn second_interrupt_kills(bed: &Bed) {
     for flags in [&[][..], &["--as-pid1"]] {
-        let (mut running, scope) = bed.live(flags, "trap 'echo interrupted' INT; echo ready; while :; do sleep 0.02; done");
+        let (mut running, scope) =
+            bed.live(flags, "trap 'echo interrupted' INT; echo ready; while :; do sleep 0.02; done");
         running.signal(Signal::INT);
         running.wait_for("interrupted");
         running.signal(Signal::INT);
@@ -146,7 +150,10 @@ fn during_the_start(bed: &Bed) {
 fn dispositions_are_fresh(bed: &Bed) {
     let program = super::bed::sandbox_binary();
     let show = "grep -E '^Sig(Blk|Ign)' /proc/self/status";
-    let script = format!("import signal, os\nfor s in (1, 2, 3, 13, 15, 20): signal.signal(s, signal.SIG_IGN)\nsignal.pthread_sigmask(signal.SIG_BLOCK, [10, 12, 17])\nos.execv('{0}', ['{0}', 'run', '-q', 'sh', '-c', \"exec {show}\"])", program.display());
+    let script = format!(
+        "import signal, os\nfor s in (1, 2, 3, 13, 15, 20): signal.signal(s, signal.SIG_IGN)\nsignal.pthread_sigmask(signal.SIG_BLOCK, [10, 12, 17])\nos.execv('{0}', ['{0}', 'run', '-q', 'sh', '-c', \"exec {show}\"])",
+        program.display()
+    );
     let text = bed.command("python3", ["-c", &script]).output().succeeded().text();
     let mask = |line: &str| u64::from_str_radix(line.split_whitespace().nth(1).unwrap(), 16).unwrap();
     let masks: Vec<u64> = text.lines().map(mask).collect();

@@ -92,8 +92,13 @@ fn files(bed: &Bed) {
 /// Programs that log to /dev/stdout and /dev/stderr, as images of web servers do.
 fn dev_stdout(bed: &Bed) {
     for flags in [&[][..], &["--uid", "33"], &["--userns", "host", "--uid", "33"], &["--as-pid1"]] {
-        let outcome = bed.run(flags, "echo out > /dev/stdout && echo err > /dev/stderr && cat < /dev/stdin").stdin("in").output();
-        assert_eq!((outcome.text().as_str(), outcome.errors().as_str(), outcome.status), ("out\nin", "err", 0), "{flags:?}");
+        let outcome =
+            bed.run(flags, "echo out > /dev/stdout && echo err > /dev/stderr && cat < /dev/stdin").stdin("in").output();
+        assert_eq!(
+            (outcome.text().as_str(), outcome.errors().as_str(), outcome.status),
+            ("out\nin", "err", 0),
+            "{flags:?}"
+        );
     }
 }
 
@@ -115,10 +120,14 @@ fn pty_by_default(bed: &Bed) {
     let text = bed.sandbox(["run", "-q", "-it", "sh", "-c", "tty"]).pty(20, 70).output().succeeded().text();
     assert_eq!(text, "/dev/pts/0");
     // Where one of the two is no terminal: pipes, as they are.
-    let script = format!("{} run -q sh -c 'test -t 0; echo $?; test -t 1; echo $?' | cat", bed::sandbox_binary().display());
+    let script =
+        format!("{} run -q sh -c 'test -t 0; echo $?; test -t 1; echo $?' | cat", bed::sandbox_binary().display());
     assert_eq!(bed.sh(&script).pty(20, 70).output().succeeded().text(), "0\r\n1");
     assert_eq!(bed.run([""; 0], "tty").output().text(), "not a tty");
-    assert_eq!(bed.run(["--pipe"], "test -t 1 && echo it is the callers").pty(20, 70).output().succeeded().text(), "it is the callers");
+    assert_eq!(
+        bed.run(["--pipe"], "test -t 1 && echo it is the callers").pty(20, 70).output().succeeded().text(),
+        "it is the callers"
+    );
 }
 
 fn pty_keys(bed: &Bed) {
@@ -148,7 +157,12 @@ fn pty_complete_output(bed: &Bed) {
         assert_eq!(outcome.status, 3);
         let text = outcome.text();
         let expected: Vec<String> = (1..=20000).map(|n| n.to_string()).collect();
-        assert!(text.split("\r\n").eq(expected.iter().map(String::as_str)), "{} bytes, ending in {:?}", text.len(), &text[text.len().saturating_sub(20)..]);
+        assert!(
+            text.split("\r\n").eq(expected.iter().map(String::as_str)),
+            "{} bytes, ending in {:?}",
+            text.len(),
+            &text[text.len().saturating_sub(20)..]
+        );
     }
 }
 
@@ -157,15 +171,25 @@ fn pty_restored(bed: &Bed) {
     let program = bed::sandbox_binary();
     let program = program.display();
     for run in ["true", "sh -c 'exit 7'", "sh -c 'kill -9 $$'", "stty raw -echo", "/no/such", "--bind /no/such true"] {
-        let script = format!("stty intr ^G; stty -g; {program} run -q -t {run} >/dev/null 2>&1; {program} run -q -t {run}; stty -g");
+        let script = format!(
+            "stty intr ^G; stty -g; {program} run -q -t {run} >/dev/null 2>&1; {program} run -q -t {run}; stty -g"
+        );
         let text = bed.sh(&script).pty(24, 80).output().text();
-        let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|line| line.contains(':') && !line.contains(' ')).collect();
+        let lines: Vec<&str> =
+            text.lines().map(str::trim_end).filter(|line| line.contains(':') && !line.contains(' ')).collect();
         assert!(lines.len() == 2 && lines[0] == lines[1], "after {run}: {text}");
     }
 }
 
 fn pty_from_pipes(bed: &Bed) {
-    let outcome = bed.run(["-t"], "test -t 0 && test -t 1 && stty -echo; echo ready; while read line; do echo got $line; done; echo end").stdin("one\ntwo\n").output().succeeded();
+    let outcome = bed
+        .run(
+            ["-t"],
+            "test -t 0 && test -t 1 && stty -echo; echo ready; while read line; do echo got $line; done; echo end",
+        )
+        .stdin("one\ntwo\n")
+        .output()
+        .succeeded();
     let text = outcome.text();
     assert!(text.contains("got one\r\n") && text.contains("got two\r\n") && text.ends_with("end"), "{text}");
     // An end of file in the middle of a line.
@@ -174,7 +198,12 @@ fn pty_from_pipes(bed: &Bed) {
 }
 
 fn pty_as_user(bed: &Bed) {
-    let text = bed.run(["-t", "--uid", "33"], "tty; stat -c %u:%G $(tty); echo x > $(tty)").pty(24, 80).output().succeeded().text();
+    let text = bed
+        .run(["-t", "--uid", "33"], "tty; stat -c %u:%G $(tty); echo x > $(tty)")
+        .pty(24, 80)
+        .output()
+        .succeeded()
+        .text();
     assert_eq!(text, "/dev/pts/0\r\n33:tty\r\nx");
 }
 
@@ -184,7 +213,10 @@ fn no_terminal_of_the_caller(bed: &Bed) {
         try: fcntl.ioctl(0, 0x5412, b'x'); print('pushed')\nexcept OSError as e: print('refused', e.strerror)";
     let outcome = bed.sandbox(["run", "-q", "--pipe", "python3", "-c", push]).pty(24, 80).output();
     let text = outcome.text();
-    assert!(text.contains("No such device or address") && text.contains("refused") && !text.contains("pushed"), "{text}");
+    assert!(
+        text.contains("No such device or address") && text.contains("refused") && !text.contains("pushed"),
+        "{text}"
+    );
     let (running, scope) = bed.live(["--pipe"], "ps -o tty=,sid= -p $$; echo ready; exec cat");
     assert!(running.stdout_so_far().starts_with('?'), "{}", running.stdout_so_far());
     assert!(unit::is_active(&scope));

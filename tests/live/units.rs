@@ -273,7 +273,10 @@ fn user_manager(bed: &Bed) {
 fn user_manager_kept_upper(bed: &Bed) {
     let upper = bed.user_dir().join("upper");
     if bed.facts.root_fs == "overlay" {
-        bed.run(["--user", "--upper", upper.to_str().unwrap()], "true").user().output().refused(125, ["--upper", "overlay"]);
+        bed.run(["--user", "--upper", upper.to_str().unwrap()], "true")
+            .user()
+            .output()
+            .refused(125, ["--upper", "overlay"]);
         return;
     }
     as_user(bed, &["--upper", upper.to_str().unwrap()]);

@@ -257,7 +257,8 @@ pub(crate) fn idmap_obstacle(spec: &Spec, host: &Host) -> Option<String> {
 /// Whether the writes of an overlay can be kept at `path`.
 fn check_upper(host: &Host, path: &Path, owners: Owners) -> Result<()> {
     if host.mount_of(path).is_some_and(|mount| mount.fstype == "overlay") {
-        let line = format!("--upper {}: it is on an overlay itself, which cannot keep the writes of another", path.display());
+        let line =
+            format!("--upper {}: it is on an overlay itself, which cannot keep the writes of another", path.display());
         return Err(fault(line).hint("a directory on a disk, or --upper tmpfs").into());
     }
     if owners == Owners::Mapped { require_idmap(host, path, "--upper") } else { Ok(()) }
