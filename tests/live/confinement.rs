@@ -45,7 +45,17 @@ fn capabilities(bed: &Bed) {
 /// What the caller's process hands on by inheritance ends here.
 fn capabilities_of_the_caller(bed: &Bed) {
     let program = bed::sandbox_binary();
-    let run = [program.to_str().unwrap(), "run", "-q", "--userns", "host", "grep", "-E", "^Cap(Inh|Amb)", "/proc/self/status"];
+    let run = [
+        program.to_str().unwrap(),
+        "run",
+        "-q",
+        "--userns",
+        "host",
+        "grep",
+        "-E",
+        "^Cap(Inh|Amb)",
+        "/proc/self/status",
+    ];
     let caller = bed.command("setpriv", ["--inh-caps", "+chown,+sys_admin", "--ambient-caps", "+chown,+sys_admin"]);
     let text = caller.args(run).output().succeeded().text();
     let sets: Vec<&str> = text.lines().filter_map(|line| line.split_whitespace().last()).collect();
