@@ -63,6 +63,8 @@ pub(crate) struct UnitPlan {
     pub(crate) cgroup: CgroupMode,
     /// The payload's processes may be moved by their owner: only so can others join a user's unit.
     pub(crate) delegate: bool,
+    /// Offer the process as a descriptor first, which systemd takes since 255; refused, it costs a round trip.
+    pub(crate) pidfd: bool,
     /// Time between the stop signal and the kill in µs, where the request says nothing; systemd's own is 90 s.
     pub(crate) timeout_stop_usec: u64,
 }
@@ -177,6 +179,7 @@ fn unit(spec: &Spec, host: &Host) -> Result<(UnitPlan, Vec<String>)> {
         settings: translated.settings,
         cgroup,
         delegate: user,
+        pidfd: host.systemd.is_none_or(|version| version >= 255),
         timeout_stop_usec: TIMEOUT_STOP_USEC,
     };
     Ok((unit, translated.notes))

@@ -24,8 +24,9 @@ use crate::relay::Relay;
 use crate::signals::Signals;
 use crate::sync::{self, Failure, ParentEnd, ToChild, ToParent};
 use crate::sys::{self, Side};
+use crate::systemd::Bus;
 use crate::timings::Timings;
-use crate::unit::Unit;
+use crate::unit::{self, Unit};
 
 /// Runs a sandbox from its start to its end; the exit status is the payload's.
 ///
@@ -38,6 +39,7 @@ pub(crate) fn run(plan: &Plan, timings: &mut Timings) -> Result<u8> {
         UserPlan::Range { taken } => Some(users::claim(taken)?),
         UserPlan::Identity | UserPlan::Host | UserPlan::Maps { .. } => None,
     };
+    let bus = plan.unit.as_ref().map(unit::connect).transpose()?;
     let (end, child_end) = sync::pair().context("make a socket pair")?;
     let (pid, pidfd) = match sys::clone_process(plan.namespaces.clone_flags()).map_err(explain_clone)? {
         Side::Child => {
@@ -50,7 +52,7 @@ pub(crate) fn run(plan: &Plan, timings: &mut Timings) -> Result<u8> {
     drop(child_end);
     timings.mark("clone3");
     let mut running = Running { plan, end, pid, pidfd, helper: None, watcher: None, unit: None, ended: false };
-    match running.start(claim.as_ref(), &signals, timings) {
+    match running.start(claim.as_ref(), bus, &signals, timings) {
         Ok(master) => running.supervise(&signals, master, timings),
         Err(error) => Err(match signals.ended_by()? {
             Some(signal) => interrupted(signal),
@@ -182,9 +184,15 @@ impl Drop for Running<'_> {
 
 impl Running<'_> {
     /// Everything up to Go. The child and the helper work while systemd does; the master of the sandbox's terminal is returned.
-    fn start(&mut self, claim: Option<&Claim>, signals: &Signals, timings: &mut Timings) -> Result<Option<OwnedFd>> {
-        if let Some(plan) = &self.plan.unit {
-            self.unit = Some(Unit::begin(plan, self.pid, self.pidfd.as_fd(), signals.ending())?);
+    fn start(
+        &mut self,
+        claim: Option<&Claim>,
+        bus: Option<Bus>,
+        signals: &Signals,
+        timings: &mut Timings,
+    ) -> Result<Option<OwnedFd>> {
+        if let (Some(plan), Some(bus)) = (&self.plan.unit, bus) {
+            self.unit = Some(Unit::begin(plan, self.pid, self.pidfd.as_fd(), bus, signals.ending())?);
             timings.mark("unit asked for");
         }
         self.map_ids(claim)?;
