@@ -143,7 +143,7 @@ fn shared_namespaces() {
 #[test]
 fn another_root() {
     check("rootfs", "--rootfs /usr --upper tmpfs:1G --uid www --gid 5 -w /srv true", &host());
-    check("layers", "--layer /usr --layer /etc --host-secrets true", &host());
+    check("layers", "--layer /usr --layer /etc true", &host());
 }
 
 #[test]
@@ -176,6 +176,13 @@ fn contradictions() {
         ("nothing", ""),
         ("root-bind", "-v /usr:/ true"),
         ("relative-tmpfs", "--tmpfs scratch true"),
+        ("hostname-shared", "--share uts --hostname x true"),
+        ("secrets-of-a-rootfs", "--rootfs /usr --host-secrets true"),
+        ("secrets-of-no-root", "--share mount --host-secrets true"),
+        ("bind-in-sys", "-v /usr:/sys/kernel/x true"),
+        ("bind-in-proc", "-v /usr:/srv/../proc/x --network host true"),
+        ("tmpfs-in-proc", "--tmpfs /proc/scsi true"),
+        ("tmpfs-dev", "--tmpfs /dev:1M true"),
         ("pid1-shared", "--as-pid1 --share pid true"),
     ] {
         check(name, words, &host());
