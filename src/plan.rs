@@ -110,7 +110,7 @@ impl Plan {
             root,
             kernel_mounts,
             capabilities: spec.capabilities.clone(),
-            process: process::plan(spec, host, users.can_set_groups()),
+            process: process::plan(spec, host, &users),
             users,
             warnings: if spec.process.quiet { Vec::new() } else { warnings },
             notes,
