@@ -90,7 +90,7 @@ impl Plan {
         let shares = |namespace| spec.shares(namespace);
         let root = if namespaces.has(Namespace::Mount) {
             let (net, pid) = (shares(Namespace::Net), shares(Namespace::Pid));
-            Some(rootfs::plan(spec, host, users.owners(), net, pid)?)
+            Some(rootfs::plan(spec, host, users.owners(), net, pid, &mut warnings)?)
         } else {
             None
         };

@@ -125,6 +125,18 @@ fn a_root_that_cannot_be_idmapped() {
 }
 
 #[test]
+fn mounts_that_cannot_be_idmapped() {
+    let mut host = host();
+    let more = "40 20 0:60 / /var rw - zfs pool/var rw\n41 20 0:61 / /opt/mem rw - tmpfs tmpfs rw\n\
+                42 20 0:62 / /opt/ro ro - zfs pool/ro ro\n43 20 0:63 / /tmp rw - tmpfs tmpfs rw\n";
+    host.mounts = visible(&parse_mountinfo([MOUNTS, more].concat().as_bytes()));
+    check("zfs-var", "true", &host);
+    host.kernel = (6, 1);
+    check("zfs-var-6.1", "true", &host);
+    check("zfs-var-identity", "--userns identity true", &host);
+}
+
+#[test]
 fn a_plain_user() {
     check("rootless", "-m 1G true", &plain_user());
     let mut host = plain_user();
