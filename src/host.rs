@@ -55,6 +55,11 @@ pub(crate) struct IdRange {
 }
 
 impl IdRange {
+    /// Whether `id` is in it.
+    pub(crate) fn contains(self, id: u32) -> bool {
+        self.overlaps(IdRange { first: id, count: 1 })
+    }
+
     /// Whether the two have an ID in common.
     pub(crate) fn overlaps(self, other: IdRange) -> bool {
         u64::from(self.first) < u64::from(other.first) + u64::from(other.count)

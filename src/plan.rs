@@ -92,7 +92,7 @@ impl Plan {
         let shares = |namespace| spec.shares(namespace);
         let root = if namespaces.has(Namespace::Mount) {
             let (net, pid) = (shares(Namespace::Net), shares(Namespace::Pid));
-            Some(rootfs::plan(spec, host, users.owners(), net, pid)?)
+            Some(rootfs::plan(spec, host, users.owners(), net, pid, &mut warnings)?)
         } else {
             None
         };
@@ -112,7 +112,7 @@ impl Plan {
             root,
             kernel_mounts,
             capabilities: spec.capabilities.clone(),
-            process: process::plan(spec, host, users.can_set_groups()),
+            process: process::plan(spec, host, &users),
             users,
             warnings: if spec.process.quiet { Vec::new() } else { warnings },
             notes,
