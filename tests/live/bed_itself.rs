@@ -38,7 +38,7 @@ fn failure(run: impl FnOnce()) -> String {
 
 /// Every word in SANDBOX_TEST_PROMISES is a need, and is met.
 fn promises(bed: &Bed) {
-    let known = [Need::Root, Need::Systemd, Need::Cgroup1, Need::Cgroup2, Need::Idmap, Need::UserManager, Need::Fuse]
+    let known = [Need::Root, Need::Systemd, Need::Cgroup1, Need::Cgroup2, Need::Idmap, Need::Disk, Need::UserManager, Need::Fuse]
         .map(|need| (need.to_string(), need));
     for promise in &bed.facts.promises {
         let (_, need) =
