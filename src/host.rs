@@ -102,7 +102,7 @@ pub(crate) enum Kind {
 /// Files and directories of the host that its view as a root is made of.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct HostView {
-    /// The paths among [`crate::part::secrets`] that exist, with whether each is a directory.
+    /// What [`crate::part::secrets`] hides here, with whether each is a directory.
     pub(crate) secrets: Vec<(PathBuf, bool)>,
     /// Entries of / and of every directory below which something is mounted.
     pub(crate) entries: BTreeMap<PathBuf, Vec<(OsString, Kind)>>,
@@ -348,7 +348,7 @@ fn parse_mountinfo_line(line: &[u8]) -> Option<Mount> {
 }
 
 /// Undoes the octal escapes of mountinfo (`\040` is a space).
-fn unescape(field: &[u8]) -> PathBuf {
+pub(crate) fn unescape(field: &[u8]) -> PathBuf {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((first, tail)) = rest.split_first() {

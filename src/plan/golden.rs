@@ -137,6 +137,18 @@ fn mounts_that_cannot_be_idmapped() {
 }
 
 #[test]
+fn the_capability_that_undoes_mounts() {
+    for (name, words) in [
+        ("sys-admin", "--cap-add SYS_ADMIN true"),
+        ("sys-admin-range", "--cap-add all --rootfs /usr true"),
+        ("sys-admin-identity", "--cap-add SYS_ADMIN --rootfs /usr --userns identity true"),
+        ("sys-admin-host", "--cap-add ALL --layer /usr --userns host true"),
+    ] {
+        check(name, words, &host());
+    }
+}
+
+#[test]
 fn a_plain_user() {
     check("rootless", "-m 1G true", &plain_user());
     let mut host = plain_user();

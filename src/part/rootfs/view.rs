@@ -116,7 +116,8 @@ impl View<'_> {
     }
 
     fn secrets(&self) -> impl Iterator<Item = &(PathBuf, bool)> {
-        self.host.view.secrets.iter().filter(|_| !self.spec.root.host_secrets)
+        // What a link leads to may be where nothing of the host is seen anyway.
+        self.host.view.secrets.iter().filter(|(path, _)| !self.spec.root.host_secrets && !is_elsewhere(path))
     }
 
     /// A plain user's overlay cannot have a layer with mounts below it (they are locked, and the kernel refuses to show what is
