@@ -1,6 +1,6 @@
 //! The child's side of a start: one flat list of steps. It becomes the stub, PID 1 inside, or with `--as-pid1` the payload.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -16,15 +16,15 @@ use crate::part::process::Identity;
 use crate::part::rootfs::assemble::{Ids, assemble};
 use crate::part::streams;
 use crate::part::terminal;
-use crate::part::users::{self, Claim, UserPlan};
+use crate::part::users::{self, UserPlan};
 use crate::pid1;
 use crate::plan::Plan;
 use crate::sync::{ChildEnd, Failure, ToChild, ToParent};
 use crate::sys;
 
 /// Runs the child to its end. What fails is reported to the launcher, which prints it; nothing is printed here.
-pub(crate) fn enter(plan: &Plan, end: &ChildEnd, claim: Option<&Claim>) -> ! {
-    let status = steps(plan, end, claim).unwrap_or_else(|error| {
+pub(crate) fn enter(plan: &Plan, end: &ChildEnd, locks: &[BorrowedFd<'_>]) -> ! {
+    let status = steps(plan, end, locks).unwrap_or_else(|error| {
         // If the launcher is gone there is nobody to tell.
         drop(end.send(&ToParent::Failed(Failure::from_error(&error))));
         // The launcher ends this process when systemd has it in its unit: a dead one that systemd puts there never leaves it, and
@@ -36,13 +36,16 @@ pub(crate) fn enter(plan: &Plan, end: &ChildEnd, claim: Option<&Claim>) -> ! {
     sys::exit_now(status)
 }
 
-fn steps(plan: &Plan, end: &ChildEnd, claim: Option<&Claim>) -> Result<u8> {
-    // The lock stays: the range of IDs is claimed as long as anything inside lives.
-    let keep: Vec<_> = [end.as_fd()].into_iter().chain(claim.map(|claim| claim.lock().as_fd())).collect();
+fn steps(plan: &Plan, end: &ChildEnd, locks: &[BorrowedFd<'_>]) -> Result<u8> {
+    // The locks stay: the range of IDs and a kept upper are in use as long as this process lives, also when its launcher is killed.
+    let keep: Vec<_> = [end.as_fd()].into_iter().chain(locks.iter().copied()).collect();
     sys::close_all_but(&keep).context("close inherited descriptors")?;
     // A session of its own: no terminal of the caller can be pushed input (TIOCSTI), and its ^C, or whoever kills a whole process
     // group, reaches the launcher alone.
     rustix::process::setsid().context("make a session")?;
+    leave_keyring()?;
+    // What is made for the root is for everybody in it, whatever the caller's mask; the payload gets its own.
+    rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     if !matches!(plan.users, UserPlan::Host) {
         wait_for_maps(end)?;
         users::become_root(&plan.users)?;
@@ -76,6 +79,14 @@ fn steps(plan: &Plan, end: &ChildEnd, claim: Option<&Claim>) -> Result<u8> {
         return Err(become_payload(plan, &identity, terminal.as_ref(), Some(end)));
     }
     pid1::supervise(plan, end, &identity, terminal)
+}
+
+fn leave_keyring() -> Result<()> {
+    match sys::new_session_keyring() {
+        // A kernel without keyrings, or a filter around us that hides them: then nobody inside reaches one either.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => Ok(()),
+        result => result.context("leave the caller's session keyring"),
+    }
 }
 
 fn unexpected(message: Option<ToChild>) -> anyhow::Error {

@@ -54,7 +54,7 @@ impl std::error::Error for Fault {}
 
 /// The whole chain on one line, outermost first, as a person reads it: without the numbers that Rust adds to the kernel's words.
 pub(crate) fn line(error: &anyhow::Error) -> String {
-    let text = format!("{error:#}").replace('\n', " ");
+    let text = plain(&format!("{error:#}"));
     let mut out = String::with_capacity(text.len());
     let mut rest = text.as_str();
     while let Some((before, after)) = rest.split_once(" (os error ") {
@@ -62,6 +62,11 @@ pub(crate) fn line(error: &anyhow::Error) -> String {
         rest = after.split_once(')').map_or("", |(_, tail)| tail);
     }
     out + rest
+}
+
+/// `text` with a space for each control character: names come from images and file systems, and would speak to a terminal.
+pub(crate) fn plain(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 #[cfg(test)]
@@ -75,5 +80,13 @@ mod tests {
         let twice =
             anyhow::Error::from(fault("a: No such file or directory (os error 2)")).context("b (os error 1): c");
         assert_eq!(line(&twice), "b: c: a: No such file or directory");
+    }
+
+    #[test]
+    fn a_line_says_nothing_to_the_terminal() {
+        let error =
+            anyhow::Error::from(fault("its interpreter /\u{1b}]0;x\u{7}\u{1b}[31m\u{9b}2J\r\u{7f} is missing\n"))
+                .context("run é\tb");
+        assert_eq!(line(&error), "run é b: its interpreter / ]0;x  [31m 2J   is missing ");
     }
 }

@@ -29,6 +29,8 @@ pub(crate) struct Host {
     pub(crate) id: String,
     /// systemd is this machine's PID 1 (sd_booted(3)).
     pub(crate) booted_by_systemd: bool,
+    /// The version of systemd that is installed, where its library tells: a hint, since the running one may be older or newer.
+    pub(crate) systemd: Option<u16>,
     /// The mounts that a path can reach, sorted by where they are; see [`visible`].
     pub(crate) mounts: Vec<Mount>,
     /// Standard input and output are both terminals.
@@ -53,6 +55,11 @@ pub(crate) struct IdRange {
 }
 
 impl IdRange {
+    /// Whether `id` is in it.
+    pub(crate) fn contains(self, id: u32) -> bool {
+        self.overlaps(IdRange { first: id, count: 1 })
+    }
+
     /// Whether the two have an ID in common.
     pub(crate) fn overlaps(self, other: IdRange) -> bool {
         u64::from(self.first) < u64::from(other.first) + u64::from(other.count)
@@ -95,7 +102,7 @@ pub(crate) enum Kind {
 /// Files and directories of the host that its view as a root is made of.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct HostView {
-    /// The paths among [`crate::part::secrets`] that exist, with whether each is a directory.
+    /// What [`crate::part::secrets`] hides here, with whether each is a directory.
     pub(crate) secrets: Vec<(PathBuf, bool)>,
     /// Entries of / and of every directory below which something is mounted.
     pub(crate) entries: BTreeMap<PathBuf, Vec<(OsString, Kind)>>,
@@ -128,6 +135,7 @@ impl Host {
             kernel: parse_kernel(rustix::system::uname().release().to_string_lossy().as_ref()),
             cgroup: CgroupMode::read().ok(),
             id: random_id()?,
+            systemd: installed_systemd(),
             booted_by_systemd: Path::new("/run/systemd/system").is_dir(),
             mounts: visible(&parse_mountinfo(&mounts)),
             terminal: std::io::stdin().is_terminal() && std::io::stdout().is_terminal(),
@@ -293,6 +301,17 @@ fn has_map_tools() -> bool {
         .all(|tool| std::env::split_paths(&path).any(|directory| directory.join(tool).is_file()))
 }
 
+/// systemd names its internal library by its version: `libsystemd-shared-252.so`, on some distributions with their own after it.
+fn installed_systemd() -> Option<u16> {
+    let places = ["/usr/lib/systemd".to_owned(), format!("/usr/lib/{}-linux-gnu/systemd", std::env::consts::ARCH)];
+    let names = places.iter().filter_map(|place| std::fs::read_dir(place).ok()).flatten().flatten();
+    names.filter_map(|entry| systemd_version(&entry.file_name().to_string_lossy())).max()
+}
+
+fn systemd_version(name: &str) -> Option<u16> {
+    name.strip_prefix("libsystemd-shared-")?.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+}
+
 fn random_id() -> Result<String> {
     let mut bytes = [0; 3];
     rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty()).context("draw a random number")?;
@@ -329,7 +348,7 @@ fn parse_mountinfo_line(line: &[u8]) -> Option<Mount> {
 }
 
 /// Undoes the octal escapes of mountinfo (`\040` is a space).
-fn unescape(field: &[u8]) -> PathBuf {
+pub(crate) fn unescape(field: &[u8]) -> PathBuf {
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((first, tail)) = rest.split_first() {
@@ -434,6 +453,13 @@ mod tests {
     fn taken_ids_come_from_all_files_and_bad_lines_are_passed_over() {
         let taken = taken_ids(&["me:100000:65536\nbad\n:x:y\n"], &["root:x:0:0::/:/bin/sh\nx\n"]);
         assert_eq!(taken, [IdRange { first: 100_000, count: 65536 }, IdRange { first: 0, count: 1 }]);
+    }
+
+    #[test]
+    fn the_version_of_systemd_is_in_the_name_of_its_library() {
+        assert_eq!(systemd_version("libsystemd-shared-252.so"), Some(252));
+        assert_eq!(systemd_version("libsystemd-shared-257.6-1.fc42.so"), Some(257));
+        assert_eq!(systemd_version("libsystemd-core-252.so"), None);
     }
 
     #[test]

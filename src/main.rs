@@ -47,7 +47,7 @@ fn log_to_stderr() {
                 log::Level::Info => "info",
                 log::Level::Debug | log::Level::Trace => "debug",
             };
-            writeln!(out, "sandbox: {level}: {}", record.args())
+            writeln!(out, "sandbox: {level}: {}", error::plain(&record.args().to_string()))
         })
         .init();
 }
@@ -65,7 +65,7 @@ fn report_text(error: &anyhow::Error) -> (String, u8) {
     let fault = error.chain().find_map(|cause| cause.downcast_ref::<error::Fault>());
     let mut text = format!("sandbox: {}\n", error::line(error));
     if let Some(hint) = fault.and_then(error::Fault::hint_text) {
-        text.push_str(&format!("hint: {hint}\n"));
+        text.push_str(&format!("hint: {}\n", error::plain(hint)));
     }
     (text, fault.map_or(exit::FAILED, error::Fault::exit_status))
 }

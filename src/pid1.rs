@@ -44,10 +44,9 @@ pub(crate) fn supervise(plan: &Plan, end: &ChildEnd, identity: &Identity, termin
         return Err(failure.into_error());
     }
     end.send(&ToParent::Executed).context("tell the launcher")?;
-    let status = Stub { end, signals, payload, in_unit: plan.unit.is_some() }.watch()?;
-    if plan.namespaces.has(Namespace::Pid) {
-        end_the_rest();
-    }
+    let own_pids = plan.namespaces.has(Namespace::Pid);
+    let status = Stub { end, signals, payload, in_unit: plan.unit.is_some(), own_pids }.watch()?;
+    end_the_rest(own_pids);
     end.send(&ToParent::Exited(status)).context("tell the launcher")?;
     // Open until here: without anybody that has it open its master is hung up, which looks like the end, while what still runs inside
     // may open it again.
@@ -56,18 +55,30 @@ pub(crate) fn supervise(plan: &Plan, end: &ChildEnd, identity: &Identity, termin
 }
 
 /// Kills whatever the payload left and waits for its end, so that nothing of it runs any more when the launcher returns; the mounts
-/// go a moment later with this process. Only as PID 1 of a namespace: kill(2) with -1 reaches everything in it.
-fn end_the_rest() {
-    // ESRCH: nothing is left.
-    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(-1), Signal::SIGKILL);
-    while !matches!(rustix::process::wait(WaitOptions::empty()), Err(rustix::io::Errno::CHILD)) {}
+/// go a moment later with this process.
+fn end_the_rest(own_pids: bool) {
+    loop {
+        if own_pids {
+            // As PID 1 of a namespace: -1 is everything in it, kill(2). ESRCH: nothing is left.
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(-1), Signal::SIGKILL);
+        } else {
+            // Orphans have come to this subreaper, and more come as their parents end.
+            let children = std::fs::read_to_string("/proc/thread-self/children").unwrap_or_default();
+            for pid in children.split_whitespace().filter_map(|pid| pid.parse().ok()) {
+                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), Signal::SIGKILL);
+            }
+        }
+        match rustix::process::wait(WaitOptions::empty()) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return,
+        }
+    }
 }
 
 fn watch_signals() -> Result<SignalFd> {
-    let mut set = SigSet::empty();
-    set.add(Signal::SIGCHLD);
-    set.add(Signal::SIGTERM);
-    set.thread_set_mask().context("block signals")?;
+    // Every signal is blocked: as PID 1 that changes nothing, with the host's PIDs a signal for the whole unit would end the stub.
+    SigSet::all().thread_set_mask().context("block signals")?;
+    let set: SigSet = [Signal::SIGCHLD, Signal::SIGTERM].into_iter().collect();
     SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).context("make a signalfd")
 }
 
@@ -95,6 +106,7 @@ struct Stub<'a> {
     signals: SignalFd,
     payload: Pid,
     in_unit: bool,
+    own_pids: bool,
 }
 
 impl Stub<'_> {
@@ -114,7 +126,7 @@ impl Stub<'_> {
             while let Some(signal) = self.signals.read_signal().context("read signals")? {
                 // Who sends it from inside (`kill 1`) means the payload. From outside, where the sender has no number here,
                 // systemd signals every process of the unit: passed on, the payload would get one stop twice.
-                let for_payload = signal.ssi_pid != 0 || !self.in_unit;
+                let for_payload = self.own_pids && signal.ssi_pid != 0 || !self.in_unit;
                 if for_payload && i32::try_from(signal.ssi_signo).is_ok_and(|number| number == libc::SIGTERM) {
                     self.signal(libc::SIGTERM, false);
                 }

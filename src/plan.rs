@@ -16,7 +16,7 @@ use crate::part::namespaces::Namespaces;
 use crate::part::process::{self, ProcessPlan};
 use crate::part::rootfs::{self, RootPlan};
 use crate::part::users::{self, UserPlan};
-use crate::spec::Spec;
+use crate::spec::{RootSource, Spec};
 use crate::systemd::{self, CgroupMode, Setting};
 
 /// One sandbox, decided.
@@ -63,6 +63,8 @@ pub(crate) struct UnitPlan {
     pub(crate) cgroup: CgroupMode,
     /// The payload's processes may be moved by their owner: only so can others join a user's unit.
     pub(crate) delegate: bool,
+    /// Offer the process as a descriptor first, which systemd takes since 255; refused, it costs a round trip.
+    pub(crate) pidfd: bool,
     /// Time between the stop signal and the kill in µs, where the request says nothing; systemd's own is 90 s.
     pub(crate) timeout_stop_usec: u64,
 }
@@ -87,10 +89,11 @@ impl Plan {
         let namespaces = namespaces(spec, host, &mut warnings);
         let (users, fallback) = users::plan(spec, host)?;
         warnings.extend(fallback);
+        check_sys_admin(spec, &users, &mut warnings)?;
         let shares = |namespace| spec.shares(namespace);
         let root = if namespaces.has(Namespace::Mount) {
             let (net, pid) = (shares(Namespace::Net), shares(Namespace::Pid));
-            Some(rootfs::plan(spec, host, users.owners(), net, pid)?)
+            Some(rootfs::plan(spec, host, users.owners(), net, pid, &mut warnings)?)
         } else {
             None
         };
@@ -110,12 +113,33 @@ impl Plan {
             root,
             kernel_mounts,
             capabilities: spec.capabilities.clone(),
-            process: process::plan(spec, host, users.can_set_groups()),
+            process: process::plan(spec, host, &users),
             users,
             warnings: if spec.process.quiet { Vec::new() } else { warnings },
             notes,
         })
     }
+}
+
+/// Flags of mounts are locked only in a user namespace below the one that owns the mounts: with SYS_ADMIN root inside can take them
+/// away, nodev too, and then a device node that a layer carries is the device.
+fn check_sys_admin(spec: &Spec, users: &UserPlan, warnings: &mut Vec<String>) -> Result<()> {
+    if !spec.capabilities.keeps("SYS_ADMIN") {
+        return Ok(());
+    }
+    let layers = spec.root.source != RootSource::HostView;
+    if layers && matches!(users, UserPlan::Identity | UserPlan::Host) {
+        return Err(fault(
+            "--cap-add SYS_ADMIN with a root of layers needs a range of user IDs of its own: root inside could open a device \
+             node that a layer carries",
+        )
+        .hint("leave SYS_ADMIN out (--cap-drop SYS_ADMIN beside --cap-add ALL)")
+        .into());
+    }
+    let opens = "--cap-add SYS_ADMIN: root inside can undo read-only binds, masked paths and nodev";
+    let devices = layers && matches!(users, UserPlan::Range { .. });
+    warnings.push(format!("{opens}{}", if devices { ", and open device nodes that a layer carries" } else { "" }));
+    Ok(())
 }
 
 /// The time namespace needs a fork after it is made, which a payload that is PID 1 itself does not have: before Linux 6.3 it would
@@ -177,6 +201,7 @@ fn unit(spec: &Spec, host: &Host) -> Result<(UnitPlan, Vec<String>)> {
         settings: translated.settings,
         cgroup,
         delegate: user,
+        pidfd: host.systemd.is_none_or(|version| version >= 255),
         timeout_stop_usec: TIMEOUT_STOP_USEC,
     };
     Ok((unit, translated.notes))

@@ -7,6 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
 use anyhow::Context;
+use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 
 use crate::child;
@@ -23,8 +24,9 @@ use crate::relay::Relay;
 use crate::signals::Signals;
 use crate::sync::{self, Failure, ParentEnd, ToChild, ToParent};
 use crate::sys::{self, Side};
+use crate::systemd::Bus;
 use crate::timings::Timings;
-use crate::unit::Unit;
+use crate::unit::{self, Unit};
 
 /// Runs a sandbox from its start to its end; the exit status is the payload's.
 ///
@@ -32,23 +34,36 @@ use crate::unit::Unit;
 /// When the payload never ran: with the reason of whichever side failed first.
 pub(crate) fn run(plan: &Plan, timings: &mut Timings) -> Result<u8> {
     let signals = Signals::block()?;
-    let _kept = plan.root.as_ref().map(|root| lock_upper(root, &plan.users)).transpose()?;
+    let upper = plan.root.as_ref().map(|root| lock_upper(root, &plan.users)).transpose()?.flatten();
     let claim = match &plan.users {
         UserPlan::Range { taken } => Some(users::claim(taken)?),
         UserPlan::Identity | UserPlan::Host | UserPlan::Maps { .. } => None,
     };
+    let bus = plan.unit.as_ref().map(unit::connect).transpose()?;
     let (end, child_end) = sync::pair().context("make a socket pair")?;
     let (pid, pidfd) = match sys::clone_process(plan.namespaces.clone_flags()).map_err(explain_clone)? {
-        Side::Child => child::enter(plan, &child_end, claim.as_ref()),
+        Side::Child => {
+            let upper = upper.as_ref().map(|upper| upper.lock.as_fd());
+            let locks: Vec<_> = claim.iter().map(|claim| claim.lock().as_fd()).chain(upper).collect();
+            child::enter(plan, &child_end, &locks)
+        }
         Side::Parent(pid, pidfd) => (pid, pidfd),
     };
     drop(child_end);
     timings.mark("clone3");
-    let mut running = Running { plan, end, pid, pidfd, helper: None, unit: None, ended: false };
-    match running.start(claim.as_ref(), timings) {
+    let mut running = Running { plan, end, pid, pidfd, helper: None, watcher: None, unit: None, ended: false };
+    match running.start(claim.as_ref(), bus, &signals, timings) {
         Ok(master) => running.supervise(&signals, master, timings),
-        Err(error) => Err(running.first_failure(error)),
+        Err(error) => Err(match signals.ended_by()? {
+            Some(signal) => interrupted(signal),
+            None => running.first_failure(error),
+        }),
     }
+}
+
+fn interrupted(signal: nix::sys::signal::Signal) -> anyhow::Error {
+    let status = u8::try_from(128 + signal as i32).unwrap_or(exit::FAILED);
+    fault(format!("interrupted by {signal} before the command ran")).status(status).into()
 }
 
 fn explain_clone(error: std::io::Error) -> anyhow::Error {
@@ -66,7 +81,7 @@ fn explain_clone(error: std::io::Error) -> anyhow::Error {
 
 /// The directory that takes the writes, locked: two sandboxes at a time would damage each other's overlay.
 struct LockedUpper<'a> {
-    _lock: File,
+    lock: File,
     /// It goes with the sandbox.
     temporary: Option<(&'a Path, &'a UserPlan)>,
 }
@@ -97,7 +112,7 @@ fn lock_upper<'a>(root: &'a RootPlan, users: &'a UserPlan) -> Result<Option<Lock
     match directory.try_lock() {
         Ok(()) => {
             let temporary = root.temporary.then_some((path.as_path(), users));
-            Ok(Some(LockedUpper { _lock: directory, temporary }))
+            Ok(Some(LockedUpper { lock: directory, temporary }))
         }
         Err(std::fs::TryLockError::WouldBlock) => {
             Err(fault(format!("--upper {}: another sandbox uses it", path.display())).into())
@@ -108,13 +123,45 @@ fn lock_upper<'a>(root: &'a RootPlan, users: &'a UserPlan) -> Result<Option<Lock
     }
 }
 
+/// With `--as-pid1` there is no stub that ends with the launcher, and a payload that changes its user has lost its parent-death
+/// signal: this process, outside, ends it when the launcher's end of a pipe closes.
+struct Watcher {
+    pid: Pid,
+    pidfd: OwnedFd,
+    _pipe: OwnedFd,
+}
+
+impl Watcher {
+    fn start(payload: &OwnedFd) -> Result<Watcher> {
+        let (watched, held) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("make a pipe")?;
+        match sys::clone_process(0).context("start the process that watches for the launcher's end")? {
+            Side::Child => {
+                let _ = sys::close_all_but(&[watched.as_fd(), payload.as_fd()]);
+                let _ = rustix::process::setsid();
+                let _ = rustix::io::read(&watched, &mut [0]);
+                let _ = rustix::process::pidfd_send_signal(payload, Signal::KILL);
+                sys::exit_now(0)
+            }
+            Side::Parent(pid, pidfd) => Ok(Watcher { pid, pidfd, _pipe: held }),
+        }
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
+        let _ = rustix::process::waitpid(Some(self.pid), rustix::process::WaitOptions::empty());
+    }
+}
+
 /// A child that lives. Dropping it leaves nothing behind: the child is killed, with it its PID namespace and its unit.
 struct Running<'a> {
     plan: &'a Plan,
     end: ParentEnd,
     pid: Pid,
     pidfd: OwnedFd,
-    helper: Option<Pid>,
+    helper: Option<(Pid, OwnedFd)>,
+    watcher: Option<Watcher>,
     unit: Option<Unit<'a>>,
     ended: bool,
 }
@@ -125,7 +172,7 @@ impl Drop for Running<'_> {
             self.kill();
             let _ = rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
         }
-        self.reap_helper();
+        self.end_helper();
         // A scope ends with its last process; only what shares the host's PIDs may have left others in it.
         if let Some(unit) = &mut self.unit
             && !self.plan.namespaces.has(Namespace::Pid)
@@ -137,9 +184,15 @@ impl Drop for Running<'_> {
 
 impl Running<'_> {
     /// Everything up to Go. The child and the helper work while systemd does; the master of the sandbox's terminal is returned.
-    fn start(&mut self, claim: Option<&Claim>, timings: &mut Timings) -> Result<Option<OwnedFd>> {
-        if let Some(plan) = &self.plan.unit {
-            self.unit = Some(Unit::begin(plan, self.pid, self.pidfd.as_fd())?);
+    fn start(
+        &mut self,
+        claim: Option<&Claim>,
+        bus: Option<Bus>,
+        signals: &Signals,
+        timings: &mut Timings,
+    ) -> Result<Option<OwnedFd>> {
+        if let (Some(plan), Some(bus)) = (&self.plan.unit, bus) {
+            self.unit = Some(Unit::begin(plan, self.pid, self.pidfd.as_fd(), bus, signals.ending())?);
             timings.mark("unit asked for");
         }
         self.map_ids(claim)?;
@@ -153,10 +206,7 @@ impl Running<'_> {
             unit.finish(self.pidfd.as_fd())?;
             timings.mark("unit started");
         }
-        let master = match self.end.receive()? {
-            Some(ToParent::Ready(master)) => master,
-            other => return Err(unexpected(other)),
-        };
+        let master = self.await_ready(signals)?;
         timings.mark("child ready");
         if let Some(unit) = &mut self.unit {
             let report = unit.verify()?;
@@ -165,8 +215,40 @@ impl Running<'_> {
             }
             timings.mark("limits verified");
         }
+        if self.plan.process.as_pid1 {
+            self.watcher = Some(Watcher::start(&self.pidfd)?);
+        }
         self.end.send(&ToChild::Go).context("tell the child")?;
         Ok(master)
+    }
+
+    /// Waits for the child, but not beyond the end of the helper that it waits for, nor a signal that ends the start.
+    fn await_ready(&mut self, signals: &Signals) -> Result<Option<OwnedFd>> {
+        loop {
+            let helper = self.helper.as_ref().map(|(_, pidfd)| PollFd::new(pidfd, PollFlags::IN));
+            let mut fds = vec![
+                PollFd::from_borrowed_fd(self.end.as_fd(), PollFlags::IN),
+                PollFd::from_borrowed_fd(signals.ending(), PollFlags::IN),
+            ];
+            fds.extend(helper);
+            match rustix::event::poll(&mut fds, None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error).context("wait for the child"),
+            }
+            let [spoke, ended, helper_ended] = [0, 1, 2].map(|i| fds.get(i).is_some_and(|fd| !fd.revents().is_empty()));
+            if ended {
+                return Err(fault("interrupted by a signal").into());
+            }
+            if helper_ended && !self.reap_helper() && !spoke {
+                return Err(fault("the helper that makes the root was killed").into());
+            }
+            if spoke {
+                return match self.end.receive()? {
+                    Some(ToParent::Ready(master)) => Ok(master),
+                    other => Err(unexpected(other)),
+                };
+            }
+        }
     }
 
     fn map_ids(&self, claim: Option<&Claim>) -> Result<()> {
@@ -188,24 +270,35 @@ impl Running<'_> {
             Side::Child => {
                 // It holds the launcher's end of the socket, so the child would wait for a helper that is stuck.
                 let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
+                // What is made for the root is for everybody in it, whatever the caller's mask.
+                rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
                 let ids = Ids { base: claim.map_or(0, |claim| claim.base), userns: userns.as_ref().map(AsFd::as_fd) };
                 let message = match assemble(root, &ids) {
                     Ok(tree) => ToChild::Tree(tree),
                     Err(error) => ToChild::Failed(Failure::from_error(&error)),
                 };
                 // If the child is gone the launcher knows why.
-                drop(self.end.send(&message));
-                sys::exit_now(0)
+                sys::exit_now(u8::from(self.end.send(&message).is_err()))
             }
-            Side::Parent(pid, _) => self.helper = Some(pid),
+            Side::Parent(pid, pidfd) => self.helper = Some((pid, pidfd)),
         }
         Ok(())
     }
 
-    fn reap_helper(&mut self) {
-        if let Some(helper) = self.helper.take() {
-            let _ = rustix::process::waitpid(Some(helper), rustix::process::WaitOptions::empty());
+    /// Waits for the helper's end; whether it ended by itself with its work done.
+    fn reap_helper(&mut self) -> bool {
+        let Some((helper, _)) = self.helper.take() else { return true };
+        let status = rustix::process::waitpid(Some(helper), rustix::process::WaitOptions::empty());
+        matches!(status, Ok(Some((_, status))) if status.exit_status() == Some(0))
+    }
+
+    /// Ends a helper that may be stuck, on a source of a bind that died, say.
+    fn end_helper(&mut self) {
+        if let Some((_, pidfd)) = &self.helper {
+            // ESRCH: it has ended by itself.
+            let _ = rustix::process::pidfd_send_signal(pidfd, Signal::KILL);
         }
+        self.reap_helper();
     }
 
     /// Waits for the end of the first process inside; the status it leads to.

@@ -25,9 +25,16 @@ const TAKEN: &[Signal] = &[
 /// `SI_KERNEL` of siginfo(2): the terminal sent it to the whole foreground group.
 const FROM_TERMINAL: i32 = 0x80;
 
+/// What ends a start that is under way.
+const ENDING: &[Signal] = &[Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
+
 /// The taken signals, blocked and waiting in a descriptor.
 #[derive(Debug)]
-pub(crate) struct Signals(SignalFd);
+pub(crate) struct Signals {
+    taken: SignalFd,
+    /// Never read: readable while one of [`ENDING`] waits.
+    ending: SignalFd,
+}
 
 /// One signal that arrived.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,11 +59,31 @@ impl Signals {
     /// When there is no descriptor left.
     pub(crate) fn block() -> Result<Signals> {
         // What the caller ignores stays ignored: nohup(1), and a shell's background jobs.
-        let set: SigSet = TAKEN.iter().copied().filter(|signal| !sys::is_ignored(*signal as i32)).collect();
-        set.thread_block().context("block signals")?;
-        let fd =
-            SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).context("make a signalfd")?;
-        Ok(Signals(fd))
+        let heard = |signals: &[Signal]| -> SigSet {
+            signals.iter().copied().filter(|signal| !sys::is_ignored(*signal as i32)).collect()
+        };
+        heard(TAKEN).thread_block().context("block signals")?;
+        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+        let make = |signals: &[Signal]| SignalFd::with_flags(&heard(signals), flags).context("make a signalfd");
+        Ok(Signals { taken: make(TAKEN)?, ending: make(ENDING)? })
+    }
+
+    /// A descriptor that is readable while a signal waits that ends a start under way.
+    pub(crate) fn ending(&self) -> BorrowedFd<'_> {
+        self.ending.as_fd()
+    }
+
+    /// Such a signal, if one waits; others that wait are forgotten.
+    ///
+    /// # Errors
+    /// When the descriptor cannot be read.
+    pub(crate) fn ended_by(&self) -> Result<Option<Signal>> {
+        while let Some(arrived) = self.next()? {
+            if ENDING.contains(&arrived.signal) {
+                return Ok(Some(arrived.signal));
+            }
+        }
+        Ok(None)
     }
 
     /// The next one that waits.
@@ -68,12 +95,12 @@ impl Signals {
             let signal = i32::try_from(info.ssi_signo).ok().and_then(|number| Signal::try_from(number).ok())?;
             Some(Arrived { signal, from_terminal: info.ssi_code == FROM_TERMINAL })
         };
-        Ok(self.0.read_signal().context("read a signal")?.and_then(arrived))
+        Ok(self.taken.read_signal().context("read a signal")?.and_then(arrived))
     }
 }
 
 impl AsFd for Signals {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.as_fd()
+        self.taken.as_fd()
     }
 }

@@ -5,7 +5,7 @@ mod process;
 mod root;
 
 use std::ffi::{OsStr, OsString};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use crate::error::{Result, fault};
 use crate::layer::{Layer, Manager, Namespace, Network, Userns};
@@ -160,7 +160,7 @@ impl Spec {
         let (assignments, own) = limits::assignments(&layer)?;
         let process = process::process(&layer, own)?;
         let spec = Spec {
-            hostname: hostname(&layer, &name)?,
+            hostname: hostname(&layer, &name, &share)?,
             unit: unit(&layer, assignments)?,
             root: root::root(&layer)?,
             capabilities: Capabilities::parse(&layer.cap_add, &layer.cap_drop)?,
@@ -185,15 +185,41 @@ impl Spec {
             || self.root.upper != Upper::Memory(None)
             || self.root.read_only
             || !self.root.binds.is_empty()
-            || !self.root.tmpfs.is_empty();
+            || !self.root.tmpfs.is_empty()
+            || self.root.host_secrets;
         if self.shares(Namespace::Mount) && root_asked {
             return Err(fault(
-                "--share mount leaves no root of its own: no --rootfs, --layer, --bind, --tmpfs, --upper, --read-only",
+                "--share mount leaves no root of its own: no --rootfs, --layer, --bind, --tmpfs, --upper, --read-only, \
+                 --host-secrets",
             )
             .into());
         }
         if self.process.as_pid1 && self.shares(Namespace::Pid) {
             return Err(fault("--as-pid1 needs a PID namespace of its own: it goes without --share pid").into());
+        }
+        if self.root.host_secrets && self.root.source != RootSource::HostView {
+            return Err(
+                fault("--host-secrets needs the view of the host as the root: it goes without another one").into()
+            );
+        }
+        self.check_targets()
+    }
+
+    /// What is mounted where our own /proc, /sys or /dev come later would never be seen.
+    fn check_targets(&self) -> Result<()> {
+        let binds = self.root.binds.iter().map(|bind| ("--bind", &bind.at));
+        for (flag, at) in binds.chain(self.root.tmpfs.iter().map(|(at, _)| ("--tmpfs", at))) {
+            let (shown, path) = (at.display(), without_dots(at));
+            let line = if path.starts_with("/proc") && !self.shares(Namespace::Pid) {
+                format!("{flag} {shown}: /proc is the sandbox's own, a mount in it needs --share pid")
+            } else if path.starts_with("/sys") && !self.shares(Namespace::Net) {
+                format!("{flag} {shown}: /sys is the sandbox's own, a mount in it needs --network host")
+            } else if path == Path::new("/dev") {
+                format!("{flag} {shown}: /dev is the sandbox's own, a mount needs a place in it: {shown}/NAME")
+            } else {
+                continue;
+            };
+            return Err(fault(line).into());
         }
         Ok(())
     }
@@ -233,8 +259,12 @@ fn checked_name(flag: &str, name: &str) -> Result<String> {
     .into())
 }
 
-fn hostname(layer: &Layer, name: &str) -> Result<String> {
+fn hostname(layer: &Layer, name: &str, share: &[Namespace]) -> Result<String> {
     match &layer.hostname {
+        Some(hostname) if share.contains(&Namespace::Uts) => {
+            let line = format!("--hostname {hostname} needs a UTS namespace of its own: it goes without --share uts");
+            Err(fault(line).into())
+        }
         Some(hostname) => checked_name("--hostname", hostname),
         None => Ok(name.to_owned()),
     }
@@ -299,4 +329,17 @@ fn absolute(flag: &str, path: &Path) -> Result<PathBuf> {
         return Ok(path.to_owned());
     }
     Err(fault(format!("{flag} {}: a path inside begins with /", path.display())).into())
+}
+
+/// `path` with . and .. taken away, as they are where no link is on the way.
+fn without_dots(path: &Path) -> PathBuf {
+    let mut out = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::ParentDir => drop(out.pop()),
+            Component::CurDir => {}
+            Component::RootDir | Component::Normal(_) | Component::Prefix(_) => out.push(component),
+        }
+    }
+    out
 }

@@ -210,6 +210,17 @@ pub(crate) fn exec(path: &OsStr, argv: &[CString], envp: &[CString]) -> io::Erro
     io::Error::last_os_error()
 }
 
+/// Leaves the caller's session keyring for a new, empty one: what is in the caller's (Kerberos, fscrypt and cifs keys) would be
+/// readable inside whatever the user namespace; keyctl_join_session_keyring(3).
+///
+/// # Errors
+/// What keyctl(2) says.
+pub(crate) fn new_session_keyring() -> io::Result<()> {
+    let none = std::ptr::null::<libc::c_char>();
+    // SAFETY: KEYCTL_JOIN_SESSION_KEYRING takes a name, which may be null for an anonymous keyring.
+    check(unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, none) }).map(drop)
+}
+
 /// Whether `signal` is ignored by this process; sigaction(2).
 pub(crate) fn is_ignored(signal: i32) -> bool {
     // SAFETY: sigaction is plain data for which all zeroes is valid.

@@ -23,12 +23,18 @@ pub(crate) struct Unit<'a> {
 }
 
 impl<'a> Unit<'a> {
-    /// Asks systemd for the unit with process `pid` in it, and does not wait for it.
+    /// Asks systemd for the unit with process `pid` in it, and does not wait for it. Later waits end when `interrupt` is readable.
     ///
     /// # Errors
-    /// When the service manager cannot be reached.
-    pub(crate) fn begin(plan: &'a UnitPlan, pid: Pid, pidfd: BorrowedFd<'_>) -> Result<Unit<'a>> {
-        let mut bus = connect(plan)?;
+    /// When the request cannot be sent.
+    pub(crate) fn begin(
+        plan: &'a UnitPlan,
+        pid: Pid,
+        pidfd: BorrowedFd<'_>,
+        mut bus: Bus,
+        interrupt: BorrowedFd<'_>,
+    ) -> Result<Unit<'a>> {
+        bus.interrupt_by(interrupt);
         let pending = bus.begin_scope(&request(plan, pid, Some(pidfd)))?;
         Ok(Unit { plan, pid, bus: Some(bus), pending: Some(pending), memory_events: None })
     }
@@ -83,7 +89,11 @@ impl<'a> Unit<'a> {
     }
 }
 
-fn connect(plan: &UnitPlan) -> Result<Bus> {
+/// Connects to the service manager that the plan names, and waits for nothing: its greeting comes while the caller does other work.
+///
+/// # Errors
+/// When it cannot be reached.
+pub(crate) fn connect(plan: &UnitPlan) -> Result<Bus> {
     if plan.user { Bus::user() } else { Bus::system() }
 }
 
@@ -93,7 +103,7 @@ fn request<'a>(plan: &'a UnitPlan, pid: Pid, pidfd: Option<BorrowedFd<'a>>) -> S
         slice: &plan.slice,
         description: &plan.description,
         pid,
-        pidfd,
+        pidfd: pidfd.filter(|_| plan.pidfd),
         settings: &plan.settings,
         timeout_stop_usec: plan.timeout_stop_usec,
         oom_policy: "continue",

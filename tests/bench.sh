@@ -17,8 +17,12 @@ inside() { # inside ROUNDS RUNS STAGE: runs in the lab
     -n bubblewrap "bwrap --unshare-all --ro-bind / / --proc /proc --dev /dev true"
     -n systemd-run "systemd-run --scope --quiet ${limits[*]} true"
     -n systemd-run+bwrap "systemd-run --scope --quiet ${limits[*]} bwrap --unshare-all --ro-bind / / --proc /proc --dev /dev true"
-    -n crun "sh -c 'crun --systemd-cgroup run --bundle /var/tmp/bundle b\$\$'"
     -n sandbox "$stage/sandbox run ${limits[*]} -- true")
+  if crun=$(crun --systemd-cgroup run --bundle /var/tmp/bundle probe 2>&1); then
+    commands+=(-n crun "sh -c 'crun --systemd-cgroup run --bundle /var/tmp/bundle b\$\$'")
+  else
+    echo "crun is left out, it does not run here: $crun"
+  fi
   "$stage/sandbox" run "${limits[@]}" -- true   # with a fallback or a warning it would not be the start that we mean
   for gap in none 0.06; do
     prepare=(); [ "$gap" = none ] || prepare=(--prepare "sleep $gap")

@@ -268,7 +268,8 @@ fn trials(host: &Host) -> Result<Trials> {
 
 fn root(spec: &Spec, host: &Host, users: &UserPlan) -> std::result::Result<usize, Failure> {
     let (net, pid) = (spec.shares(Namespace::Net), spec.shares(Namespace::Pid));
-    let plan = rootfs::plan(spec, host, users.owners(), net, pid).map_err(|error| Failure::from_error(&error))?;
+    let plan = rootfs::plan(spec, host, users.owners(), net, pid, &mut Vec::new())
+        .map_err(|error| Failure::from_error(&error))?;
     trial::root(&plan, users)?;
     let overlays = plan.operations.iter().filter(|operation| matches!(operation, Operation::Overlay(_)));
     Ok(overlays.count())

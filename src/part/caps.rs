@@ -43,6 +43,11 @@ impl Capabilities {
         Ok(Capabilities(all().filter(|(_, c)| kept.contains(*c)).map(|(name, _)| name).collect()))
     }
 
+    /// Whether the capability of this name, without CAP_, is kept.
+    pub(crate) fn keeps(&self, name: &str) -> bool {
+        self.0.contains(&name)
+    }
+
     fn set(&self) -> CapabilitySet {
         self.0
             .iter()

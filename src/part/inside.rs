@@ -15,6 +15,8 @@ const MAX_LINKS: usize = 40;
 /// What a missing last component is made as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Make {
+    /// Nothing: it is an error then.
+    Nothing,
     /// A directory.
     Directory,
     /// An empty regular file.
@@ -37,6 +39,14 @@ pub(crate) fn open_or_make(root: BorrowedFd<'_>, path: &Path, make: Make, owner:
         Err(Errno::NOENT | Errno::NOSYS | Errno::PERM) => Walk::new(root, make, owner)?.follow(relative),
         Err(error) => Err(error.into()),
     }
+}
+
+/// Opens (O_PATH) what `path` names below `root`, as if `root` were /, and makes nothing.
+///
+/// # Errors
+/// ENOENT where there is nothing; ELOOP after 40 links; what openat2(2) says.
+pub(crate) fn open_existing(root: BorrowedFd<'_>, path: &Path) -> io::Result<OwnedFd> {
+    open_or_make(root, path, Make::Nothing, (Uid::ROOT, Gid::ROOT))
 }
 
 /// A walk by descriptors: every step opens one name without following it, so nothing that changes meanwhile leads out.
@@ -90,6 +100,9 @@ impl Walk {
         match rustix::fs::openat(self.here(), name, flags, Mode::empty()) {
             Err(Errno::NOENT) => {}
             found => return Ok(found?),
+        }
+        if self.make == Make::Nothing {
+            return Err(Errno::NOENT.into());
         }
         if last && self.make == Make::File {
             let create = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
@@ -169,6 +182,25 @@ mod tests {
             }
         }
         assert_eq!(std::fs::read_dir(outside.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn nothing_is_made_where_nothing_is_asked_for() {
+        let root = tempfile::tempdir().unwrap();
+        std::fs::create_dir(root.path().join("p")).unwrap();
+        symlink("/p", root.path().join("proc")).unwrap();
+        std::fs::write(root.path().join("p/kcore"), "").unwrap();
+        let fd = open_dir(root.path());
+        assert_eq!(
+            where_is(&open_existing(fd.as_fd(), Path::new("/proc/kcore")).unwrap()),
+            root.path().join("p/kcore")
+        );
+        for walk in
+            [open_existing, |root: BorrowedFd<'_>, path: &Path| Walk::new(root, Make::Nothing, own())?.follow(path)]
+        {
+            assert_eq!(walk(fd.as_fd(), Path::new("/proc/none")).unwrap_err().raw_os_error(), Some(libc::ENOENT));
+        }
+        assert_eq!(std::fs::read_dir(root.path().join("p")).unwrap().count(), 1);
     }
 
     #[test]

@@ -5,13 +5,13 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, StatVfsMountFlags, Uid};
+use rustix::fs::{CWD, FileType, Gid, StatVfsMountFlags, Uid};
 use rustix::mount::{MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 use serde::Serialize;
 
 use crate::error::{Result, fault};
 use crate::host::parse_mountinfo;
-use crate::part::inside::{Make, open_or_make};
+use crate::part::inside::{Make, open_existing, open_or_make};
 use crate::part::rootfs::assemble::new_file_system;
 use crate::sys;
 
@@ -175,12 +175,11 @@ fn attach(mount: &OwnedFd, root: BorrowedFd<'_>, at: &Path, make: Make) -> Resul
     Ok(rustix::mount::move_mount(mount, "", &target, "", flags)?)
 }
 
-/// Opens what `path` names below `root`; `None` where there is nothing.
+/// Opens what `path` names in the root, through links only as far as they stay in it; `None` where there is nothing.
 fn existing(root: BorrowedFd<'_>, path: &Path) -> Result<Option<OwnedFd>> {
-    let relative = path.strip_prefix("/").unwrap_or(path);
-    match rustix::fs::openat(root, relative, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty()) {
+    match open_existing(root, path) {
         Ok(found) => Ok(Some(found)),
-        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR | rustix::io::Errno::ACCESS) => Ok(None),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::EACCES)) => Ok(None),
         Err(error) => Err(error.into()),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::ffi::{CString, OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -10,8 +11,9 @@ use serde::{Serialize, Serializer};
 
 use crate::error::{Fault, Result, fault};
 use crate::exit;
-use crate::host::Host;
+use crate::host::{Host, IdRange};
 use crate::part::account;
+use crate::part::users::UserPlan;
 use crate::spec::{RootSource, Spec};
 use crate::sys::{self, Rlimit};
 
@@ -28,8 +30,8 @@ pub(crate) struct ProcessPlan {
     #[serde(serialize_with = "variables")]
     pub(crate) environment: Vec<(OsString, OsString)>,
     /// User, by name or number.
-    pub(crate) user: Option<String>,
-    /// Group, by name or number.
+    pub(crate) user: String,
+    /// Group, by name or number; `None`: the user's.
     pub(crate) group: Option<String>,
     /// Where it starts: the first that exists inside.
     pub(crate) directories: Vec<PathBuf>,
@@ -50,6 +52,12 @@ pub(crate) struct ProcessPlan {
     pub(crate) affinity: Option<Vec<u32>>,
     /// setgroups(2) works.
     pub(crate) can_set_groups: bool,
+    /// Group IDs that exist inside: others cannot be had, and are left out of the supplementary ones.
+    #[serde(skip)]
+    pub(crate) group_ids: Vec<IdRange>,
+    /// What helps who asks for an ID that does not exist inside.
+    #[serde(skip)]
+    pub(crate) missing_id_hint: Option<&'static str>,
     /// Nothing but errors is printed.
     #[serde(skip)]
     pub(crate) quiet: bool,
@@ -67,8 +75,10 @@ fn variables<S: Serializer>(list: &[(OsString, OsString)], serializer: S) -> std
 }
 
 /// Decides how the payload starts.
-pub(crate) fn plan(spec: &Spec, host: &Host, can_set_groups: bool) -> ProcessPlan {
+pub(crate) fn plan(spec: &Spec, host: &Host, users: &UserPlan) -> ProcessPlan {
     let process = &spec.process;
+    // A map without root has one user and one group, which need not be the group that the account has inside.
+    let only = users.only_ids();
     let host_view = spec.root.source == RootSource::HostView;
     let directories = match &process.directory {
         Some(asked) => vec![asked.clone()],
@@ -79,8 +89,8 @@ pub(crate) fn plan(spec: &Spec, host: &Host, can_set_groups: bool) -> ProcessPla
     ProcessPlan {
         command: spec.command.clone(),
         environment: environment(spec, host),
-        user: process.user.clone(),
-        group: process.group.clone(),
+        user: process.user.clone().unwrap_or_else(|| only.map_or(0, |(uid, _)| uid).to_string()),
+        group: process.group.clone().or_else(|| only.map(|(_, gid)| gid.to_string())),
         directories,
         as_pid1: process.as_pid1,
         terminal: process.terminal.unwrap_or(host.terminal),
@@ -89,7 +99,9 @@ pub(crate) fn plan(spec: &Spec, host: &Host, can_set_groups: bool) -> ProcessPla
         oom_score_adjust: process.oom_score_adjust,
         umask: process.umask.unwrap_or(0o022),
         affinity: process.affinity.as_ref().map(|set| set.numbers().to_vec()),
-        can_set_groups,
+        can_set_groups: users.can_set_groups(),
+        group_ids: users.groups(),
+        missing_id_hint: users.missing_id_hint(),
         host_view,
         quiet: process.quiet,
     }
@@ -131,7 +143,7 @@ impl Identity {
     /// # Errors
     /// When there is no such name.
     fn find(plan: &ProcessPlan, passwd: &str, group: &str) -> Result<Identity> {
-        let wanted = plan.user.as_deref().unwrap_or("0");
+        let wanted = plan.user.as_str();
         let account = match wanted.parse::<u32>() {
             Ok(uid) => account::by_uid(passwd, uid),
             Err(_) => Some(account::by_name(passwd, wanted).ok_or_else(|| {
@@ -150,24 +162,37 @@ impl Identity {
                 })?,
             },
         };
+        // To setresuid(2) and setresgid(2) it means that nothing changes: the payload would stay root.
+        let of_group = plan.group.as_deref().map_or(("--uid", wanted), |group| ("--gid", group));
+        for ((flag, wanted), id) in [(("--uid", wanted), uid), (of_group, gid)] {
+            if id == u32::MAX {
+                let line = format!("{flag} {wanted}: {id} is no ID, to the kernel it means none");
+                return Err(fault(line).hint(format!("IDs are 0 to {}", u32::MAX - 1)).into());
+            }
+        }
+        // setgroups(2) takes all or none, so one that does not exist inside would end every start.
+        let exists = |id: &u32| plan.group_ids.iter().any(|range| range.contains(*id));
         let groups = account.as_ref().map_or_else(Vec::new, |a| account::member_of(group, &a.name));
+        let groups = groups.into_iter().filter(exists).collect();
         let (name, home) = account.map_or_else(|| (uid.to_string(), "/".to_owned()), |a| (a.name, a.home));
         let home = if uid == 0 && home == "/" { "/root".to_owned() } else { home };
         Ok(Identity { uid, gid, groups, home, name })
     }
 
     /// Becomes this user. Capabilities of a user other than root are gone with it.
-    fn become_user(&self, can_set_groups: bool) -> Result<()> {
+    fn become_user(&self, plan: &ProcessPlan) -> Result<()> {
         let context = || format!("become user {} and group {}", self.uid, self.gid);
         let explain = |error: nix::Error| -> anyhow::Error {
             if error == nix::Error::EINVAL {
-                return fault(format!("{}: not in this user namespace's map", context()))
-                    .hint("a plain user needs ranges in /etc/subuid and /etc/subgid: sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 $USER")
-                    .into();
+                let line = fault(format!("{}: not in this user namespace's map", context()));
+                return match plan.missing_id_hint {
+                    Some(hint) => line.hint(hint).into(),
+                    None => line.into(),
+                };
             }
             anyhow::Error::new(error).context(context())
         };
-        if can_set_groups {
+        if plan.can_set_groups {
             let groups: Vec<_> = self.groups.iter().map(|id| nix::unistd::Gid::from_raw(*id)).collect();
             nix::unistd::setgroups(&groups).map_err(explain)?;
         }
@@ -210,10 +235,7 @@ impl ProcessPlan {
     /// # Errors
     /// When there is no such user or group.
     pub(crate) fn identity(&self) -> Result<Identity> {
-        let read = |path: &str| {
-            std::fs::read(path).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).unwrap_or_default()
-        };
-        Identity::find(self, &read("/etc/passwd"), &read("/etc/group"))
+        Identity::find(self, &read_accounts("/etc/passwd"), &read_accounts("/etc/group"))
     }
 
     /// Sets what does not need a privilege and becomes the user.
@@ -231,7 +253,7 @@ impl ProcessPlan {
             rustix::thread::sched_setaffinity(None, &set).context("CPUAffinity=")?;
         }
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(self.umask));
-        identity.become_user(self.can_set_groups)?;
+        identity.become_user(self)?;
         // As the user, who may not be allowed into it.
         self.enter_directory()
     }
@@ -318,6 +340,18 @@ impl ProcessPlan {
     }
 }
 
+/// A file of accounts in a root that is not ours to trust: a fifo there, or a link to a device, must neither hang nor fill memory.
+fn read_accounts(path: &str) -> String {
+    use std::io::Read;
+    let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
+    let Ok(file) = std::fs::File::options().read(true).custom_flags(flags).open(path) else { return String::new() };
+    let mut bytes = Vec::new();
+    if file.metadata().is_ok_and(|meta| meta.is_file()) && file.take(4 << 20).read_to_end(&mut bytes).is_ok() {
+        return String::from_utf8_lossy(&bytes).into_owned();
+    }
+    String::new()
+}
+
 /// Where `program` may be: itself if it has a slash (or is empty, and nowhere), else in each directory of `path`, execvp(3).
 fn candidates(program: &OsStr, path: &OsStr) -> Vec<PathBuf> {
     if program.is_empty() || program.as_bytes().contains(&b'/') {
@@ -334,7 +368,8 @@ fn candidates(program: &OsStr, path: &OsStr) -> Vec<PathBuf> {
 fn interpreter(path: &Path) -> Option<OsString> {
     use std::io::Read;
     let mut head = Vec::new();
-    std::fs::File::open(path).ok()?.take(64 << 10).read_to_end(&mut head).ok()?;
+    let regular = std::fs::metadata(path).is_ok_and(|meta| meta.is_file());
+    std::fs::File::open(path).ok().filter(|_| regular)?.take(64 << 10).read_to_end(&mut head).ok()?;
     if let Some(line) = head.strip_prefix(b"#!") {
         let line = line.split(|b| *b == b'\n').next()?;
         let word = line.split(|b| b.is_ascii_whitespace()).find(|word| !word.is_empty())?;
@@ -403,5 +438,55 @@ mod tests {
             candidates(OsStr::new("b"), OsStr::new("/x::/y")),
             [PathBuf::from("/x/b"), PathBuf::from("./b"), PathBuf::from("/y/b")]
         );
+    }
+
+    /// The payload's plan for a command line, on a machine where user 1000 or root calls.
+    fn planned(words: &[&str], caller: u32) -> ProcessPlan {
+        let word = |at: usize| words.get(at).map(|word| (*word).to_owned());
+        let layer = crate::layer::Layer {
+            command: vec!["true".into()],
+            uid: word(0),
+            gid: word(1),
+            userns: (caller != 0).then_some(crate::layer::Userns::Identity),
+            ..Default::default()
+        };
+        let mounts = crate::host::parse_mountinfo(b"20 1 8:1 / / rw - ext4 /dev/sda1 rw\n");
+        let host = Host { uid: caller, gid: caller, kernel: (6, 12), mounts, ..Host::default() };
+        let spec = Spec::from_layer(layer).unwrap();
+        let (users, _) = crate::part::users::plan(&spec, &host).unwrap();
+        plan(&spec, &host, &users)
+    }
+
+    #[test]
+    fn a_map_of_one_id_has_one_user() {
+        let found = Identity::find(&planned(&[], 1000), "me:x:1000:50::/home/me:/bin/sh\n", "").unwrap();
+        assert_eq!((found.uid, found.gid, found.home.as_str()), (1000, 1000, "/home/me"));
+        let found = Identity::find(&planned(&[], 1000), "", "").unwrap();
+        assert_eq!((found.uid, found.gid), (1000, 1000));
+        let found = Identity::find(&planned(&[], 0), "", "").unwrap();
+        assert_eq!((found.uid, found.gid), (0, 0));
+    }
+
+    #[test]
+    fn groups_outside_of_the_map_are_left_out() {
+        let (passwd, group) =
+            ("root:x:0:0::/root:/bin/sh\n", "big:x:70000:root\nadm:x:4:root\nnone:x:4294967295:root\n");
+        let found = Identity::find(&planned(&[], 0), passwd, group).unwrap();
+        assert_eq!(found.groups, [4]);
+    }
+
+    #[test]
+    fn the_id_that_means_none_is_refused() {
+        let passwd = "nobody:x:4294967295:0::/:/bin/sh\nodd:x:5:4294967295::/:/bin/sh\n";
+        let line = |words: &[&str]| {
+            Identity::find(&planned(words, 0), passwd, "none:x:4294967295:\n").unwrap_err().to_string()
+        };
+        let no_id = "4294967295 is no ID, to the kernel it means none";
+        assert_eq!(line(&["4294967295"]), format!("--uid 4294967295: {no_id}"));
+        assert_eq!(line(&["nobody"]), format!("--uid nobody: {no_id}"));
+        assert_eq!(line(&["odd"]), format!("--uid odd: {no_id}"));
+        assert_eq!(line(&["0", "4294967295"]), format!("--gid 4294967295: {no_id}"));
+        assert_eq!(line(&["0", "none"]), format!("--gid none: {no_id}"));
+        assert!(Identity::find(&planned(&["4294967294"], 0), passwd, "").is_ok());
     }
 }

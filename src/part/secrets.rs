@@ -1,8 +1,10 @@
 //! What the host view hides unless `--host-secrets` asks for it: the list is data, what of it exists is a fact of the host.
 
-use std::path::{Path, PathBuf};
+use std::collections::HashMap;
+use std::ffi::OsString;
+use std::path::{Component, Path, PathBuf};
 
-use crate::host::{Host, is_kernel};
+use crate::host::{Host, Kind, is_kernel, unescape};
 
 /// Directories that appear empty.
 const DIRECTORIES: &[&str] = &[
@@ -10,9 +12,14 @@ const DIRECTORIES: &[&str] = &[
     "/efi",
     "/etc/credstore",
     "/etc/credstore.encrypted",
+    "/etc/docker",
+    "/etc/ipsec.d/private",
+    "/etc/kubernetes",
     "/etc/letsencrypt",
     "/etc/NetworkManager/system-connections",
     "/etc/openvpn",
+    "/etc/ppp",
+    "/etc/rancher",
     "/etc/ssl/private",
     "/etc/sudoers.d",
     "/etc/wireguard",
@@ -20,11 +27,14 @@ const DIRECTORIES: &[&str] = &[
     "/usr/lib/credstore",
     "/usr/lib/credstore.encrypted",
     "/var/backups",
+    "/var/lib/cloud",
     "/var/lib/NetworkManager",
     "/var/lib/containerd",
     "/var/lib/containers",
     "/var/lib/docker",
+    "/var/lib/etcd",
     "/var/lib/kubelet",
+    "/var/lib/libvirt",
     "/var/lib/lxc",
     "/var/lib/machines",
     "/var/lib/private",
@@ -40,7 +50,10 @@ const DIRECTORIES: &[&str] = &[
 const FILES: &[&str] = &[
     "/etc/gshadow",
     "/etc/gshadow-",
+    "/etc/ipsec.secrets",
     "/etc/krb5.keytab",
+    "/etc/postfix/sasl_passwd",
+    "/etc/postfix/sasl_passwd.db",
     "/etc/security/opasswd",
     "/etc/shadow",
     "/etc/shadow-",
@@ -53,26 +66,166 @@ const FILES: &[&str] = &[
 /// Files in /etc/ssh whose names begin and end like this are absent.
 const SSH_HOST_KEYS: (&str, &str) = ("ssh_host_", "_key");
 
-/// The listed paths that exist on this host, each with whether it is a directory. Nothing on a network, FUSE or automount
-/// file system is looked at, nor anything behind a symbolic link.
+/// What is hidden on this host, without links in the paths, each with whether it is a directory: the listed paths that exist and
+/// the swap files in use, which hold what was in memory. Where a link leads elsewhere it is the target that is hidden. Nothing on a
+/// network, FUSE or automount file system is looked at.
 pub(crate) fn existing(host: &Host) -> Vec<(PathBuf, bool)> {
-    let local = |path: &Path| host.is_local(path) && host.mount_of(path).is_some_and(|m| !is_kernel(&m.fstype));
-    let exists = |path: &Path, directory: bool| {
-        local(path)
-            && std::fs::symlink_metadata(path).is_ok_and(|meta| meta.is_dir() == directory && !meta.is_symlink())
-    };
-    let mut found = Vec::new();
-    found.extend(DIRECTORIES.iter().map(PathBuf::from).filter(|p| exists(p, true)).map(|p| (p, true)));
-    found.extend(FILES.iter().map(PathBuf::from).filter(|p| exists(p, false)).map(|p| (p, false)));
-    let ssh = Path::new("/etc/ssh");
-    if exists(ssh, true) {
-        let names = std::fs::read_dir(ssh).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    let mut look = Look { host, seen: HashMap::new() };
+    let mut paths: Vec<PathBuf> = DIRECTORIES.iter().chain(FILES).map(PathBuf::from).collect();
+    paths.extend(swap_files(&std::fs::read("/proc/swaps").unwrap_or_default()));
+    if let Some((ssh, true)) = look.resolve(Path::new("/etc/ssh")) {
+        let names = std::fs::read_dir(&ssh).into_iter().flatten().flatten().map(|entry| entry.file_name());
         let keys = names.filter(|name| {
             let name = name.to_string_lossy();
             name.starts_with(SSH_HOST_KEYS.0) && name.ends_with(SSH_HOST_KEYS.1)
         });
-        found.extend(keys.map(|name| (ssh.join(name), false)));
+        paths.extend(keys.map(|name| ssh.join(name)));
     }
+    // A list that leads to the root itself would leave nothing.
+    let found = paths.iter().filter_map(|path| look.resolve(path)).filter(|(path, _)| path != Path::new("/"));
+    outermost(found.collect())
+}
+
+/// Without what is in a directory of the list: that one is empty already.
+fn outermost(mut found: Vec<(PathBuf, bool)>) -> Vec<(PathBuf, bool)> {
     found.sort();
-    found
+    let mut kept: Vec<(PathBuf, bool)> = Vec::with_capacity(found.len());
+    for (path, directory) in found {
+        if !kept.last().is_some_and(|(outer, _)| path.starts_with(outer)) {
+            kept.push((path, directory));
+        }
+    }
+    kept
+}
+
+/// The files among the swap areas that /proc/swaps lists, proc_swaps(5).
+fn swap_files(text: &[u8]) -> Vec<PathBuf> {
+    let lines = text.split(|b| *b == b'\n').skip(1);
+    lines
+        .filter_map(|line| {
+            let mut fields = line.split(u8::is_ascii_whitespace).filter(|field| !field.is_empty());
+            let name = fields.next()?;
+            (fields.next()? == b"file").then(|| unescape(name))
+        })
+        .collect()
+}
+
+/// Links in one path before it is taken for a circle, as the kernel counts them; path_resolution(7).
+const LINKS: u32 = 40;
+
+/// Follows paths a component at a time, so that no mount is touched that may hang, and each place is looked at once.
+struct Look<'a> {
+    host: &'a Host,
+    seen: HashMap<PathBuf, Option<Kind>>,
+}
+
+impl Look<'_> {
+    /// Where `path` really is, and whether that is a directory; nothing when it is missing or not on a local file system.
+    fn resolve(&mut self, path: &Path) -> Option<(PathBuf, bool)> {
+        let mut todo: Vec<OsString> = names(path);
+        let (mut real, mut directory, mut links) = (PathBuf::from("/"), true, 0);
+        while let Some(name) = todo.pop() {
+            if !directory {
+                return None;
+            }
+            if name == ".." {
+                real.pop();
+                continue;
+            }
+            let next = real.join(name);
+            match self.kind(&next)? {
+                Kind::Link(target) => {
+                    links += 1;
+                    if links > LINKS {
+                        return None;
+                    }
+                    if target.is_absolute() {
+                        real = "/".into();
+                    }
+                    todo.extend(names(&target));
+                }
+                kind => (real, directory) = (next, kind == Kind::Directory),
+            }
+        }
+        Some((real, directory))
+    }
+
+    fn kind(&mut self, path: &Path) -> Option<Kind> {
+        if let Some(kind) = self.seen.get(path) {
+            return kind.clone();
+        }
+        let local = self.host.is_local(path) && self.host.mount_of(path).is_some_and(|m| !is_kernel(&m.fstype));
+        let kind = local.then(|| kind_of(path)).flatten();
+        self.seen.insert(path.to_owned(), kind.clone());
+        kind
+    }
+}
+
+/// The names in a path, the last one first.
+fn names(path: &Path) -> Vec<OsString> {
+    let names = path.components().filter_map(|component| match component {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some("..".into()),
+        Component::RootDir | Component::CurDir | Component::Prefix(_) => None,
+    });
+    names.rev().collect()
+}
+
+fn kind_of(path: &Path) -> Option<Kind> {
+    let file_type = std::fs::symlink_metadata(path).ok()?.file_type();
+    Some(match () {
+        () if file_type.is_dir() => Kind::Directory,
+        () if file_type.is_symlink() => Kind::Link(std::fs::read_link(path).ok()?),
+        () if file_type.is_file() => Kind::File,
+        () => Kind::Special,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn host(more: &str) -> Host {
+        let text = format!("20 1 8:1 / / rw - ext4 /dev/sda1 rw\n{more}");
+        Host { mounts: crate::host::parse_mountinfo(text.as_bytes()), ..Host::default() }
+    }
+
+    #[test]
+    fn a_link_is_followed_to_what_it_hides() {
+        let dir = tempfile::tempdir().unwrap();
+        let top = std::fs::canonicalize(dir.path()).unwrap();
+        std::fs::create_dir_all(top.join("real/deep")).unwrap();
+        std::fs::write(top.join("real/key"), "").unwrap();
+        for (target, name) in
+            [("real", "link"), ("../link/key", "real/again"), ("/no/such", "gone"), ("circle", "circle")]
+        {
+            std::os::unix::fs::symlink(target, top.join(name)).unwrap();
+        }
+        let here = host("");
+        let mut look = Look { host: &here, seen: HashMap::new() };
+        let mut at = |name: &str| look.resolve(&top.join(name));
+        assert_eq!(at("link"), Some((top.join("real"), true)));
+        assert_eq!(at("link/deep"), Some((top.join("real/deep"), true)));
+        assert_eq!(at("link/again"), Some((top.join("real/key"), false)));
+        assert_eq!((at("gone"), at("circle"), at("real/key/x"), at("missing")), (None, None, None, None));
+        // The same, and what the link leads to is on a server.
+        let remote = host(&format!("21 20 0:9 / {} rw - nfs4 s:/ rw\n", top.join("real").display()));
+        let mut look = Look { host: &remote, seen: HashMap::new() };
+        assert_eq!(look.resolve(&top.join("link/key")), None);
+        assert!(!look.seen.contains_key(&top.join("real/key")), "not even looked at");
+    }
+
+    #[test]
+    fn swap_files_are_told_from_partitions() {
+        let text = b"Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n/swap\\040file                             file\t\t4194300\t\t0\t\t-2\n\
+                     /dev/sda2                               partition\t1\t\t0\t\t-3\n";
+        assert_eq!(swap_files(text), [PathBuf::from("/swap file")]);
+    }
+
+    #[test]
+    fn what_is_in_a_hidden_directory_is_not_listed() {
+        let list = |names: &[&str]| names.iter().map(|name| (PathBuf::from(name), true)).collect::<Vec<_>>();
+        let found = outermost(list(&["/var/spool/mail", "/var/spool", "/var/spool", "/var/spoolx"]));
+        assert_eq!(found, list(&["/var/spool", "/var/spoolx"]));
+    }
 }

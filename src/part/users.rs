@@ -68,9 +68,46 @@ impl UserPlan {
 
     /// Whether group 5 exists inside.
     pub(crate) fn maps_tty_group(&self) -> bool {
+        self.groups().iter().any(|range| range.contains(5))
+    }
+
+    /// Group IDs that exist inside.
+    pub(crate) fn groups(&self) -> Vec<IdRange> {
         match self {
-            UserPlan::Maps { gid, .. } => gid.iter().any(|l| l.inside <= 5 && 5 - l.inside < l.count),
+            UserPlan::Range { .. } => vec![IdRange { first: 0, count: RANGE }],
+            UserPlan::Identity | UserPlan::Host => vec![IdRange { first: 0, count: u32::MAX }],
+            UserPlan::Maps { gid, .. } => gid.iter().map(|l| IdRange { first: l.inside, count: l.count }).collect(),
+        }
+    }
+
+    /// The user and the group inside, where the map has no root but these.
+    pub(crate) fn only_ids(&self) -> Option<(u32, u32)> {
+        match self {
+            UserPlan::Maps { uid, gid } if !self.has_root() => Some((uid.first()?.inside, gid.first()?.inside)),
+            UserPlan::Range { .. } | UserPlan::Identity | UserPlan::Host | UserPlan::Maps { .. } => None,
+        }
+    }
+
+    /// Whether user and group 0 exist inside.
+    fn has_root(&self) -> bool {
+        match self {
+            UserPlan::Maps { uid, gid } => [uid, gid].iter().all(|lines| lines.iter().any(|l| l.inside == 0)),
             UserPlan::Range { .. } | UserPlan::Identity | UserPlan::Host => true,
+        }
+    }
+
+    /// What helps who asks for an ID that does not exist inside.
+    pub(crate) fn missing_id_hint(&self) -> Option<&'static str> {
+        match self {
+            UserPlan::Range { .. } => Some("IDs inside are 0 to 65535; --userns identity has them all"),
+            UserPlan::Identity | UserPlan::Host => None,
+            UserPlan::Maps { .. } if !self.has_root() => {
+                Some("--userns identity maps a plain user's own ID only; without it there are more")
+            }
+            UserPlan::Maps { .. } => Some(
+                "a plain user needs ranges in /etc/subuid and /etc/subgid: sudo usermod --add-subuids 100000-165535 \
+                 --add-subgids 100000-165535 $USER",
+            ),
         }
     }
 
@@ -277,11 +314,15 @@ pub(crate) fn open_userns(pid: Pid) -> Result<File> {
     File::open(format!("/proc/{}/ns/user", pid.as_raw_nonzero())).context("open the child's user namespace")
 }
 
-/// Becomes root of the user namespace that this process is in.
+/// Becomes root of the user namespace that this process is in. Where its map has no root nothing is to be done: the first process
+/// in a user namespace has every capability in it, whoever it is, user_namespaces(7).
 ///
 /// # Errors
-/// When the map has no 0.
+/// When the kernel refuses.
 pub(crate) fn become_root(plan: &UserPlan) -> Result<()> {
+    if !plan.has_root() {
+        return Ok(());
+    }
     let root = nix::unistd::Gid::from_raw(0);
     if plan.can_set_groups() {
         nix::unistd::setgroups(&[]).context("drop supplementary groups")?;
@@ -314,5 +355,15 @@ mod tests {
         assert_eq!(uid[0], MapLine { inside: 0, outside: 1000, count: 1 });
         assert_eq!(gid[1], MapLine { inside: 1, outside: 100_000, count: RANGE });
         assert!(plan_rootless(Userns::Host, &host).is_err());
+        assert_eq!(many.only_ids(), None);
+    }
+
+    #[test]
+    fn a_plain_users_identity_is_themselves() {
+        let host = Host { uid: 1000, gid: 100, ..Host::default() };
+        let same = plan_rootless(Userns::Identity, &host).unwrap();
+        assert_eq!(same.only_ids(), Some((1000, 100)));
+        assert!(!same.has_root() && !same.can_set_groups() && !same.maps_tty_group());
+        become_root(&same).unwrap();
     }
 }

@@ -125,6 +125,30 @@ fn a_root_that_cannot_be_idmapped() {
 }
 
 #[test]
+fn mounts_that_cannot_be_idmapped() {
+    let mut host = host();
+    let more = "40 20 0:60 / /var rw - zfs pool/var rw\n41 20 0:61 / /opt/mem rw - tmpfs tmpfs rw\n\
+                42 20 0:62 / /opt/ro ro - zfs pool/ro ro\n43 20 0:63 / /tmp rw - tmpfs tmpfs rw\n";
+    host.mounts = visible(&parse_mountinfo([MOUNTS, more].concat().as_bytes()));
+    check("zfs-var", "true", &host);
+    host.kernel = (6, 1);
+    check("zfs-var-6.1", "true", &host);
+    check("zfs-var-identity", "--userns identity true", &host);
+}
+
+#[test]
+fn the_capability_that_undoes_mounts() {
+    for (name, words) in [
+        ("sys-admin", "--cap-add SYS_ADMIN true"),
+        ("sys-admin-range", "--cap-add all --rootfs /usr true"),
+        ("sys-admin-identity", "--cap-add SYS_ADMIN --rootfs /usr --userns identity true"),
+        ("sys-admin-host", "--cap-add ALL --layer /usr --userns host true"),
+    ] {
+        check(name, words, &host());
+    }
+}
+
+#[test]
 fn a_plain_user() {
     check("rootless", "-m 1G true", &plain_user());
     let mut host = plain_user();
@@ -143,7 +167,7 @@ fn shared_namespaces() {
 #[test]
 fn another_root() {
     check("rootfs", "--rootfs /usr --upper tmpfs:1G --uid www --gid 5 -w /srv true", &host());
-    check("layers", "--layer /usr --layer /etc --host-secrets true", &host());
+    check("layers", "--layer /usr --layer /etc true", &host());
 }
 
 #[test]
@@ -176,6 +200,13 @@ fn contradictions() {
         ("nothing", ""),
         ("root-bind", "-v /usr:/ true"),
         ("relative-tmpfs", "--tmpfs scratch true"),
+        ("hostname-shared", "--share uts --hostname x true"),
+        ("secrets-of-a-rootfs", "--rootfs /usr --host-secrets true"),
+        ("secrets-of-no-root", "--share mount --host-secrets true"),
+        ("bind-in-sys", "-v /usr:/sys/kernel/x true"),
+        ("bind-in-proc", "-v /usr:/srv/../proc/x --network host true"),
+        ("tmpfs-in-proc", "--tmpfs /proc/scsi true"),
+        ("tmpfs-dev", "--tmpfs /dev:1M true"),
         ("pid1-shared", "--as-pid1 --share pid true"),
     ] {
         check(name, words, &host());

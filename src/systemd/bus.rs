@@ -1,6 +1,7 @@
 //! Connections to systemd: where its sockets are, which of them is tried when, and what its errors mean to a user.
 
 use std::ffi::OsString;
+use std::os::fd::BorrowedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -107,6 +108,11 @@ impl Bus {
         Err(tried.join("; "))
     }
 
+    /// From now on a wait ends with an error when `fd` becomes readable.
+    pub(crate) fn interrupt_by(&mut self, fd: BorrowedFd<'_>) {
+        self.wire.interrupt = fd.try_clone_to_owned().ok();
+    }
+
     /// Waits for the answer to the greeting; a bus daemon that is stuck is left for the next place.
     pub(super) fn greeted(&mut self, deadline: Deadline) -> Exchange<()> {
         loop {
@@ -121,7 +127,8 @@ impl Bus {
     /// Connects to the next place, or hands back the failure that led here when there is none.
     pub(super) fn next_place(&mut self, failure: Failure) -> Exchange<()> {
         match Bus::connect(std::mem::take(&mut self.others), self.user) {
-            Ok(bus) => {
+            Ok(mut bus) => {
+                bus.wire.interrupt = self.wire.interrupt.take();
                 log::debug!("systemd's bus failed ({}), another socket is used", text(&failure));
                 *self = bus;
                 Ok(())

@@ -37,6 +37,9 @@ pub(super) enum Failure {
     Broken(String),
 }
 
+/// How long an answer is waited for once nobody wants it any more.
+const HURRY: Duration = Duration::from_secs(5);
+
 /// What comes of talking to the other side.
 pub(super) type Exchange<T> = Result<T, Failure>;
 
@@ -150,6 +153,11 @@ pub(super) struct Wire {
     hello: Option<u32>,
     /// Whether any message has come in, so that the other side has taken us.
     heard: bool,
+    /// Readable when nobody wants the answer any more. What was asked for is still waited for, so that it can be undone, but not
+    /// for long.
+    pub(super) interrupt: Option<OwnedFd>,
+    /// When that patience ends.
+    hurry: Option<Deadline>,
 }
 
 impl Wire {
@@ -167,6 +175,8 @@ impl Wire {
             serial: 0,
             hello: None,
             heard: false,
+            interrupt: None,
+            hurry: None,
         };
         wire.outgoing.extend_from_slice(GREETING);
         if bus_daemon {
@@ -291,12 +301,23 @@ impl Wire {
     fn receive_more(&mut self, deadline: Deadline) -> Exchange<()> {
         let mut chunk = [0u8; 4096];
         loop {
-            let mut waiting = [PollFd::new(&self.socket, PollFlags::IN)];
-            match rustix::event::poll(&mut waiting, Some(&deadline.remaining()?)) {
-                Ok(0) => return Err(Failure::Timeout),
+            let interrupt = self.interrupt.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN));
+            let mut waiting: Vec<_> = [PollFd::new(&self.socket, PollFlags::IN)].into_iter().chain(interrupt).collect();
+            let patience = self.hurry.map_or_else(|| deadline.remaining(), Deadline::remaining);
+            let Ok(patience) = patience else {
+                self.hurry = None;
+                return Err(Failure::Timeout);
+            };
+            match rustix::event::poll(&mut waiting, Some(&patience)) {
+                Ok(0) => continue,
                 Ok(_) => {}
                 Err(rustix::io::Errno::INTR) => continue,
                 Err(errno) => return Err(errno.into()),
+            }
+            if waiting.first().is_some_and(|socket| socket.revents().is_empty()) {
+                self.interrupt = None;
+                self.hurry = Some(Deadline::after(HURRY));
+                continue;
             }
             let (bytes, _) = rustix::net::recv(&self.socket, &mut chunk, RecvFlags::DONTWAIT)?;
             if bytes == 0 {

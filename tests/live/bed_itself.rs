@@ -38,8 +38,17 @@ fn failure(run: impl FnOnce()) -> String {
 
 /// Every word in SANDBOX_TEST_PROMISES is a need, and is met.
 fn promises(bed: &Bed) {
-    let known = [Need::Root, Need::Systemd, Need::Cgroup1, Need::Cgroup2, Need::Idmap, Need::UserManager, Need::Fuse]
-        .map(|need| (need.to_string(), need));
+    let known = [
+        Need::Root,
+        Need::Systemd,
+        Need::Cgroup1,
+        Need::Cgroup2,
+        Need::Idmap,
+        Need::Disk,
+        Need::UserManager,
+        Need::Fuse,
+    ]
+    .map(|need| (need.to_string(), need));
     for promise in &bed.facts.promises {
         let (_, need) =
             known.iter().find(|(name, _)| name == promise).unwrap_or_else(|| panic!("no need is called {promise}"));

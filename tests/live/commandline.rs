@@ -7,7 +7,7 @@ use std::fs;
 pub(crate) fn tests() -> Vec<Test> {
     vec![
         test("commandline/help", needs![], help),
-        test("commandline/dry_run_starts_nothing", needs![root, systemd], dry_run_starts_nothing),
+        test("commandline/dry_run_starts_nothing", needs![root, systemd, disk], dry_run_starts_nothing),
         test("commandline/dry_run_translation", needs![root, systemd], dry_run_translation),
         test("commandline/dry_run_json", needs![root, systemd], dry_run_json),
         test("commandline/dry_run_as_user", needs![systemd, user_manager], dry_run_as_user),

@@ -7,6 +7,7 @@ pub(crate) fn tests() -> Vec<Test> {
     vec![
         test("confinement/no_new_privs", needs![root, systemd], no_new_privs),
         test("confinement/capabilities", needs![root, systemd], capabilities),
+        test("confinement/capabilities_of_the_caller", needs![root, systemd], capabilities_of_the_caller),
         test("confinement/capabilities_of_a_user", needs![root, systemd], capabilities_of_a_user),
         test("confinement/cap_add_and_drop", needs![root, systemd], cap_add_and_drop),
         test("confinement/descriptors", needs![root, systemd], descriptors),
@@ -39,6 +40,26 @@ fn capabilities(bed: &Bed) {
         );
         assert_eq!(text, expected, "{flags:?}");
     }
+}
+
+/// What the caller's process hands on by inheritance ends here.
+fn capabilities_of_the_caller(bed: &Bed) {
+    let program = bed::sandbox_binary();
+    let run = [
+        program.to_str().unwrap(),
+        "run",
+        "-q",
+        "--userns",
+        "host",
+        "grep",
+        "-E",
+        "^Cap(Inh|Amb)",
+        "/proc/self/status",
+    ];
+    let caller = bed.command("setpriv", ["--inh-caps", "+chown,+sys_admin", "--ambient-caps", "+chown,+sys_admin"]);
+    let text = caller.args(run).output().succeeded().text();
+    let sets: Vec<&str> = text.lines().filter_map(|line| line.split_whitespace().last()).collect();
+    assert_eq!(sets, ["0000000000000000"; 2], "{text}");
 }
 
 fn capabilities_of_a_user(bed: &Bed) {

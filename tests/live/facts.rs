@@ -17,6 +17,7 @@ pub(crate) enum Need {
     Cgroup1,
     Cgroup2,
     Idmap,
+    Disk,
     UserManager,
     Fuse,
     SystemdMin(u32),
@@ -43,6 +44,9 @@ pub(crate) mod need {
     pub(crate) fn idmap() -> Need {
         Need::Idmap
     }
+    pub(crate) fn disk() -> Need {
+        Need::Disk
+    }
     pub(crate) fn user_manager() -> Need {
         Need::UserManager
     }
@@ -68,6 +72,7 @@ impl fmt::Display for Need {
             Self::Cgroup1 => write!(f, "cgroup1"),
             Self::Cgroup2 => write!(f, "cgroup2"),
             Self::Idmap => write!(f, "idmap"),
+            Self::Disk => write!(f, "disk"),
             Self::UserManager => write!(f, "user_manager"),
             Self::Fuse => write!(f, "fuse"),
             Self::SystemdMin(version) => write!(f, "systemd_min({version})"),
@@ -126,6 +131,8 @@ impl Facts {
                 self.root && kernel >= (5, 19) && self.idmappable_root(),
                 format!("kernel {kernel:?}, / is {}", self.root_fs),
             ),
+            // An overlay can neither be another one's upper nor hold its marks.
+            Need::Disk => (self.root_fs != "overlay", format!("/ is {}", self.root_fs)),
             Need::UserManager => (self.user_manager, format!("no user manager of uid {TESTER} answers")),
             Need::Fuse => (self.fuse, "/dev/fuse cannot be opened".to_owned()),
             Need::SystemdMin(min) => (systemd.is_some_and(|version| version >= min), format!("found {systemd:?}")),

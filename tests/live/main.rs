@@ -6,7 +6,7 @@
 //! test("limits/memory_max", needs![root, systemd, cgroup2], limits::memory_max),
 //! alone("leaks/two_hundred_starts", needs![root, systemd], leaks::two_hundred_starts),   // nothing else runs meanwhile
 //! ```
-//! Needs (`facts.rs`): root systemd cgroup1 cgroup2 idmap user_manager fuse systemd_min(N) systemd_max(N) kernel_min(A, B).
+//! Needs (`facts.rs`): root systemd cgroup1 cgroup2 idmap disk user_manager fuse systemd_min(N) systemd_max(N) kernel_min(A, B).
 //! A need that is not met makes the test "ignored" and says so on stderr. With `SANDBOX_TEST_MUST_RUN=1` a need that the bed
 //! promised (`SANDBOX_TEST_PROMISES="root systemd …"`) and lacks is a failure.
 //!

@@ -210,7 +210,7 @@ fn stub_terminated_from_inside(bed: &Bed) {
 /// Its own root cannot end it, stop it or look into it.
 fn stub_is_out_of_reach(bed: &Bed) {
     let script = "kill -9 1; kill -STOP 1; kill -HUP 1; kill -INT 1; echo still; for f in environ maps mem fd/0 root/etc cwd; do cat /proc/1/$f > /dev/null 2>&1 && echo read $f; done; \
-        ls /proc/1/fd 2>/dev/null; ls /proc/1/root 2>/dev/null; exit 0";
+        readlink /proc/1/fd/* /proc/1/exe /proc/1/cwd; ls /proc/1/root 2>/dev/null; exit 0";
     let (running, _) = bed.live(["--cap-add", "KILL"], &format!("({script}); echo ready; exec cat"));
     let stub = unit::children(running.pid())[0];
     assert_ne!(state(stub), 'T');

@@ -25,9 +25,9 @@ suite_of() {
 
 promises_of() { # what the live tests may rely on; a lane that lacks one of these fails
   case "$1" in
-    bullseye) echo "root systemd cgroup2 user_manager fuse" ;;      # 5.10: no idmapped mounts
-    bullseye-v1) echo "root systemd cgroup1 user_manager fuse" ;;
-    *) echo "root systemd cgroup2 idmap user_manager fuse" ;;
+    bullseye) echo "root systemd cgroup2 disk user_manager fuse" ;;      # 5.10: no idmapped mounts
+    bullseye-v1) echo "root systemd cgroup1 disk user_manager fuse" ;;
+    *) echo "root systemd cgroup2 idmap disk user_manager fuse" ;;
   esac
 }
 

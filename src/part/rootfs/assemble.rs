@@ -50,7 +50,7 @@ pub(crate) fn assemble(plan: &RootPlan, ids: &Ids<'_>) -> Result<OwnedFd> {
     let sources = plan.operations.iter().map(|operation| sources(operation, ids)).collect::<Result<Vec<_>>>()?;
     let upper = plan.upper.as_deref().map(|path| open_upper(path, ids)).transpose()?;
     let scratch = Scratch::make(plan, upper)?;
-    let mut assembly = Assembly { plan, ids, scratch, root: None, overlays: Vec::new() };
+    let mut assembly = Assembly { plan, ids, scratch, fresh: 0, root: None, overlays: Vec::new() };
     for (operation, sources) in plan.operations.iter().zip(sources) {
         assembly.add(operation, sources)?;
     }
@@ -160,6 +160,8 @@ pub(super) struct Assembly<'a> {
     pub(super) plan: &'a RootPlan,
     pub(super) ids: &'a Ids<'a>,
     pub(super) scratch: Scratch,
+    /// How many empty directories were made.
+    fresh: u32,
     /// The first mount, attached.
     root: Option<OwnedFd>,
     /// Overlays that become read-only at the end, when every mount point in them exists.
@@ -218,7 +220,8 @@ impl Assembly<'_> {
                 new_file_system("tmpfs", &options, attributes)?
             }
             None => {
-                let place = Path::new("fresh").join(escape(&tmpfs.at));
+                self.fresh += 1;
+                let place = Path::new("fresh").join(self.fresh.to_string());
                 self.scratch.make_directory(&place)?;
                 own(&place, self.ids.base, self.ids.base, tmpfs.mode)?;
                 let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
@@ -294,11 +297,19 @@ pub(super) fn own(path: &Path, uid: u32, gid: u32, mode: u32) -> Result<()> {
     .with_context(|| format!("set the mode of {}", path.display()))
 }
 
-/// A mount point as one file name, as systemd-escape(1) --path does it.
+/// A mount point as one file name: `-` for its slashes, and nothing that overlayfs or mount(2) read in an option (`\\`, `,`, `:`).
 pub(super) fn escape(path: &Path) -> String {
     let text = path.to_string_lossy();
     let text = text.trim_matches('/');
-    if text.is_empty() { "-".to_owned() } else { text.replace('-', "\\x2d").replace('/', "-") }
+    if text.is_empty() {
+        return "-".to_owned();
+    }
+    let code = |c: char| match c {
+        '/' => "-".to_owned(),
+        '-' | '_' | ',' | ':' | '\\' => format!("_{:02x}", u32::from(c)),
+        _ => c.to_string(),
+    };
+    text.chars().map(code).collect()
 }
 
 /// A new file system, mounted but not attached.

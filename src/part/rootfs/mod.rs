@@ -142,11 +142,18 @@ pub(crate) enum Owners {
     Same,
 }
 
-/// Decides the root.
+/// Decides the root; `warnings` gets a line for what of the host cannot be had as it is.
 ///
 /// # Errors
 /// When a bind or an upper cannot be idmapped but has to be, and when a plain user's kernel has no overlay for them.
-pub(crate) fn plan(spec: &Spec, host: &Host, owners: Owners, share_sys: bool, share_proc: bool) -> Result<RootPlan> {
+pub(crate) fn plan(
+    spec: &Spec,
+    host: &Host,
+    owners: Owners,
+    share_sys: bool,
+    share_proc: bool,
+    warnings: &mut Vec<String>,
+) -> Result<RootPlan> {
     let rootless = host.uid != 0;
     if rootless && host.kernel < (5, 11) {
         let (major, minor) = host.kernel;
@@ -155,7 +162,10 @@ pub(crate) fn plan(spec: &Spec, host: &Host, owners: Owners, share_sys: bool, sh
             .into());
     }
     let mut operations = match &spec.root.source {
-        RootSource::HostView => view::operations(spec, host, owners),
+        RootSource::HostView => {
+            warnings.extend(view::degraded(spec, host, owners));
+            view::operations(spec, host, owners)
+        }
         RootSource::Layers(layers) => {
             let init = init_files(spec, host);
             let at = PathBuf::from("/");
@@ -324,7 +334,8 @@ fn devices() -> Vec<Operation> {
         Operation::Bind(BindPlan {
             source: path.clone(),
             at: path,
-            read_only: false,
+            // A read-only mount still lets data through a device node; what it stops is chmod and the like, on the host's own.
+            read_only: true,
             recursive: false,
             device: true,
             idmap: false,

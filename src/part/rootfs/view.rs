@@ -27,6 +27,22 @@ pub(super) fn operations(spec: &Spec, host: &Host, owners: Owners) -> Vec<Operat
     operations
 }
 
+/// One line for each mount of the host that could be written if its owners could be mapped.
+pub(super) fn degraded(spec: &Spec, host: &Host, owners: Owners) -> Vec<String> {
+    let view = View { spec, host, owners };
+    let mounts = host.mounts.iter().filter(|mount| host.uid == 0 && !view.left_out(mount));
+    let degraded =
+        mounts.filter(|mount| mount.point != Path::new("/") && view.is_layer(mount) && !view.is_usable(mount));
+    let line = |mount: &Mount| {
+        format!(
+            "{} ({}): read-only, its owners cannot be mapped; --userns identity makes it writable",
+            mount.point.display(),
+            mount.fstype
+        )
+    };
+    degraded.map(line).collect()
+}
+
 struct View<'a> {
     spec: &'a Spec,
     host: &'a Host,
@@ -47,11 +63,7 @@ impl View<'_> {
     fn mount(&self, mount: &Mount) -> Operation {
         let idmap = self.owners == Owners::Mapped && can_idmap(mount, self.host.kernel);
         let root = mount.point == Path::new("/");
-        let is_file = self.host.view.file_mounts.contains(&mount.point);
-        let layer = LAYERS.contains(&mount.fstype.as_str()) && !mount.read_only && !is_file;
-        // Without the map root inside would be nobody on it: then a layer that can be written makes no sense.
-        let usable = self.owners == Owners::Same || idmap;
-        if root || (layer && usable) {
+        if root || (self.is_layer(mount) && self.is_usable(mount)) {
             return self.overlay(&mount.point, idmap);
         }
         Operation::Bind(BindPlan {
@@ -63,6 +75,16 @@ impl View<'_> {
             idmap,
             optional: true,
         })
+    }
+
+    fn is_layer(&self, mount: &Mount) -> bool {
+        let is_file = self.host.view.file_mounts.contains(&mount.point);
+        LAYERS.contains(&mount.fstype.as_str()) && !mount.read_only && !is_file
+    }
+
+    /// Without the map root inside would be nobody on it: then a layer that can be written makes no sense.
+    fn is_usable(&self, mount: &Mount) -> bool {
+        self.owners == Owners::Same || can_idmap(mount, self.host.kernel)
     }
 
     fn overlay(&self, at: &Path, idmap: bool) -> Operation {
@@ -94,7 +116,8 @@ impl View<'_> {
     }
 
     fn secrets(&self) -> impl Iterator<Item = &(PathBuf, bool)> {
-        self.host.view.secrets.iter().filter(|_| !self.spec.root.host_secrets)
+        // What a link leads to may be where nothing of the host is seen anyway.
+        self.host.view.secrets.iter().filter(|(path, _)| !self.spec.root.host_secrets && !is_elsewhere(path))
     }
 
     /// A plain user's overlay cannot have a layer with mounts below it (they are locked, and the kernel refuses to show what is
