@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::io::IsTerminal;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -10,18 +10,18 @@ use nix::sys::signal::Signal;
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FileType, Mode, OFlags};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
-use rustix::process::{Pid, WaitId, WaitIdOptions};
+use rustix::process::Pid;
 use rustix::pty::OpenptFlags;
 use rustix::termios::{OptionalActions, Termios};
 
 use crate::error::Result;
-use crate::signals::{Arrived, Signals};
+use crate::signals::{self, Arrived, Signals};
 use crate::sync::{ParentEnd, ToChild, ToParent};
 
 /// A second SIGINT within this time kills.
 const SECOND_INTERRUPT: Duration = Duration::from_secs(1);
 
-/// Bytes under way in one direction at most: what a terminal's own buffer holds, times four.
+/// Bytes under way in one direction at most.
 const BUFFER: usize = 16 << 10;
 
 /// Bytes read or written at once: PIPE_BUF, so that a pipe that poll(2) calls writable takes them without a wait; pipe(7).
@@ -29,6 +29,10 @@ const CHUNK: usize = 4096;
 
 /// Longest wait for a stub that does not read, because somebody stopped it: the next signal may be the one that kills it.
 const STUB_PATIENCE: Duration = Duration::from_millis(20);
+
+/// Time for the caller's terminal to catch up before it may be closed: a read of its master that meets the close may give EIO with
+/// more than a buffer still on its way inside the kernel, and who reads it ends at EIO.
+const LAST_BYTES: Duration = Duration::from_millis(10);
 
 /// Watches one sandbox until its end.
 #[derive(Debug)]
@@ -63,7 +67,7 @@ impl<'a> Relay<'a> {
         as_pid1: bool,
     ) -> Result<Relay<'a>> {
         set_socket_timeout(end, Timeout::Send, Some(STUB_PATIENCE)).context("limit the wait for the stub")?;
-        let group = if as_pid1 { child_of(pidfd) } else { None };
+        let group = if as_pid1 { signals::child_of(pidfd) } else { None };
         let terminal = master.map(Terminal::new).transpose()?;
         Ok(Relay {
             end,
@@ -88,11 +92,6 @@ impl<'a> Relay<'a> {
     pub(crate) fn until_end(&mut self, seen: &mut dyn FnMut(&ToParent)) -> Result<Option<i32>> {
         loop {
             let ready = self.poll()?;
-            if ready.has(Source::Signals) {
-                while let Some(arrived) = self.signals.next()? {
-                    self.pass_on(arrived);
-                }
-            }
             if let Some(terminal) = &mut self.terminal {
                 terminal.turn(&ready);
             }
@@ -107,6 +106,12 @@ impl<'a> Relay<'a> {
                     self.hear(seen)?;
                 }
                 return Ok(self.status);
+            }
+            // One at a time, and after the end was looked for: a signal that came later than that is for drain().
+            if ready.has(Source::Signals)
+                && let Some(arrived) = self.signals.next()?
+            {
+                self.pass_on(arrived);
             }
         }
     }
@@ -128,24 +133,23 @@ impl<'a> Relay<'a> {
     /// Hands on what was written before the last process inside ended. A reader that is slow is waited for, as a writer to a pipe
     /// waits; whoever asks a second time, the first being what ended the payload, wants the end and not the rest.
     fn drain(&mut self) -> Result<()> {
-        let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
         while let Some(terminal) = &mut self.terminal {
             terminal.read_rest();
             let Some(output) = terminal.output_interest() else { break };
             let fds = vec![(Source::Signals, PollFd::from_borrowed_fd(self.signals.as_fd(), PollFlags::IN)), output];
-            let ready = wait_for(fds, self.killed.then_some(&at_once))?;
+            let ready = wait_for(fds, self.killed.then_some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
             if ready.has(Source::Output) {
                 terminal.write_output();
             } else if self.killed {
                 break;
             }
-            if ready.has(Source::Signals) {
-                while let Some(arrived) = self.signals.next()? {
-                    if self.asked && arrived.asks_to_end() {
-                        return Ok(());
-                    }
-                    self.pass_on(arrived);
+            if ready.has(Source::Signals)
+                && let Some(arrived) = self.signals.next()?
+            {
+                if self.asked && arrived.asks_to_end() {
+                    break;
                 }
+                self.pass_on(arrived);
             }
         }
         Ok(())
@@ -225,17 +229,6 @@ impl<'a> Relay<'a> {
     }
 }
 
-/// The child behind `pidfd`, by its number; `None` when it cannot be told for certain.
-fn child_of(pidfd: &OwnedFd) -> Option<Pid> {
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
-    let number = info.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()?;
-    let pid = Pid::from_raw(number).filter(|_| number > 1)?;
-    // With a /proc of another PID namespace the number would be somebody else's: only a child of ours can be waited for.
-    let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-    rustix::process::waitid(WaitId::Pid(pid), look).ok().map(|_| pid)
-}
-
-/// What is polled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Source {
     Child,
@@ -246,7 +239,7 @@ enum Source {
     Output,
 }
 
-/// What a poll found.
+/// What a poll found, by what was polled.
 struct Ready(Vec<(Source, PollFlags)>);
 
 impl Ready {
@@ -279,6 +272,8 @@ struct Terminal {
     held: Option<OwnedFd>,
     /// Standard output, where a write to it need not wait; else the inherited one is used.
     output: Option<OwnedFd>,
+    /// Bytes written to standard output.
+    written: usize,
     to_payload: VecDeque<u8>,
     to_caller: VecDeque<u8>,
     input_open: bool,
@@ -291,6 +286,9 @@ struct Terminal {
 impl Drop for Terminal {
     fn drop(&mut self) {
         self.restore();
+        if self.written >= CHUNK && rustix::termios::isatty(rustix::stdio::stdout()) {
+            std::thread::sleep(LAST_BYTES);
+        }
     }
 }
 
@@ -321,6 +319,7 @@ impl Terminal {
             master,
             held: None,
             output: open_output(),
+            written: 0,
             to_payload: VecDeque::new(),
             to_caller: VecDeque::new(),
             input_open: true,
@@ -350,10 +349,7 @@ impl Terminal {
     /// Takes the caller's terminal again after a stop, in which its shell had it, and maybe another size.
     fn resume(&mut self) {
         self.follow_size();
-        if self.before.is_none() {
-            return;
-        }
-        if !is_in_foreground() {
+        if self.before.is_none() || !is_in_foreground() {
             // Whoever has it now has set it; a later SIGCONT brings this process to the front.
             self.raw = false;
             return;
@@ -468,12 +464,13 @@ impl Terminal {
         }
     }
 
-    /// As much as there is and fits.
+    /// As much as there is and fits. One read that finds nothing proves nothing: bytes may be on their way inside the kernel.
     fn read_rest(&mut self) {
-        let mut before = usize::MAX;
-        while self.to_caller.len() != before && self.to_caller.len() < BUFFER {
-            before = self.to_caller.len();
+        let mut empty = 0;
+        while empty < 3 && self.to_caller.len() < BUFFER {
+            let before = self.to_caller.len();
             self.read_output();
+            empty = if self.to_caller.len() == before { empty + 1 } else { 0 };
         }
     }
 
@@ -483,7 +480,10 @@ impl Terminal {
             return;
         }
         match rustix::io::write(self.output(), &bytes[..bytes.len().min(CHUNK)]) {
-            Ok(length) => drop(self.to_caller.drain(..length)),
+            Ok(length) => {
+                self.written += length;
+                self.to_caller.drain(..length);
+            }
             Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => {}
             // Nobody reads any more.
             Err(_) => self.to_caller.clear(),

@@ -1,10 +1,11 @@
 //! Signals of the launcher: taken from a descriptor, so that none is lost between clone and wait.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use anyhow::Context;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
+use rustix::process::{Pid, WaitId, WaitIdOptions};
 
 use crate::error::Result;
 use crate::sys;
@@ -25,7 +26,7 @@ const TAKEN: &[Signal] = &[
 /// `SI_KERNEL` of siginfo(2): the terminal sent it to the whole foreground group.
 const FROM_TERMINAL: i32 = 0x80;
 
-/// What ends a start that is under way.
+/// What ends a start that is under way, and what whoever sends it a second time wants the end with.
 const ENDING: &[Signal] = &[Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT];
 
 /// The taken signals, blocked and waiting in a descriptor.
@@ -46,9 +47,9 @@ pub(crate) struct Arrived {
 }
 
 impl Arrived {
-    /// Whoever sent it most likely wants the end.
+    /// Whoever sent it most likely wants the end: it is one of [`ENDING`].
     pub(crate) fn asks_to_end(self) -> bool {
-        matches!(self.signal, Signal::SIGINT | Signal::SIGTERM | Signal::SIGHUP | Signal::SIGQUIT)
+        ENDING.contains(&self.signal)
     }
 }
 
@@ -103,4 +104,14 @@ impl AsFd for Signals {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.taken.as_fd()
     }
+}
+
+/// The child behind `pidfd` by its number, which its process group has too; `None` when it cannot be told for certain.
+pub(crate) fn child_of(pidfd: &OwnedFd) -> Option<Pid> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
+    let number = info.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()?;
+    let pid = Pid::from_raw(number).filter(|_| number > 1)?;
+    // With a /proc of another PID namespace the number would be somebody else's: only a child of ours can be waited for.
+    let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    rustix::process::waitid(WaitId::Pid(pid), look).ok().map(|_| pid)
 }
