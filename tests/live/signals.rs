@@ -1,11 +1,13 @@
 //! Signals: relayed once to the payload, job control, the second Ctrl-C, and sudden deaths.
 
-use crate::bed::Bed;
+use crate::bed::{self, Bed};
 use crate::command::Running;
 use crate::{Test, test, unit};
-use rustix::process::Signal;
+use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
@@ -15,6 +17,10 @@ pub(crate) fn tests() -> Vec<Test> {
         test("signals/only_the_payload", needs![root, systemd], only_the_payload),
         test("signals/stop_and_continue", needs![root, systemd], stop_and_continue),
         test("signals/second_interrupt_kills", needs![root, systemd], second_interrupt_kills),
+        test("signals/second_interrupt_kills_the_stopped", needs![root, systemd], second_interrupt_kills_the_stopped),
+        test("signals/stalled_reader", needs![root, systemd], stalled_reader),
+        test("signals/from_the_terminal_as_pid1", needs![root, systemd], from_the_terminal_as_pid1),
+        test("signals/stop_gives_the_terminal_back", needs![root, systemd], stop_gives_the_terminal_back),
         test("signals/during_the_start", needs![root, systemd], during_the_start),
         test("signals/dispositions_are_fresh", needs![root, systemd], dispositions_are_fresh),
         test("signals/launcher_killed", needs![root, systemd], launcher_killed),
@@ -132,6 +138,98 @@ fn second_interrupt_kills(bed: &Bed) {
         running.finish().exited(137);
         bed.poll("the scope is gone", || unit::is_gone(&scope));
     }
+}
+
+/// Also when neither the payload nor the stub can hear of it.
+fn second_interrupt_kills_the_stopped(bed: &Bed) {
+    for stub_too in [false, true] {
+        let (mut running, scope) = bed.live([""; 0], "trap '' INT; echo ready; kill -STOP $$; sleep 1000");
+        if stub_too {
+            let stub = unit::children(running.pid())[0];
+            bed.command("kill", ["-STOP", &stub.to_string()]).output().succeeded();
+            // More than the socket to it takes.
+            for _ in 0..1500 {
+                running.signal(Signal::USR1);
+                std::thread::sleep(Duration::from_micros(300));
+            }
+        }
+        // More often than twice: two that come before the launcher looks are one.
+        bed.poll("it is killed", || {
+            running.signal(Signal::INT);
+            std::thread::sleep(Duration::from_millis(100));
+            running.is_over()
+        });
+        running.finish().exited(137);
+        bed.poll("the scope is gone", || unit::is_gone(&scope));
+    }
+}
+
+/// With a terminal of the sandbox's own the launcher hands the output on: who does not read it must not keep signals waiting.
+fn stalled_reader(bed: &Bed) {
+    let name = format!("{}.scope", bed.unit());
+    let start = |payload: &str| {
+        let unit = bed.unit();
+        let args = ["run", "-q", "-t", "--unit", &unit, "--", "sh", "-c", payload];
+        let mut command = Command::new(bed::sandbox_binary());
+        // Whatever fails below: the pipe closes with the test, and that ends a launcher that waits for its reader.
+        let child = command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).spawn().unwrap();
+        bed.poll("the payload writes", || unit::is_active(&name) && unit::processes(&name).len() >= 2);
+        // Until every buffer is full.
+        std::thread::sleep(Duration::from_millis(500));
+        child
+    };
+    // The first one ends the payload, and the rest of its output waits for the reader; a second one gives that up.
+    let mut child = start("exec yes");
+    let pid = Pid::from_child(&child);
+    kill_process(pid, Signal::TERM).unwrap();
+    bed.poll("the payload is gone", || unit::is_gone(&name));
+    assert!(child.try_wait().unwrap().is_none(), "a slow reader would have lost the end");
+    kill_process(pid, Signal::TERM).unwrap();
+    bed.poll("the launcher ends", || child.try_wait().unwrap().is_some());
+    assert_eq!(child.wait().unwrap().code(), Some(143));
+    // A payload that ignores signals is killed by the second, and nothing is waited for.
+    let mut child = start("trap '' INT; yes");
+    let pid = Pid::from_child(&child);
+    bed.poll("it is killed", || {
+        kill_process(pid, Signal::INT).unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+        child.try_wait().unwrap().is_some()
+    });
+    assert_eq!(child.wait().unwrap().code(), Some(137));
+}
+
+/// A shell waits for its foreground child before it looks at a signal: Ctrl-C has to reach both.
+fn from_the_terminal_as_pid1(bed: &Bed) {
+    let script = "trap 'echo interrupted; exit 4' INT; sh -c 'echo ready; exec sleep 1000'; echo after";
+    for flags in [&["--pipe"][..], &["--pipe", "--as-pid1"], &["-t", "--as-pid1"]] {
+        let mut running = bed.run(flags, script).pty(24, 80).spawn();
+        running.wait_for("ready");
+        running.send("\x03");
+        running.wait_for("interrupted");
+        assert!(!running.finish().exited(4).text().contains("after"), "{flags:?}");
+    }
+}
+
+/// Whoever stops the launcher gets a terminal that can be worked in; continued it follows the size that came meanwhile.
+fn stop_gives_the_terminal_back(bed: &Bed) {
+    let script = "trap 'stty size' CONT; echo ready; while :; do sleep 0.02; done";
+    let mut running = bed.run(["-t"], script).pty(24, 80).spawn();
+    running.wait_for("ready");
+    let pid = running.pid();
+    let is_raw = || {
+        let settings = bed.command("stty", ["-a", "-F", &format!("/proc/{pid}/fd/0")]).output().succeeded().text();
+        settings.contains("-icanon")
+    };
+    assert!(is_raw());
+    running.signal(Signal::TSTP);
+    bed.poll("the launcher is stopped", || state(pid) == 'T');
+    assert!(!is_raw());
+    running.resize(33, 77);
+    running.signal(Signal::CONT);
+    running.wait_for("33 77");
+    assert!(is_raw());
+    running.signal(Signal::TERM);
+    running.finish().exited(143);
 }
 
 /// A signal that comes before there is a payload is not lost, and leaves nothing.

@@ -3,6 +3,7 @@
 use crate::bed::{self, Bed};
 use crate::{Test, test, unit};
 use std::fs;
+use std::time::Duration;
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
@@ -21,6 +22,8 @@ pub(crate) fn tests() -> Vec<Test> {
         test("streams/pty_restored", needs![root, systemd], pty_restored),
         test("streams/pty_from_pipes", needs![root, systemd], pty_from_pipes),
         test("streams/pty_as_user", needs![root, systemd], pty_as_user),
+        test("streams/pty_written_late", needs![root, systemd], pty_written_late),
+        test("streams/idle_costs_nothing", needs![root, systemd], idle_costs_nothing),
         test("streams/no_terminal_of_the_caller", needs![root, systemd], no_terminal_of_the_caller),
     ]
 }
@@ -205,6 +208,38 @@ fn pty_as_user(bed: &Bed) {
         .succeeded()
         .text();
     assert_eq!(text, "/dev/pts/0\r\n33:tty\r\nx");
+}
+
+/// A program that has closed its streams may still write to /dev/tty, more than a terminal holds.
+fn pty_written_late(bed: &Bed) {
+    let script = "exec <&- >&- 2>&-; sleep 0.3; echo late > /dev/tty; sleep 0.3; seq 1 5000 > /dev/tty; exit 3";
+    for flags in [&["-t"][..], &["-t", "--as-pid1"]] {
+        let text = bed.run(flags, script).timeout(Duration::from_secs(20)).output().exited(3).text();
+        assert!(text.starts_with("late\r\n1\r\n2\r\n") && text.ends_with("\r\n5000"), "{flags:?}: {text}");
+        assert_eq!(text.lines().count(), 5001, "{flags:?}");
+    }
+}
+
+/// The clock ticks of CPU time that a process has had.
+fn ticks(pid: u32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let times = stat.rsplit_once(") ").unwrap().1.split(' ').skip(11).take(2);
+    times.map(|time| time.parse::<u64>().unwrap()).sum()
+}
+
+/// A closed descriptor is not polled: the launcher sleeps while nothing happens.
+fn idle_costs_nothing(bed: &Bed) {
+    let closed = "echo ready; exec <&- >&- 2>&-; exec sleep 1000";
+    for flags in [&["--as-pid1"][..], &["-t"], &["-t", "--as-pid1"]] {
+        // Its standard input ends at once.
+        let mut running = bed.run(flags, closed).stdin("x\n").spawn();
+        running.wait_for("ready");
+        std::thread::sleep(Duration::from_millis(300));
+        let before = ticks(running.pid());
+        std::thread::sleep(Duration::from_secs(1));
+        let used = ticks(running.pid()) - before;
+        assert!(used <= 5, "{flags:?}: {used} ticks in a second of nothing");
+    }
 }
 
 /// Even with the caller's terminal as stdin: it is not the controlling one, so nothing can be typed into it.
