@@ -1,5 +1,6 @@
 //! `sandbox`: a command in a container that systemd owns.
 
 mod error;
+mod image;
 
 fn main() {}
