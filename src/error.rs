@@ -17,11 +17,7 @@ pub(crate) struct Fault {
 
 /// Makes a [`Fault`] with exit status 125 (`sandbox` itself failed, the payload never ran).
 pub(crate) fn fault(message: impl Into<String>) -> Fault {
-    Fault {
-        message: message.into(),
-        hint: None,
-        status: 125,
-    }
+    Fault { message: message.into(), hint: None, status: 125 }
 }
 
 impl Fault {

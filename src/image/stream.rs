@@ -110,6 +110,18 @@ impl Section {
         Ok(Section::new(file, 0, length))
     }
 
+    /// A part of this one, which must lie inside it.
+    pub(crate) fn part(&self, offset: u64, length: u64) -> io::Result<Section> {
+        match offset.checked_add(length) {
+            Some(end) if end <= self.length() => Ok(Section::new(
+                Arc::clone(&self.file),
+                self.position + offset,
+                length,
+            )),
+            _ => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
     /// Bytes left.
     pub(crate) fn length(&self) -> u64 {
         self.end - self.position

@@ -1,6 +1,6 @@
 //! The reader: from bytes to members.
 
-use std::io::{self, BufRead, Read};
+use std::io::{self, BufRead};
 
 use super::header::{self, Header, Layout, malformed};
 use super::pax::{self, Records};
@@ -29,6 +29,12 @@ pub(crate) trait Input: BufRead {
 }
 
 impl Input for &[u8] {}
+
+impl<T: Input + ?Sized> Input for &mut T {
+    fn skip(&mut self, count: u64) -> io::Result<()> {
+        (**self).skip(count)
+    }
+}
 
 /// An archive being read, member by member.
 #[derive(Debug)]

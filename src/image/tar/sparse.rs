@@ -11,7 +11,7 @@ pub(super) const RUN_LIMIT: usize = 1 << 20;
 
 /// Pairs of offset and length, as PAX 0.0 and 0.1 have them.
 pub(super) fn pairs(map: &[u64]) -> io::Result<Vec<Run>> {
-    if map.len() % 2 != 0 {
+    if !map.len().is_multiple_of(2) {
         return Err(malformed("its sparse map has an odd number of entries"));
     }
     Ok(map

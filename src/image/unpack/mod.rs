@@ -10,10 +10,11 @@
 
 mod compare;
 mod place;
-mod tree;
+mod rights;
+pub(super) mod tree;
 
 pub(crate) use compare::compare;
-pub(crate) use place::Marks;
+pub(crate) use rights::Marks;
 
 use serde::{Deserialize, Serialize};
 
@@ -41,7 +42,14 @@ pub(crate) struct Limits {
 
 impl Default for Limits {
     fn default() -> Limits {
-        Limits { members: 8 << 20, devices: 4096, depth: 2048, path: 64 << 10, bytes: 1 << 40, file: 1 << 42 }
+        Limits {
+            members: 8 << 20,
+            devices: 4096,
+            depth: 2048,
+            path: 64 << 10,
+            bytes: 1 << 40,
+            file: 1 << 42,
+        }
     }
 }
 
@@ -61,14 +69,28 @@ pub(crate) struct Tally {
 }
 
 /// Unpacks `archive` into the empty directory `root`, to its last byte.
-pub(crate) fn unpack<R: Input>(archive: &mut Archive<R>, root: &std::path::Path, marks: Marks, limits: &Limits) -> Result<Tally> {
+pub(crate) fn unpack<R: Input>(
+    archive: &mut Archive<R>,
+    root: &std::path::Path,
+    marks: Marks,
+    limits: &Limits,
+) -> Result<Tally> {
     let tree = Tree::open(root).map_err(|error| fault(format!("{}: {error}", root.display())))?;
     unpack_into(archive, tree, marks, limits)
 }
 
-fn unpack_into<R: Input>(archive: &mut Archive<R>, tree: Tree, marks: Marks, limits: &Limits) -> Result<Tally> {
-    let mut placer = Placer::new(tree, marks);
-    let mut budget = Budget { limits, devices: 0, tally: Tally::default() };
+fn unpack_into<R: Input>(
+    archive: &mut Archive<R>,
+    tree: Tree,
+    marks: Marks,
+    limits: &Limits,
+) -> Result<Tally> {
+    let mut placer = Placer::new(tree, marks, limits);
+    let mut budget = Budget {
+        limits,
+        devices: 0,
+        tally: Tally::default(),
+    };
     while let Some(member) = archive.next()? {
         budget.charge(&member)?;
         match step(&member, limits)? {
@@ -102,46 +124,66 @@ enum Step {
 /// Reads a member's name.
 fn step(member: &Member, limits: &Limits) -> Result<Step> {
     let path = clean(&member.path, limits)?;
-    let Some(name) = path.rsplit(|byte| *byte == b'/').next().filter(|name| !name.is_empty()) else {
+    let Some(name) = path
+        .rsplit(|byte| *byte == b'/')
+        .next()
+        .filter(|name| !name.is_empty())
+    else {
         if member.kind == Kind::Directory {
             return Ok(Step::Root);
         }
-        return Err(refuse(member, "names the root of the layer, but is no directory"));
+        return Err(refuse(
+            &member.path,
+            "names the root of the layer, but is no directory",
+        ));
     };
     let parent = &path[..path.len() - name.len()];
-    if parent.split(|byte| *byte == b'/').any(|part| part.starts_with(b".wh.")) {
+    if parent
+        .split(|byte| *byte == b'/')
+        .any(|part| part.starts_with(b".wh."))
+    {
         // aufs kept its own bookkeeping in such directories.
-        return if parent.starts_with(b".wh..wh.") { Ok(Step::Skip) } else { Err(refuse(member, "is inside a whiteout")) };
+        return if parent.starts_with(b".wh..wh.") {
+            Ok(Step::Skip)
+        } else {
+            Err(refuse(&member.path, "is inside a whiteout"))
+        };
     }
-    let Some(hidden) = name.strip_prefix(b".wh.") else { return Ok(Step::Place(path)) };
+    let Some(hidden) = name.strip_prefix(b".wh.") else {
+        return Ok(Step::Place(path));
+    };
     match hidden {
-        b".wh..opq" => Ok(Step::Opaque(parent.strip_suffix(b"/").unwrap_or(parent).to_vec())),
+        b".wh..opq" => Ok(Step::Opaque(
+            parent.strip_suffix(b"/").unwrap_or(parent).to_vec(),
+        )),
         _ if hidden.starts_with(b".wh.") => Ok(Step::Skip),
-        b"" | b"." | b".." => Err(refuse(member, "is a whiteout of no valid name")),
+        b"" | b"." | b".." => Err(refuse(&member.path, "is a whiteout of no valid name")),
         _ => Ok(Step::Whiteout([parent, hidden].concat())),
     }
 }
 
 /// The path without `.` parts and double slashes; refused when it could mean anything outside.
 fn clean(path: &[u8], limits: &Limits) -> Result<Vec<u8>> {
-    let refuse = |why: String| -> anyhow::Error { fault(format!("{}: {why}", show(path))).into() };
     if path.is_empty() {
         return Err(fault("a member without a name").into());
     }
     // "/" alone is how some builders write the root's own entry.
     if path.starts_with(b"/") && path.iter().any(|byte| *byte != b'/') {
-        return Err(refuse("an absolute name".into()));
+        return Err(refuse(path, "an absolute name"));
     }
     if path.len() > limits.path {
-        return Err(refuse(format!("a name of {} bytes, more than {}", path.len(), limits.path)));
+        return Err(refuse(
+            path,
+            format_args!("a name of {} bytes, more than {}", path.len(), limits.path),
+        ));
     }
     let mut clean = Vec::with_capacity(path.len());
     let mut depth = 0;
     for part in path.split(|byte| *byte == b'/') {
         match part {
             b"" | b"." => continue,
-            b".." => return Err(refuse("has .. in its name".into())),
-            _ if part.contains(&0) => return Err(refuse("has a NUL byte in its name".into())),
+            b".." => return Err(refuse(path, "has .. in its name")),
+            _ if part.contains(&0) => return Err(refuse(path, "has a NUL byte in its name")),
             _ => {}
         }
         if !clean.is_empty() {
@@ -151,13 +193,17 @@ fn clean(path: &[u8], limits: &Limits) -> Result<Vec<u8>> {
         depth += 1;
     }
     if depth > limits.depth {
-        return Err(refuse(format!("{depth} directories deep, more than {}", limits.depth)));
+        return Err(refuse(
+            path,
+            format_args!("{depth} directories deep, more than {}", limits.depth),
+        ));
     }
     Ok(clean)
 }
 
-fn refuse(member: &Member, why: impl std::fmt::Display) -> anyhow::Error {
-    fault(format!("{}: {why}", show(&member.path))).into()
+/// An error about one member: its name, and what is wrong with it.
+fn refuse(path: &[u8], why: impl std::fmt::Display) -> anyhow::Error {
+    fault(format!("{}: {why}", show(path))).into()
 }
 
 /// What has been used of the limits.
@@ -172,24 +218,67 @@ impl Budget<'_> {
     fn charge(&mut self, member: &Member) -> Result<()> {
         self.tally.members += 1;
         if self.tally.members > self.limits.members {
-            return Err(refuse(member, format_args!("the layer has more than {} members", self.limits.members)));
+            return Err(refuse(
+                &member.path,
+                format_args!("the layer has more than {} members", self.limits.members),
+            ));
         }
         if matches!(member.kind, Kind::Character | Kind::Block) {
             self.devices += 1;
             if self.devices > self.limits.devices {
-                return Err(refuse(member, format_args!("the layer has more than {} device nodes", self.limits.devices)));
+                return Err(refuse(
+                    &member.path,
+                    format_args!(
+                        "the layer has more than {} device nodes",
+                        self.limits.devices
+                    ),
+                ));
             }
         }
+        // chown takes this number for "leave it as it is".
+        if member.uid == u32::MAX || member.gid == u32::MAX {
+            return Err(refuse(
+                &member.path,
+                format_args!(
+                    "owner {}:{} is outside the range of ids",
+                    member.uid, member.gid
+                ),
+            ));
+        }
         if member.size > self.limits.file {
-            return Err(refuse(member, format_args!("claims a length of {} bytes, more than a file of a layer may have ({})", member.size, self.limits.file)));
+            return Err(refuse(
+                &member.path,
+                format_args!(
+                    "claims a length of {} bytes, more than a file of a layer may have ({})",
+                    member.size, self.limits.file
+                ),
+            ));
         }
         self.tally.bytes = self.tally.bytes.saturating_add(member.stored);
         if self.tally.bytes > self.limits.bytes {
-            let what = format_args!("with its {} bytes the layer is larger than the {} that there is room for", member.stored, self.limits.bytes);
-            return Err(refuse(member, what));
+            let what = format_args!(
+                "with its {} bytes the layer is larger than the {} that there is room for",
+                member.stored, self.limits.bytes
+            );
+            return Err(refuse(&member.path, what));
         }
         Ok(())
     }
+}
+
+/// Marks a directory opaque in the way that is possible here.
+#[cfg(test)]
+pub(crate) fn mark_opaque_for_tests(directory: &std::path::Path) -> Marks {
+    let file = std::fs::File::open(directory).unwrap();
+    let marks = Marks::possible(std::os::fd::AsFd::as_fd(&file));
+    rustix::fs::fsetxattr(
+        &file,
+        marks.opaque_name(),
+        b"y",
+        rustix::fs::XattrFlags::empty(),
+    )
+    .unwrap();
+    marks
 }
 
 #[cfg(test)]

@@ -53,7 +53,11 @@ impl Tree {
     /// Opens the directory `root`.
     pub(crate) fn open(root: &Path) -> io::Result<Tree> {
         let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        Ok(Tree { root: fs::open(root, flags, Mode::empty())?, openat2: true, last: None })
+        Ok(Tree {
+            root: fs::open(root, flags, Mode::empty())?,
+            openat2: true,
+            last: None,
+        })
     }
 
     /// Uses the part-by-part walk only, as on a kernel without openat2.
@@ -61,11 +65,6 @@ impl Tree {
     pub(crate) fn without_openat2(mut self) -> Tree {
         self.openat2 = false;
         self
-    }
-
-    /// The root itself.
-    pub(crate) fn root(&self) -> BorrowedFd<'_> {
-        self.root.as_fd()
     }
 
     /// Forgets the directory that was used last: after something was removed it may be another one.
@@ -91,7 +90,12 @@ impl Tree {
     /// Opens the directory at `path` for reading and for changing its metadata.
     pub(crate) fn open_directory(&mut self, path: &[u8]) -> Result<OwnedFd, Blocked> {
         if path.is_empty() {
-            return Ok(fs::openat(&self.root, c".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?);
+            return Ok(fs::openat(
+                &self.root,
+                c".",
+                OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+                Mode::empty(),
+            )?);
         }
         self.walk(path, OFlags::RDONLY)
     }
@@ -101,6 +105,8 @@ impl Tree {
         if self.openat2 {
             match self.walk_at_once(path, flags) {
                 Err(Blocked::Error(Errno::NOSYS | Errno::PERM)) => self.openat2 = false,
+                // Said of a link at the end as well: the walk tells the two apart.
+                Err(Blocked::NotDirectory) => {}
                 other => return other,
             }
         }
@@ -113,7 +119,10 @@ impl Tree {
     }
 
     fn walk_at_once(&self, path: &[u8], flags: OFlags) -> Result<OwnedFd, Blocked> {
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS | ResolveFlags::NO_XDEV;
+        let resolve = ResolveFlags::BENEATH
+            | ResolveFlags::NO_SYMLINKS
+            | ResolveFlags::NO_MAGICLINKS
+            | ResolveFlags::NO_XDEV;
         let mut here: Option<OwnedFd> = None;
         let mut rest = path;
         while !rest.is_empty() {
@@ -172,11 +181,21 @@ pub(crate) fn is_whiteout(stat: &Stat) -> bool {
 /// A path that names `name` in `base` for the calls that take no directory descriptor. The last part is not followed by
 /// the `l…xattr` calls that it is used with.
 pub(crate) fn through_proc(base: BorrowedFd<'_>, name: &[u8]) -> Vec<u8> {
-    [format!("/proc/self/fd/{}/", base.as_raw_fd()).as_bytes(), name].concat()
+    [
+        format!("/proc/self/fd/{}/", base.as_raw_fd()).as_bytes(),
+        name,
+    ]
+    .concat()
 }
 
 /// Times for utimensat: access and change the same, as an archive knows only one.
 pub(crate) fn timestamps(time: Time) -> fs::Timestamps {
-    let spec = fs::Timespec { tv_sec: time.seconds, tv_nsec: time.nanoseconds.into() };
-    fs::Timestamps { last_access: spec, last_modification: spec }
+    let spec = fs::Timespec {
+        tv_sec: time.seconds,
+        tv_nsec: time.nanoseconds.into(),
+    };
+    fs::Timestamps {
+        last_access: spec,
+        last_modification: spec,
+    }
 }
