@@ -551,7 +551,11 @@ fn table(header: &[&str], right: &[usize]) -> Table {
 fn print_table(table: &Table) -> Result<u8> {
     let mut out = io::stdout().lock();
     for line in table.lines() {
-        writeln!(out, "{}", line.strip_prefix(' ').unwrap_or(&line).trim_end())?;
+        writeln!(
+            out,
+            "{}",
+            line.strip_prefix(' ').unwrap_or(&line).trim_end()
+        )?;
     }
     Ok(0)
 }
