@@ -174,7 +174,7 @@ impl Running<'_> {
 
     /// The helper makes the root with the host's privileges, in a mount namespace of its own, and sends it to the child itself.
     fn start_helper(&mut self, claim: Option<&Claim>) -> Result<()> {
-        let Some(root) = self.plan.root.as_ref().filter(|root| !root.userxattr) else {
+        let Some(root) = self.plan.root.as_ref().filter(|root| !root.by_child) else {
             return Ok(());
         };
         let userns = claim.map(|_| users::open_userns(self.pid)).transpose()?;

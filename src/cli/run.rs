@@ -6,6 +6,7 @@ use clap::Args;
 
 use crate::error::Result;
 use crate::host::Host;
+use crate::image::{self, Roots};
 use crate::layer::Layer;
 use crate::plan::Plan;
 use crate::spec::{RootSource, Spec};
@@ -51,7 +52,19 @@ pub(super) struct Arguments {
 /// Runs it.
 pub(super) fn main(arguments: Arguments) -> Result<u8> {
     let mut timings = Timings::begin();
-    let spec = Spec::from_layer(arguments.layer)?;
+    let mut layer = arguments.layer;
+    // It lives as long as the sandbox: its lease keeps the layers in the store.
+    let image = layer.image.as_deref().map(|typed| {
+        let roots = Roots::new(layer.store.clone(), layer.docker_root.clone())?;
+        image::resolve(typed, &roots)
+    });
+    let image = image.transpose()?;
+    if let Some(image) = &image {
+        let under = image::layer(image, &layer)?;
+        layer.command = Vec::new();
+        layer = layer.over(under);
+    }
+    let spec = Spec::from_layer(layer)?;
     let mut host = Host::read()?;
     if spec.root.source == RootSource::HostView {
         host.read_view()?;
@@ -68,6 +81,7 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
     }
     drop((spec, host));
     let status = crate::run::run(&plan, &mut timings);
+    drop(image);
     if arguments.timings {
         std::io::stderr().write_all(timings.to_string().as_bytes())?;
     }
