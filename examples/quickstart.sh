@@ -120,12 +120,13 @@ outside() {
 
 # --- the steps ----------------------------------------------------------------------------------------------------------------
 
-launcher=
+launcher='' had_slice=''   # had_slice: somebody else uses the slice, so it stays
 stop_all() {
   if [ -n "$launcher" ] && kill -0 "$launcher" 2> /dev/null; then
     kill -TERM "$launcher" 2> /dev/null || true
     wait "$launcher" 2> /dev/null || true
   fi
+  [ -n "$had_slice" ] || systemctl stop $slice.slice 2> /dev/null || true
 }
 
 within() { # within SECONDS COMMAND…: until it succeeds
@@ -171,6 +172,7 @@ must_hold() { # must_hold FILE VALUE
 
 start() {
   local top=$1/top.txt
+  if [ "$(systemctl is-active $slice.slice)" = active ]; then had_slice=yes; fi
   is_gone || die "$unit.scope is there already; if nobody needs it: systemctl stop $unit.scope"
   heading "Start top in a sandbox: unit $unit.scope, slice $slice.slice, two limits"
   trap stop_all EXIT
@@ -223,7 +225,12 @@ stop() {
   say "catch SIGTERM gives 128 + 15.)"
   case "$status" in 0 | 143) ;; *) fail "the exit status is $status" ;; esac
   within 5 is_gone || fail "$unit.scope is still there"
-  run "systemctl list-units --all --no-pager --no-legend '$unit*'"
+  if [ -z "$had_slice" ]; then
+    say "The slice is systemd's, and stays until it is stopped, empty: limits for all in it can be set on it."
+    run "systemctl stop $slice.slice"
+    cgroup=${cgroup%/*}
+  fi
+  run "systemctl list-units --all --no-pager --no-legend '$unit*' $slice.slice"
   run "find /sys/fs/cgroup -path '*$cgroup*'"
   [ -z "$(find /sys/fs/cgroup -path "*$cgroup*")" ] || fail "its control group is still there"
   say "No unit, no control group, no process. Its mounts were in its own namespace, and went with it."

@@ -1,6 +1,7 @@
 //! The child's side of a start: one flat list of steps. It becomes the stub, PID 1 inside, or with `--as-pid1` the payload.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use rustix::process::{DumpableBehavior, Signal};
@@ -13,6 +14,7 @@ use crate::part::mounts;
 use crate::part::network;
 use crate::part::process::Identity;
 use crate::part::rootfs::assemble::{Ids, assemble};
+use crate::part::streams;
 use crate::part::terminal;
 use crate::part::users::{self, Claim, UserPlan};
 use crate::pid1;
@@ -25,6 +27,10 @@ pub(crate) fn enter(plan: &Plan, end: &ChildEnd, claim: Option<&Claim>) -> ! {
     let status = steps(plan, end, claim).unwrap_or_else(|error| {
         // If the launcher is gone there is nobody to tell.
         drop(end.send(&ToParent::Failed(Failure::from_error(&error))));
+        // The launcher ends this process when systemd has it in its unit: a dead one that systemd puts there never leaves it, and
+        // the unit would stay for ever (the kernel does not move what exits, and says nothing).
+        while matches!(end.receive(), Ok(Some(_))) {}
+        await_unit(plan, end);
         exit::FAILED
     });
     sys::exit_now(status)
@@ -34,12 +40,13 @@ fn steps(plan: &Plan, end: &ChildEnd, claim: Option<&Claim>) -> Result<u8> {
     // The lock stays: the range of IDs is claimed as long as anything inside lives.
     let keep: Vec<_> = [end.as_fd()].into_iter().chain(claim.map(|claim| claim.lock().as_fd())).collect();
     sys::close_all_but(&keep).context("close inherited descriptors")?;
+    // A session of its own: no terminal of the caller can be pushed input (TIOCSTI), and its ^C, or whoever kills a whole process
+    // group, reaches the launcher alone.
+    rustix::process::setsid().context("make a session")?;
     if !matches!(plan.users, UserPlan::Host) {
         wait_for_maps(end)?;
         users::become_root(&plan.users)?;
     }
-    // After the last change of credentials, which clears it; a launcher that died before is seen as the end of the socket.
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("tie the child to its launcher")?;
     if plan.namespaces.has(Namespace::Uts) {
         nix::unistd::sethostname(&plan.hostname).context("set the hostname")?;
     }
@@ -56,7 +63,9 @@ fn steps(plan: &Plan, end: &ChildEnd, claim: Option<&Claim>) -> Result<u8> {
     let identity = plan.process.identity()?;
     let (master, terminal) = terminal.map_or((None, None), |(master, terminal)| (Some(master), Some(terminal)));
     end.send(&ToParent::Ready(master)).context("tell the launcher")?;
+    // Until here a launcher that died is seen as the end of the socket.
     wait_for_go(end)?;
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("tie the child to its launcher")?;
     // The process is in its unit now: its cgroup becomes the root of what it sees.
     rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable).context("own /proc/self")?;
     plan.namespaces.enter_late()?;
@@ -64,7 +73,7 @@ fn steps(plan: &Plan, end: &ChildEnd, claim: Option<&Claim>) -> Result<u8> {
         mounts::mount_cgroup()?;
     }
     if plan.process.as_pid1 {
-        return Err(become_payload(plan, &identity, terminal.as_ref()));
+        return Err(become_payload(plan, &identity, terminal.as_ref(), Some(end)));
     }
     pid1::supervise(plan, end, &identity, terminal)
 }
@@ -98,19 +107,57 @@ fn wait_for_go(end: &ChildEnd) -> Result<()> {
     }
 }
 
-/// The last steps, in the process that becomes the payload; returns only why it could not.
-pub(crate) fn become_payload(plan: &Plan, identity: &Identity, terminal: Option<&OwnedFd>) -> anyhow::Error {
-    match prepare_payload(plan, identity, terminal) {
+/// How long a child without a launcher stays for systemd to put it into its unit.
+const UNIT_WAIT: Duration = Duration::from_secs(3);
+
+/// A launcher that was killed may have asked for the unit already; see [`enter`].
+fn await_unit(plan: &Plan, end: &ChildEnd) {
+    let Some(unit) = &plan.unit else { return };
+    leave_streams(end);
+    let name = format!("/{}", unit.name);
+    let start = Instant::now();
+    let is_in_unit = || std::fs::read_to_string("/proc/self/cgroup").is_ok_and(|groups| groups.contains(&name));
+    while !is_in_unit() && start.elapsed() < UNIT_WAIT {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Gives the streams up: who reads what comes out of the sandbox is not to wait for this process. The socket takes their places,
+/// since the numbers must not become those of something else.
+fn leave_streams(end: &ChildEnd) {
+    let _ = rustix::stdio::dup2_stdin(end);
+    let _ = rustix::stdio::dup2_stdout(end);
+    let _ = rustix::stdio::dup2_stderr(end);
+}
+
+/// The last steps, in the process that becomes the payload; returns only why it could not. `launcher` is given where that, not the
+/// stub, is the parent.
+pub(crate) fn become_payload(
+    plan: &Plan,
+    identity: &Identity,
+    terminal: Option<&OwnedFd>,
+    launcher: Option<&ChildEnd>,
+) -> anyhow::Error {
+    match prepare_payload(plan, identity, terminal, launcher) {
         Ok(()) => Fault::into(plan.process.exec(identity)),
         Err(error) => error,
     }
 }
 
-fn prepare_payload(plan: &Plan, identity: &Identity, terminal: Option<&OwnedFd>) -> Result<()> {
-    // A session of its own: no terminal of the caller can be pushed input (TIOCSTI), and its ^C reaches the launcher alone.
-    rustix::process::setsid().context("make a session")?;
+fn prepare_payload(
+    plan: &Plan,
+    identity: &Identity,
+    terminal: Option<&OwnedFd>,
+    launcher: Option<&ChildEnd>,
+) -> Result<()> {
+    // One apart from the stub's; without a stub it has its own already.
+    if launcher.is_none() {
+        rustix::process::setsid().context("make a session")?;
+    }
     if let Some(terminal) = terminal {
-        terminal::take(terminal, (identity.uid, identity.gid))?;
+        terminal::take(terminal, identity.uid)?;
+    } else if identity.uid != 0 {
+        streams::give(identity.uid, identity.gid);
     }
     sys::default_signals().context("reset signals")?;
     // The bounding set while this is still root of its user namespace, the sets in force after the user switch has shrunk them.
@@ -119,12 +166,17 @@ fn prepare_payload(plan: &Plan, identity: &Identity, terminal: Option<&OwnedFd>)
     plan.capabilities.limit()?;
     // Cleared by the user switch, so here; the stub, or with --as-pid1 the launcher, is the parent.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("tie the payload to its parent")?;
+    // A parent that died before is not told of; the stub's end would be this process's own.
+    if launcher.is_some_and(ChildEnd::launcher_is_gone) {
+        return Err(fault("the launcher is gone").into());
+    }
     // Last but the system call filter: execve gives no new privileges, set-user-ID bits have no effect.
     rustix::thread::set_no_new_privs(true).context("set no_new_privs")
 }
 
 /// Gives up what the stub does not need once the payload is its own process.
-pub(crate) fn shrink_stub() -> Result<()> {
+pub(crate) fn shrink_stub(end: &ChildEnd) -> Result<()> {
+    leave_streams(end);
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("hide the stub's memory")?;
     caps::limit_stub()
 }

@@ -32,14 +32,14 @@ pub(crate) fn supervise(plan: &Plan, end: &ChildEnd, identity: &Identity, termin
     let payload = match sys::clone_process(0).context("fork the payload")? {
         sys::Side::Child => {
             drop(started);
-            let error = child::become_payload(plan, identity, terminal.as_ref());
+            let error = child::become_payload(plan, identity, terminal.as_ref(), None);
             report_failure(report, &error);
             sys::exit_now(crate::exit::FAILED)
         }
         sys::Side::Parent(pid, _) => pid,
     };
     drop((report, terminal));
-    child::shrink_stub()?;
+    child::shrink_stub(end)?;
     if let Some(failure) = read_failure(started)? {
         return Err(failure.into_error());
     }

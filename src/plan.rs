@@ -226,7 +226,8 @@ impl fmt::Display for Plan {
             row("root", &operation.to_string())?;
         }
         let devices = operations().filter_map(|operation| operation.at().strip_prefix("/dev/").ok());
-        let devices: Vec<String> = devices.map(|name| name.display().to_string()).collect();
+        let devices: Vec<String> =
+            devices.map(|name| name.display().to_string()).filter(|name| !name.is_empty()).collect();
         if !devices.is_empty() {
             row("devices", &devices.join(" "))?;
         }

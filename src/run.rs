@@ -16,6 +16,7 @@ use crate::layer::Namespace;
 use crate::part::rootfs::RootPlan;
 use crate::part::rootfs::assemble::{Ids, assemble};
 use crate::part::scratch;
+use crate::part::streams;
 use crate::part::users::{self, Claim, UserPlan};
 use crate::plan::Plan;
 use crate::relay::Relay;
@@ -55,7 +56,9 @@ fn explain_clone(error: std::io::Error) -> anyhow::Error {
         Some(libc::EPERM) => {
             "sysctl kernel.unprivileged_userns_clone=1 kernel.apparmor_restrict_unprivileged_userns=0, or run as root"
         }
-        Some(libc::ENOSPC) => "sysctl user.max_user_namespaces=… and its kind limit namespaces",
+        Some(libc::ENOSPC) => {
+            "sysctl -w user.max_user_namespaces=65536, and the like for the kind that is short: sysctl user"
+        }
         _ => return anyhow::Error::new(error).context("make namespaces"),
     };
     fault(format!("make namespaces: {error}")).hint(hint).into()
@@ -119,7 +122,7 @@ struct Running<'a> {
 impl Drop for Running<'_> {
     fn drop(&mut self) {
         if !self.ended {
-            let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
+            self.kill();
             let _ = rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
         }
         self.reap_helper();
@@ -140,6 +143,9 @@ impl Running<'_> {
             timings.mark("unit asked for");
         }
         self.map_ids(claim)?;
+        if let Some(claim) = claim {
+            streams::give(claim.base, claim.base);
+        }
         self.start_helper(claim)?;
         self.plan.process.apply_from_outside(self.pid)?;
         timings.mark("id maps, helper");
@@ -180,6 +186,8 @@ impl Running<'_> {
         let userns = claim.map(|_| users::open_userns(self.pid)).transpose()?;
         match sys::clone_process(libc::CLONE_NEWNS).context("start the helper that makes the root")? {
             Side::Child => {
+                // It holds the launcher's end of the socket, so the child would wait for a helper that is stuck.
+                let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
                 let ids = Ids { base: claim.map_or(0, |claim| claim.base), userns: userns.as_ref().map(AsFd::as_fd) };
                 let message = match assemble(root, &ids) {
                     Ok(tree) => ToChild::Tree(tree),
@@ -209,9 +217,18 @@ impl Running<'_> {
         Ok(parts.map_or(exit::FAILED, |(exited, signaled)| exit::from_waitid(exited, signaled)))
     }
 
+    /// Ends the first process inside, and with it all others; not before systemd is done with it, see [`child::enter`].
+    fn kill(&mut self) {
+        if let Some(unit) = &mut self.unit {
+            unit.settle(self.pidfd.as_fd());
+        }
+        // ESRCH: it has ended by itself.
+        let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
+    }
+
     /// When the child reported a failure, that is the cause of whatever this side saw.
     fn first_failure(&mut self, error: anyhow::Error) -> anyhow::Error {
-        let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
+        self.kill();
         while let Ok(Some(message)) = self.end.receive() {
             if let ToParent::Failed(failure) = message {
                 return failure.into_error();

@@ -7,6 +7,7 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
 
 use crate::error::Result;
+use crate::sys;
 
 /// What is relayed to the payload; SIGWINCH goes to its terminal, SIGTSTP and SIGCONT stop and continue both sides.
 const TAKEN: &[Signal] = &[
@@ -38,12 +39,13 @@ pub(crate) struct Arrived {
 }
 
 impl Signals {
-    /// Blocks them; what is sent from now on waits.
+    /// Blocks those that are not ignored; what is sent from now on waits.
     ///
     /// # Errors
     /// When there is no descriptor left.
     pub(crate) fn block() -> Result<Signals> {
-        let set: SigSet = TAKEN.iter().copied().collect();
+        // What the caller ignores stays ignored: nohup(1), and a shell's background jobs.
+        let set: SigSet = TAKEN.iter().copied().filter(|signal| !sys::is_ignored(*signal as i32)).collect();
         set.thread_block().context("block signals")?;
         let fd =
             SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).context("make a signalfd")?;

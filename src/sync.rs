@@ -182,6 +182,14 @@ impl ChildEnd {
         }
     }
 
+    /// Whether the launcher is gone, without waiting for a message.
+    pub(crate) fn launcher_is_gone(&self) -> bool {
+        let mut end = [rustix::event::PollFd::new(&self.0, rustix::event::PollFlags::empty())];
+        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
+        let polled = rustix::event::poll(&mut end, Some(&now));
+        polled.is_ok() && end[0].revents().contains(rustix::event::PollFlags::HUP)
+    }
+
     /// Waits for the launcher's next message; `None` when the launcher is gone.
     ///
     /// # Errors

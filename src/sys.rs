@@ -210,6 +210,15 @@ pub(crate) fn exec(path: &OsStr, argv: &[CString], envp: &[CString]) -> io::Erro
     io::Error::last_os_error()
 }
 
+/// Whether `signal` is ignored by this process; sigaction(2).
+pub(crate) fn is_ignored(signal: i32) -> bool {
+    // SAFETY: sigaction is plain data for which all zeroes is valid.
+    let mut now: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: without a new action the call only writes the present one to `now`, which lives across it.
+    let read = unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut now) };
+    read == 0 && now.sa_sigaction == libc::SIG_IGN
+}
+
 /// Gives every signal its default action and blocks none, as a program expects to start: Rust's runtime ignores SIGPIPE, and
 /// the stub's mask would be inherited through execve; signal(7).
 ///

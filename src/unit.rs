@@ -16,7 +16,8 @@ use crate::systemd::{self, Bus, CgroupMode, PendingScope, Report, ScopeRequest, 
 pub(crate) struct Unit<'a> {
     plan: &'a UnitPlan,
     pid: Pid,
-    bus: Bus,
+    /// Until the limits are verified: a bus daemon takes only so many connections of a user (256), root included.
+    bus: Option<Bus>,
     pending: Option<PendingScope>,
     memory_events: Option<File>,
 }
@@ -27,9 +28,9 @@ impl<'a> Unit<'a> {
     /// # Errors
     /// When the service manager cannot be reached.
     pub(crate) fn begin(plan: &'a UnitPlan, pid: Pid, pidfd: BorrowedFd<'_>) -> Result<Unit<'a>> {
-        let mut bus = if plan.user { Bus::user()? } else { Bus::system()? };
+        let mut bus = connect(plan)?;
         let pending = bus.begin_scope(&request(plan, pid, Some(pidfd)))?;
-        Ok(Unit { plan, pid, bus, pending: Some(pending), memory_events: None })
+        Ok(Unit { plan, pid, bus: Some(bus), pending: Some(pending), memory_events: None })
     }
 
     /// Waits until the process is in the unit.
@@ -37,10 +38,17 @@ impl<'a> Unit<'a> {
     /// # Errors
     /// With systemd's reason; nothing of the unit is left then.
     pub(crate) fn finish(&mut self, pidfd: BorrowedFd<'_>) -> Result<()> {
-        if let Some(pending) = self.pending.take() {
-            self.bus.finish_scope(&request(self.plan, self.pid, Some(pidfd)), pending)?;
+        if let (Some(pending), Some(bus)) = (self.pending.take(), &mut self.bus) {
+            bus.finish_scope(&request(self.plan, self.pid, Some(pidfd)), pending)?;
         }
         Ok(())
+    }
+
+    /// Waits for the end of a start that nobody wants any more, so that what is in the unit then can end with it.
+    pub(crate) fn settle(&mut self, pidfd: BorrowedFd<'_>) {
+        if let Err(error) = self.finish(pidfd) {
+            log::debug!("{error:#}");
+        }
     }
 
     /// Reads every limit back from the kernel.
@@ -50,7 +58,8 @@ impl<'a> Unit<'a> {
     pub(crate) fn verify(&mut self) -> Result<Report> {
         let UnitPlan { user, name, settings, cgroup, .. } = self.plan;
         let subject = Subject { pid: self.pid, unit: name, settings, mode: *cgroup, user: *user };
-        let report = systemd::verify(&mut self.bus, &subject)?;
+        let mut bus = self.bus.take().map_or_else(|| connect(self.plan), Ok)?;
+        let report = systemd::verify(&mut bus, &subject)?;
         // Held open, because the file is gone from the tree as soon as systemd sees the unit empty.
         let name = if *cgroup == CgroupMode::Unified { "memory.events" } else { "memory.oom_control" };
         self.memory_events = report.memory.as_ref().and_then(|directory| File::open(directory.join(name)).ok());
@@ -68,10 +77,14 @@ impl<'a> Unit<'a> {
     /// Stops it, with whatever is still in it.
     pub(crate) fn stop(&mut self) {
         let wait = Duration::from_micros(self.plan.timeout_stop_usec) + Duration::from_secs(5);
-        if let Err(error) = self.bus.stop(&self.plan.name, wait) {
+        if let Err(error) = connect(self.plan).and_then(|mut bus| bus.stop(&self.plan.name, wait)) {
             log::debug!("{error:#}");
         }
     }
+}
+
+fn connect(plan: &UnitPlan) -> Result<Bus> {
+    if plan.user { Bus::user() } else { Bus::system() }
 }
 
 fn request<'a>(plan: &'a UnitPlan, pid: Pid, pidfd: Option<BorrowedFd<'a>>) -> ScopeRequest<'a> {

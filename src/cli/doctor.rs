@@ -50,7 +50,8 @@ fn style() -> Style {
     let out = std::io::stdout();
     let terminal = out.is_terminal();
     // https://no-color.org: any value but the empty one.
-    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
+        || std::env::var_os("TERM").is_none_or(|term| term == "dumb");
     let size = rustix::termios::tcgetwinsize(&out).ok().filter(|_| terminal);
     Style { width: size.map(|size| usize::from(size.ws_col)).filter(|width| *width > 0), colour: terminal && !plain }
 }

@@ -249,7 +249,7 @@ fn covered(host: &Host) -> Vec<PathBuf> {
 fn trials(host: &Host) -> Result<Trials> {
     let layer = Layer { command: vec!["true".into()], ..Layer::default() };
     let spec = Spec::from_layer(layer)?;
-    let (users, fallback) = users::plan(&spec, host)?;
+    let (users, _) = users::plan(&spec, host)?;
     Ok(Trials {
         user_namespace: trial::user_namespace(&users),
         proc: trial::kernel_file_system(&users, "proc"),
@@ -259,7 +259,9 @@ fn trials(host: &Host) -> Result<Trials> {
         owners: match &users {
             UserPlan::Maps { uid, .. } => Owners::Maps(uid.len()),
             UserPlan::Range { .. } => Owners::Range,
-            UserPlan::Identity | UserPlan::Host => Owners::Identity(fallback.unwrap_or_default()),
+            UserPlan::Identity | UserPlan::Host => {
+                Owners::Identity(rootfs::idmap_obstacle(&spec, host).unwrap_or_default())
+            }
         },
     })
 }

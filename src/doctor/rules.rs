@@ -13,6 +13,12 @@ use State::{Found, Limited, Missing};
 const OLDEST_KERNEL: (u32, u32) = (5, 10);
 const OLDEST_SYSTEMD: u32 = 247;
 
+/// The first kernel whose overlays take idmapped layers.
+const IDMAPPED_LAYERS: (u32, u32) = (5, 19);
+
+/// The first kernel with the mount option `favordynmods`.
+const FAVORDYNMODS: (u32, u32) = (6, 0);
+
 /// Controllers that limits need, by their v2 names.
 const CONTROLLERS: &[&str] = &["cpu", "cpuset", "io", "memory", "pids"];
 
@@ -142,7 +148,7 @@ fn cgroups(facts: &Facts) -> Vec<Check> {
     if unified && (facts.uid != 0 || facts.person.uid != 0) {
         checks.push(user_controllers(facts));
     }
-    if unified {
+    if unified && facts.kernel >= FAVORDYNMODS {
         checks.push(favordynmods(cgroups.favordynmods));
     }
     checks
@@ -270,9 +276,7 @@ fn plain_users(facts: &Facts) -> Check {
     let name = "user namespaces of plain users";
     match closed_switch(facts) {
         None => Check::new(name, Found, "allowed"),
-        Some(command) => Check::new(name, Missing, "a kernel setting forbids them")
-            .advice("only root can start sandboxes")
-            .command(command),
+        Some(command) => Check::new(name, Missing, "a kernel setting forbids them").command(command),
     }
 }
 
@@ -320,7 +324,7 @@ fn root(facts: &Facts) -> Check {
             let plural = if *overlays == 1 { "overlay" } else { "overlays" };
             Check::new(name, Found, format!("one was made, of {overlays} {plural}")).needed(true)
         }
-        Err(_) if facts.uid != 0 && facts.trials.user_namespace.is_err() => untried(name),
+        Err(_) if facts.trials.user_namespace.is_err() => untried(name),
         Err(failure) => failed(name, failure),
     }
 }
@@ -330,10 +334,21 @@ fn owners(facts: &Facts) -> Check {
     match &facts.trials.owners {
         Owners::Range => match &facts.trials.root {
             Ok(_) => Check::new(name, Found, "65536 IDs for each sandbox, layers idmapped"),
-            Err(_) => Check::new(name, Missing, "not tried: no root").advice("--userns identity shares IDs with the host"),
+            Err(_) if facts.trials.user_namespace.is_err() => untried(name),
+            Err(_) => {
+                Check::new(name, Missing, "not tried: no root").advice("--userns identity shares IDs with the host")
+            }
         },
-        Owners::Identity(reason) => Check::new(name, Limited, reason.clone())
-            .advice("root inside keeps the host's IDs, in a user namespace without power over the host; --rootfs DIR on ext4, xfs or btrfs can have a range"),
+        Owners::Identity(reason) => {
+            let elsewhere = if facts.kernel < IDMAPPED_LAYERS {
+                ""
+            } else {
+                "; --rootfs DIR on ext4, xfs or btrfs can have a range"
+            };
+            Check::new(name, Limited, reason.clone()).advice(format!(
+                "root inside keeps the host's IDs, in a user namespace without power over the host{elsewhere}"
+            ))
+        }
         Owners::Maps(1) => Check::new(name, Limited, "your own ID only")
             .advice("inside there is root and nobody else; see subordinate IDs"),
         Owners::Maps(_) => Check::new(name, Found, "your own ID and your subordinate IDs"),

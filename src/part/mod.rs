@@ -10,5 +10,6 @@ pub(crate) mod process;
 pub(crate) mod rootfs;
 pub(crate) mod scratch;
 pub(crate) mod secrets;
+pub(crate) mod streams;
 pub(crate) mod terminal;
 pub(crate) mod users;

@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 
 use anyhow::Context;
-use rustix::fs::{CWD, Gid, Mode, OFlags, Uid};
+use rustix::fs::{CWD, Mode, OFlags, Uid};
 use rustix::pty::OpenptFlags;
 
 use crate::error::Result;
@@ -31,10 +31,10 @@ pub(crate) fn open() -> Result<(OwnedFd, OwnedFd)> {
 ///
 /// # Errors
 /// When the kernel refuses.
-pub(crate) fn take(terminal: &OwnedFd, owner: (u32, u32)) -> Result<()> {
-    let (uid, gid) = owner;
-    if uid != 0 {
-        rustix::fs::fchown(terminal, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).context("own the terminal")?;
+pub(crate) fn take(terminal: &OwnedFd, owner: u32) -> Result<()> {
+    if owner != 0 {
+        // The group stays: tty, as pts(4) has it.
+        rustix::fs::fchown(terminal, Some(Uid::from_raw(owner)), None).context("own the terminal")?;
     }
     sys::set_controlling_terminal(terminal.as_fd()).context("take the terminal")?;
     rustix::stdio::dup2_stdin(terminal).context("use the terminal as standard input")?;

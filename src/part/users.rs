@@ -171,6 +171,7 @@ impl Claim {
 /// When no lock can be made, or 1000 picks were all taken.
 pub(crate) fn claim(taken: &[IdRange]) -> Result<Claim> {
     std::fs::create_dir_all(LOCKS).with_context(|| format!("make {LOCKS}"))?;
+    sweep();
     for _ in 0..1000 {
         let mut random = [0; 4];
         rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
@@ -184,6 +185,18 @@ pub(crate) fn claim(taken: &[IdRange]) -> Result<Claim> {
         }
     }
     Err(fault(format!("no free range of user IDs after 1000 tries; locks are in {LOCKS}")).hint("sandbox gc").into())
+}
+
+/// Names of locks looked at by one start, so that a thousand living sandboxes cost it nothing.
+const SWEPT: usize = 8;
+
+/// Removes names that nobody holds a lock on: launchers that were killed left them.
+fn sweep() {
+    let names = std::fs::read_dir(LOCKS).into_iter().flatten().flatten().map(|entry| entry.file_name());
+    for base in names.filter_map(|name| name.to_str()?.parse().ok()).take(SWEPT) {
+        // Dropping a claim removes its name.
+        drop(try_claim(base));
+    }
 }
 
 /// `F_WRLCK` and `SEEK_SET` in the type that struct flock has them in.

@@ -1,4 +1,15 @@
-//! The only place that speaks D-Bus: properties of units, and their translation for this machine's cgroups.
+//! The only place that speaks D-Bus: what a unit may be given, how it is started, and what the kernel makes of it.
+//!
+//! ```text
+//! "CPUShares=600" ─ Asked::parse ─▶ Assignment ─ translate(…, CgroupMode) ─▶ Setting (what is sent; plain data of the plan)
+//!                        └───────▶ OwnSetting: LimitNOFILE=, Nice= …, which a scope has not: the child sets them
+//! Bus::system | Bus::user ─ begin_scope ─▶ PendingScope ─ finish_scope ─▶ the process is in the unit
+//!                                (other work here)            └─ verify ─▶ Report: each limit as the kernel shows it
+//! ```
+//!
+//! [`Bus`] is one blocking socket without a thread behind it ([`wire`] says why it is not zbus's own); connecting and
+//! beginning wait for nothing, so that the launcher's other work happens while the daemon and systemd do theirs. It is
+//! not for keeping: see there.
 
 mod bus;
 mod cgroup;

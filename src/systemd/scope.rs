@@ -492,7 +492,7 @@ mod tests {
         outcome().unwrap_or_else(|error| (format!("{error:#}"), String::new()))
     }
 
-    const LONG: Duration = Duration::from_secs(5);
+    const LONG: Duration = Duration::from_secs(20);
     const START: &str = "StartTransientUnit";
     const BOTH: &str = "StartTransientUnit+PIDFDs+OOMPolicy";
 

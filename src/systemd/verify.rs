@@ -7,9 +7,10 @@
 mod compare;
 mod device;
 mod expect;
+mod explain;
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
@@ -17,14 +18,15 @@ use anyhow::Context;
 use rustix::process::Pid;
 use serde::Serialize;
 
-use crate::error::{Fault, Result, fault};
+use crate::error::{Result, fault};
 use crate::sys;
 
 use super::bus::Bus;
 use super::cgroup::{CgroupMode, CgroupPaths};
 use super::property::{Setting, Value};
 use compare::{Verdict, compare};
-use expect::{Expectation, Machine, Want, expectations};
+use expect::{Expectation, Machine, QUOTA_V1, Want, expectations};
+use explain::{absent, different, named, not_in_unit, outside, plain};
 
 /// What is verified.
 #[derive(Debug, Clone, Copy)]
@@ -180,6 +182,8 @@ impl Kernel {
             effective: self.effective(place, found.file, &found.want),
         };
         match found.verdict {
+            // v1 takes no quota above one further up, and that one holds.
+            Verdict::Looser if found.file == QUOTA_V1 && limit.effective.is_some() => {}
             Verdict::Looser => return Err(different(subject, expectation, &found, manager).into()),
             Verdict::Tighter => {
                 let by = named(&manager.drop_ins(subject.unit), expectation)
@@ -223,7 +227,9 @@ impl Kernel {
         want: &Want,
     ) -> Result<Option<Found>> {
         let path = place.mount.join(place.unit).join(file);
-        let Some(text) = read(&path).with_context(|| format!("read {}", path.display()))? else { return Ok(None) };
+        let Some(text) = read_value(&path).with_context(|| format!("read {}", path.display()))? else {
+            return Ok(None);
+        };
         let device = match want {
             Want::Device { path, .. } => match device::number(&self.sys, Path::new(path)) {
                 Ok(device) => device,
@@ -282,14 +288,13 @@ impl Kernel {
     /// What holds in the end, when a cgroup further up is tighter than `want`.
     fn effective(&self, place: &Place<'_>, file: &str, want: &Want) -> Option<String> {
         let tighter = |want: &Want, path: PathBuf| {
-            let text = read(&path).ok()??;
+            let text = read_value(&path).ok()??;
             let (verdict, found) = compare(want, &text, None);
             (verdict == Verdict::Tighter).then_some(found)
         };
         match want {
             Want::Cpus(_) => tighter(want, place.mount.join(place.unit).join(format!("{file}.effective"))),
-            // On v1 quota and period are two files; what a quota further up means for this one cannot be said from one.
-            Want::Most(_) | Want::Share(_) | Want::Quota(..) if file != "cpu.cfs_quota_us" => {
+            Want::Most(_) | Want::Share(_) | Want::Quota(..) => {
                 let ancestors = place.unit.ancestors().skip(1).filter(|path| !path.as_os_str().is_empty());
                 let mut want = match want {
                     Want::Share(most) => Want::Most(*most),
@@ -347,13 +352,33 @@ fn programs(cgroup: &Path, kind: u32) -> io::Result<u32> {
     sys::bpf_prog_query(File::open(cgroup)?.as_fd(), kind)
 }
 
-/// Reads a small file; `None` when it is not there.
+/// Reads a small file; `None` when it is not there. The kernel's files have no size that would be worth asking for.
 fn read(path: &Path) -> io::Result<Option<String>> {
-    match std::fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
+    let mut file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut bytes = Vec::new();
+    let mut chunk = [0; 4096];
+    loop {
+        match file.read(&mut chunk) {
+            Ok(0) => return String::from_utf8(bytes).map(Some).map_err(io::Error::other),
+            Ok(length) => bytes.extend(chunk.iter().take(length)),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
     }
+}
+
+/// Reads a file that shows a setting; v1 has quota and period in two files, which make the one line of v2.
+fn read_value(path: &Path) -> io::Result<Option<String>> {
+    let text = read(path)?;
+    if path.file_name().is_none_or(|name| name != QUOTA_V1) {
+        return Ok(text);
+    }
+    let period = read(&path.with_file_name("cpu.cfs_period_us"))?;
+    Ok(text.zip(period).map(|(quota, period)| format!("{} {}", quota.trim(), period.trim())))
 }
 
 /// What systemd takes percentages of tasks of (`system_tasks_max`).
@@ -364,128 +389,12 @@ fn tasks_max(proc: &Path) -> u64 {
     threads.min(number("sys/kernel/pid_max").unwrap_or(u64::MAX).saturating_sub(1))
 }
 
-/// An error of the system without its number.
-fn plain(error: &io::Error) -> String {
-    let text = error.to_string();
-    text.split(" (os error").next().unwrap_or(&text).to_owned()
-}
-
-/// The drop-ins that name the property, else all: `None` when there are none.
-fn named(drop_ins: &[PathBuf], expectation: &Expectation) -> Option<String> {
-    let sent = expectation.sent.trim_end_matches("Scale").trim_end_matches("PerSecUSec");
-    let names = |path: &&PathBuf| {
-        let text = read(path).ok().flatten().unwrap_or_default();
-        text.lines()
-            .any(|line| line.trim_start().starts_with(sent) || line.trim_start().starts_with(expectation.property))
-    };
-    let naming: Vec<_> = drop_ins.iter().filter(names).collect();
-    let chosen = if naming.is_empty() { drop_ins.iter().collect() } else { naming };
-    let list = chosen.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
-    (!list.is_empty()).then_some(list)
-}
-
-/// The value asked, as the kernel would show it.
-fn asked(want: &Want) -> String {
-    match want {
-        Want::Most(u64::MAX) | Want::Least(u64::MAX) => "max".to_owned(),
-        Want::Most(n) | Want::Share(n) | Want::Least(n) | Want::Exactly(n) | Want::Weight(n) => n.to_string(),
-        Want::Quota(u64::MAX, period) => format!("max {period}"),
-        Want::Quota(quota, period) => format!("{quota} {period}"),
-        Want::Cpus(cpus) => cpus.to_string(),
-        Want::Device { path, key: "", number } => format!("{number} for {path}"),
-        Want::Device { path, key, number } => format!("{key}={number} for {path}"),
-        Want::SomeDevices => "a list of devices".to_owned(),
-        Want::Exists => "the file".to_owned(),
-        Want::Programs(_) => "a BPF program".to_owned(),
-    }
-}
-
-/// The line for a value that is looser than asked.
-fn different(subject: &Subject<'_>, expectation: &Expectation, found: &Found, manager: &mut dyn Manager) -> Fault {
-    let place = if found.file.is_empty() { "on its cgroup" } else { &format!("in {}", found.file) };
-    let asked = asked(&found.want);
-    let line = format!("{} is not in force: asked {asked}, found {} {place}", expectation.asked, found.text);
-    let user = if subject.user { " --user" } else { "" };
-    if let Some(files) = named(&manager.drop_ins(subject.unit), expectation) {
-        let hint = format!("systemctl{user} cat {}", subject.unit);
-        return fault(format!("{line}: a drop-in says otherwise: {files}")).hint(hint);
-    }
-    let why = match &found.want {
-        Want::Device { path, .. } if found.disk.is_none() => format!("no single disk is known behind {path}"),
-        Want::Programs(_) if needs_framework(expectation.property) && manager.features().contains("-BPF_FRAMEWORK") => {
-            "this systemd was built without the BPF framework (`systemctl --version`)".to_owned()
-        }
-        Want::Cpus(_) if found.file.ends_with("effective") => "this machine, or the slice, has no others".to_owned(),
-        _ => "systemd did not set it or the kernel did not take it".to_owned(),
-    };
-    fault(format!("{line}: {why}")).hint(format!("journalctl{user} -b -u {}", subject.unit))
-}
-
-/// Says whether systemd loads the program for a property with libbpf, which not every distribution builds in (Debian 12
-/// does not); what it makes of IPAddress…= and Device…= it assembles itself.
-fn needs_framework(property: &str) -> bool {
-    property.starts_with("SocketBind") || property == "RestrictNetworkInterfaces"
-}
-
-/// What gives a user manager the controllers that it lacks.
-const DELEGATE: &str = "as root: mkdir -p /etc/systemd/system/user@.service.d && printf '[Service]\\nDelegate=cpu cpuset io memory pids\\n' \
-                        > /etc/systemd/system/user@.service.d/delegate.conf && systemctl daemon-reload, then log in anew";
-
-/// The line for a setting whose file is not in the unit's cgroup.
-fn absent(subject: &Subject<'_>, place: &Place<'_>, expectation: &Expectation) -> Fault {
-    let (file, want) = expectation.places.first().map_or(("", "?".to_owned()), |(file, want)| (*file, asked(want)));
-    let line = format!("{} is not in force: asked {want}, {file} is not there", expectation.asked);
-    let controller = expectation.controller.unwrap_or_default();
-    let enabled = read(&place.mount.join(place.unit).join("cgroup.controllers")).ok().flatten().unwrap_or_default();
-    let enabled = enabled.split_whitespace().any(|name| name == controller);
-    match (subject.mode, enabled) {
-        (CgroupMode::Unified, false) if subject.user => {
-            fault(format!("{line}: the controller {controller} is not delegated to your service manager"))
-                .hint(DELEGATE)
-        }
-        (CgroupMode::Unified, false) => {
-            let hint = format!(
-                "cat /sys/fs/cgroup/cgroup.controllers; the kernel may have been booted with cgroup_disable={controller}"
-            );
-            fault(format!("{line}: the controller {controller} is not enabled for {}", subject.unit)).hint(hint)
-        }
-        _ => fault(format!("{line}: this kernel does not have it")),
-    }
-}
-
-/// The line for a process that is not in the unit in the hierarchy of a controller.
-fn outside(subject: &Subject<'_>, paths: &CgroupPaths, expectation: &Expectation) -> Fault {
-    let line = format!("{} is not in force", expectation.asked);
-    let path = paths.path(subject.mode, expectation.controller);
-    let path = path.map_or_else(|| "nowhere".to_owned(), |path| format!("in /{}", path.display()));
-    match (subject.mode, expectation.controller) {
-        (CgroupMode::Hybrid | CgroupMode::Legacy, Some(controller)) if subject.user => fault(format!(
-            "{line}: on cgroup v1 a user's service manager has no {controller} controller (the process is {path})"
-        ))
-        .hint("run it as root without --user, or boot with systemd.unified_cgroup_hierarchy=1"),
-        (CgroupMode::Hybrid | CgroupMode::Legacy, Some(controller)) => {
-            fault(format!("{line}: for the {controller} controller the process is {path}, not in {}", subject.unit))
-                .hint(format!("journalctl -b -u {}", subject.unit))
-        }
-        _ => not_in_unit(subject, paths),
-    }
-}
-
-/// The line for a process that systemd did not put into the unit at all: it ends a start job well also when a condition
-/// of the unit is not met (seen on 257).
-fn not_in_unit(subject: &Subject<'_>, paths: &CgroupPaths) -> Fault {
-    let path = paths.path(subject.mode, None);
-    let path = path.map_or_else(|| "in no cgroup".to_owned(), |path| format!("in /{}", path.display()));
-    let user = if subject.user { " --user" } else { "" };
-    let line = format!("systemd did not put the process into {}: it is {path}", subject.unit);
-    fault(line).hint(format!("a Condition…= may not be met: journalctl{user} -b -u {}", subject.unit))
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::property::Assignment;
     use super::super::translate::translate;
     use super::*;
+    use crate::error::Fault;
 
     const PID: i32 = 42;
     const UNIT: &str = "t.scope";
@@ -683,7 +592,7 @@ mod tests {
                 &["MemoryMax=500M", "CPUShares=600", "TasksMax=7"],
                 "memory.limit_in_bytes 524288000; cpu.shares 600; pids.max 7",
             ),
-            (&["CPUQuota=20%"], "cpu.cfs_quota_us 20000; cpu.cfs_period_us 100000"),
+            (&["CPUQuota=20%"], "cpu.cfs_quota_us 20000 100000"),
             (&["DevicePolicy=closed"], "devices.list a list of devices"),
             (&["IPAddressDeny=any"], " a BPF program"),
             (
@@ -694,6 +603,14 @@ mod tests {
         for (texts, want) in table {
             assert_eq!(fixture.verify(texts, false, &[]), *want, "{texts:?}");
         }
+        fixture.write("cgroup/cpu/x.slice/t.scope/cpu.cfs_quota_us", "-1\n")?;
+        fixture.write("cgroup/cpu/x.slice/cpu.cfs_quota_us", "50000\n")?;
+        fixture.write("cgroup/cpu/x.slice/cpu.cfs_period_us", "100000\n")?;
+        let found = fixture.verify(&["CPUQuota=80%"], false, &[]);
+        let want = "cpu.cfs_quota_us -1 100000; warning: CPUQuota=80%: a cgroup further up is tighter, 50000 100000 of x.slice holds";
+        assert_eq!(found, want);
+        let found = fixture.verify(&["CPUQuota=20%"], false, &[]);
+        assert!(found.starts_with("CPUQuota=20% is not in force: asked 20000 100000, found -1 100000"), "{found}");
         let user = fixture.verify(&["BlockIOWeight=50"], true, &[]);
         assert!(user.contains("on cgroup v1 a user's service manager has no blkio controller"), "{user}");
         Ok(())

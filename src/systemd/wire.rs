@@ -146,6 +146,8 @@ pub(super) struct Wire {
     outgoing: Vec<u8>,
     greeting: Greeting,
     serial: u32,
+    /// The number of the `Hello` that is not answered yet.
+    hello: Option<u32>,
     /// Whether any message has come in, so that the other side has taken us.
     heard: bool,
 }
@@ -163,12 +165,14 @@ impl Wire {
             outgoing: Vec::new(),
             greeting: Greeting::Sent,
             serial: 0,
+            hello: None,
             heard: false,
         };
         wire.outgoing.extend_from_slice(GREETING);
         if bus_daemon {
             let hello = wire.message(&Call::daemon("Hello"), Flags::empty(), &())?;
             wire.outgoing.extend_from_slice(hello.data().bytes());
+            wire.hello = Some(wire.serial);
         }
         wire.flush()?;
         Ok(wire)
@@ -245,6 +249,9 @@ impl Wire {
         loop {
             if let Some((incoming, length)) = parse(&self.buffer)? {
                 self.buffer.drain(..length);
+                if self.hello.take_if(|hello| incoming.answers(*hello)).is_some() {
+                    refusal(&incoming)?;
+                }
                 self.heard = true;
                 return Ok(incoming);
             }
@@ -298,6 +305,14 @@ impl Wire {
             self.buffer.extend(chunk.iter().take(bytes));
             return Ok(());
         }
+    }
+}
+
+/// The answer to `Hello`: an error, when the daemon takes no more connections.
+fn refusal(incoming: &Incoming) -> Exchange<()> {
+    match incoming.body::<String>() {
+        Err(Failure::Remote { message, .. }) => Err(Failure::Broken(message)),
+        _ => Ok(()),
     }
 }
 
@@ -415,7 +430,7 @@ pub(super) mod tests {
     }
 
     fn soon() -> Deadline {
-        Deadline::after(Duration::from_millis(500))
+        Deadline::after(Duration::from_secs(10))
     }
 
     #[test]
@@ -449,6 +464,21 @@ pub(super) mod tests {
         assert!(matches!(wire.receive(soon()), Err(Failure::Broken(_))));
         drop(server.join());
         assert!(matches!(wire.call::<_, ()>(&CALL, &(), soon()), Err(Failure::Broken(_))));
+        Ok(())
+    }
+
+    #[test]
+    fn a_daemon_that_is_full_has_done_nothing() -> Exchange<()> {
+        let call = Message::method_call("/a", "M").serial(NonZeroU32::MIN).build(&())?;
+        let full = Message::error(&call.header(), "a.b.LimitsExceeded").serial(NonZeroU32::MIN).build(&("full",))?;
+        let bytes = [b"DATA\r\nOK 1\r\nAGREE_UNIX_FD\r\n", full.data().bytes()].concat();
+        let (mut wire, _server) = served(bytes, 4096)?;
+        // As if a bus daemon were there and the first call had been Hello.
+        wire.hello = Some(1);
+        let failure = wire.call::<_, ()>(&CALL, &(), soon()).err();
+        assert!(failure.is_some_and(
+            |failure| wire.was_refused(&failure) && matches!(failure, Failure::Broken(why) if why == "full")
+        ));
         Ok(())
     }
 

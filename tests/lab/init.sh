@@ -73,6 +73,7 @@ for dir; do mkdir -p ".$dir"; mount --bind "$dir" ".$dir"; done
 ip link set lo up
 hostname lab
 echo "$host_pid" > "$base/pid.new"; mv "$base/pid.new" "$base/pid"
+for _ in $(seq 500); do [ ! -e "$base/go" ] || break; sleep 0.01; done
 mkdir -p mnt; pivot_root . mnt; umount -l mnt
 exec env -i container=lab PATH=/usr/sbin:/usr/bin:/sbin:/bin \
   /lib/systemd/systemd --log-target=console --show-status=false --unit=bed.target

@@ -17,65 +17,10 @@ set -eu
 here=$(dirname "$(realpath "$0")")
 # shellcheck source-path=SCRIPTDIR source=../tree.sh
 . "$here/../tree.sh"
+# shellcheck source-path=SCRIPTDIR source=cgroups.sh
+. "$here/cgroups.sh"
 
 die() { echo "lab: $*" >&2; exit 125; }
-
-# --- cgroups: one directory in every hierarchy -------------------------------------------------------------------------------
-
-own_cgroups() { # prints "CONTROLLERS DIRECTORY" for each hierarchy that we are in
-  local lines line ctrl path mount
-  mapfile -t lines < /proc/self/cgroup   # whole first: the file changes under bash's reads while a process moves
-  for line in "${lines[@]}"; do
-    IFS=: read -r _ ctrl path <<< "$line"
-    case "$ctrl" in
-      "") ctrl=unified mount=/sys/fs/cgroup/unified; [ -d "$mount" ] || mount=/sys/fs/cgroup ;;
-      name=systemd) mount=/sys/fs/cgroup/systemd ;;
-      *) mount=/sys/fs/cgroup/$ctrl ;;
-    esac
-    [ -e "$mount${path%/}/cgroup.procs" ] || continue   # a plain directory is not a hierarchy
-    echo "$ctrl $mount${path%/}"
-  done
-}
-
-make_cgroups() { # make_cgroups NAME: creates them and notes them in the state directory
-  local ctrl parent dir file
-  while read -r ctrl parent; do
-    dir=$parent/lab-$1
-    [ "$ctrl" != unified ] || delegate_v2 "$parent"
-    mkdir "$dir"
-    echo "$dir" >> "/run/lab-$1/cgroups"
-    [ "$ctrl" = cpuset ] || continue
-    for file in cpuset.cpus cpuset.mems; do cat "$parent/$file" > "$dir/$file"; done
-  done < <(own_cgroups)
-}
-
-# On plain cgroup2 a group with processes of its own cannot hand controllers on (the true root can). Where systemd runs this machine
-# the keeper is in a delegated scope, so it may step aside into a group beside the lab's.
-delegate_v2() {
-  local controller
-  [ -s "$1/cgroup.controllers" ] || return 0
-  if [ -e "$1/cgroup.type" ]; then
-    mkdir -p "$1/keeper"
-    echo $$ > "$1/keeper/cgroup.procs"
-  fi
-  tr ' ' '\n' < "$1/cgroup.controllers" | while read -r controller; do
-    echo "+$controller" > "$1/cgroup.subtree_control" 2>/dev/null || echo "lab: no controller $controller here" >&2
-  done
-}
-
-remove_cgroups() { # remove_cgroups NAME: whoever is still in them was started by this lab
-  local dir pid try
-  [ -e "/run/lab-$1/cgroups" ] || return 0
-  while read -r dir; do
-    for try in $(seq 100); do
-      [ -d "$dir" ] || break
-      find "$dir" -name cgroup.procs -exec cat {} + 2>/dev/null | while read -r pid; do kill -KILL "$pid" 2>/dev/null || true; done
-      find "$dir" -depth -type d -exec rmdir {} + 2>/dev/null || true
-      [ ! -d "$dir" ] || sleep 0.05
-    done
-    [ ! -d "$dir" ] || echo "lab: cannot remove $dir after $try tries" >&2
-  done < "/run/lab-$1/cgroups"
-}
 
 # --- the keeper -----------------------------------------------------------------------------------------------------------------
 
@@ -88,6 +33,7 @@ keep() { # keep NAME LEASH KIND [DIR…]: runs in the background, its output is 
     exec setpriv --pdeathsig KILL unshare --mount --pid --uts --ipc --net --cgroup --fork --kill-child=SIGKILL \
       bash "$here/init.sh" "$name" "$@" ) < /dev/null &
   child=$!
+  release "$name" "$child" &
   if [ "$leash" = leash ]; then
     ( read -r _ || true; kill -TERM $$ ) <&0 &   # ends when the owner's end of the pipe is closed
     watcher=$!
@@ -199,7 +145,12 @@ lab_exec() { # lab_exec NAME CMD…: replaces this process
   local inner='cd "$1" 2>/dev/null || cd /; shift; exec "$@"'
   # The controller hierarchies of v1 where systemd leaves a scope at the root: be at the lab's root there, not at the machine's.
   while read -r dir; do
-    case "$dir" in /sys/fs/cgroup/systemd/* | /sys/fs/cgroup/unified/*) continue ;; esac
+    case "$dir" in /sys/fs/cgroup/systemd/*) continue ;; esac
+    if [ -e "$dir/cgroup.controllers" ]; then
+      # v2: at the root a process would bar systemd from its controllers, and from outside it may not be moved in (nsdelegate).
+      [ -d "$dir/exec" ] || continue
+      dir=$dir/exec
+    fi
     echo $$ 2>/dev/null > "$dir/cgroup.procs" || true
   done < "/run/lab-$name/cgroups"
   exec nsenter -t "$pid" -m -p -u -i -n -C -r -w -- setpriv --pdeathsig TERM env -i \

@@ -332,8 +332,8 @@ fn dead_server(bed: &Bed) {
         .timeout(Duration::from_secs(20))
         .output();
     assert_eq!(outcome.succeeded().text(), "in", "the place is there and empty");
-    let upper = bed.disk_dir().join("upper");
-    bed.run(["--upper", upper.to_str().unwrap()], "true").timeout(Duration::from_secs(20)).output().succeeded();
+    let flags = ["--read-only", "--tmpfs", "/mnt/x", "--bind", "/usr:/mnt/y"];
+    bed.run(flags, "true").timeout(Duration::from_secs(20)).output().succeeded();
     bed.sandbox(["run", "--dry-run", "true"]).timeout(Duration::from_secs(20)).output().succeeded();
     drop(server);
     drop(mounted);

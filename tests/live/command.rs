@@ -201,6 +201,17 @@ impl Stream {
     }
 }
 
+/// What a report of a failure shows of a stream: text as it is, but nothing that floods a terminal or confuses it.
+fn excerpt(bytes: &[u8]) -> String {
+    const SHOWN: usize = 4000;
+    let text = String::from_utf8_lossy(&bytes[..bytes.len().min(SHOWN)]);
+    let mut text: String = text.chars().map(|c| if c.is_control() && c != '\n' { '·' } else { c }).collect();
+    if bytes.len() > SHOWN {
+        text.push_str(&format!("\n… {} bytes in all", bytes.len()));
+    }
+    text
+}
+
 /// A command in the background. Dropped, it is killed with its process group.
 #[derive(Debug)]
 pub(crate) struct Running {
@@ -284,11 +295,12 @@ impl Running {
         }
         let took = self.started.elapsed();
         // Its output ends with it, unless it left somebody behind who holds the pipe.
-        let patience = Instant::now() + patience(Duration::from_millis(500));
+        let patience = Instant::now() + patience(Duration::from_secs(3));
         while !(self.stdout.reader.is_finished() && self.stderr.reader.is_finished()) {
             assert!(
                 Instant::now() < patience,
-                "it ended, but a process of it still holds its output; {}",
+                "it ended with {:?}, but a process of it still holds its output; {}",
+                self.over,
                 self.story()
             );
             std::thread::sleep(Duration::from_millis(2));
@@ -306,7 +318,8 @@ impl Running {
     }
 
     fn story(&self) -> String {
-        format!("{}\n--- stdout\n{}\n--- stderr\n{}", self.shown, self.stdout_so_far(), self.stderr_so_far())
+        let (stdout, stderr) = (excerpt(&self.stdout.so_far()), excerpt(&self.stderr.so_far()));
+        format!("{}\n--- stdout\n{stdout}\n--- stderr\n{stderr}", self.shown)
     }
 }
 
@@ -362,8 +375,8 @@ impl Outcome {
             self.status,
             self.signal,
             self.shown,
-            self.text(),
-            self.errors()
+            excerpt(&self.stdout),
+            excerpt(&self.stderr)
         );
         self
     }

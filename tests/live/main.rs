@@ -42,18 +42,24 @@ mod bed;
 mod bed_itself;
 mod binds;
 mod command;
+mod commandline;
+mod confinement;
 mod facts;
 mod hostview;
+mod leaks;
 mod limits;
 mod namespaces;
 mod pressure;
+mod process;
 mod rootfs;
-mod seed;
+mod signals;
 mod snapshot;
 mod statuses;
+mod streams;
 mod tree;
 mod unit;
 mod units;
+mod workflow;
 
 use bed::Bed;
 use facts::{Facts, Need};
@@ -83,13 +89,19 @@ fn all() -> Vec<Test> {
     let areas = [
         bed_itself::tests(),
         binds::tests(),
+        commandline::tests(),
+        confinement::tests(),
         hostview::tests(),
+        leaks::tests(),
+        process::tests(),
         rootfs::tests(),
         limits::tests(),
         namespaces::tests(),
         pressure::tests(),
-        seed::tests(),
+        workflow::tests(),
+        signals::tests(),
         statuses::tests(),
+        streams::tests(),
         units::tests(),
     ];
     areas.into_iter().flatten().collect()

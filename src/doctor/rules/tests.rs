@@ -149,22 +149,20 @@ fn the_switch_that_is_closed_is_the_one_that_is_named() {
 
 #[test]
 fn without_user_namespaces_the_rest_is_not_blamed() {
-    let mut facts = plain();
-    let denied = Err(failure("make namespaces: Operation not permitted"));
-    facts.trials.user_namespace = denied.clone();
-    facts.trials.proc = denied.clone();
-    facts.trials.sysfs = denied.clone();
-    facts.trials.time = denied.clone();
-    facts.trials.root = Err(failure("make namespaces: Operation not permitted"));
-    facts.switches.unprivileged_userns_clone = Some(0);
-    let report = Report::new(&facts);
-    let blamed: Vec<&str> =
-        report.checks.iter().filter(|check| check.needed && check.state == Missing).map(|check| check.name).collect();
-    assert_eq!(blamed, ["user namespaces"]);
-    assert_eq!(
-        check(&facts, "user namespaces").command.as_deref(),
-        Some("sudo sysctl -w kernel.unprivileged_userns_clone=1")
-    );
+    for mut facts in [plain(), good()] {
+        let denied = failure("make namespaces: Operation not permitted");
+        let trials = &mut facts.trials;
+        for trial in [&mut trials.user_namespace, &mut trials.proc, &mut trials.sysfs, &mut trials.time] {
+            *trial = Err(denied.clone());
+        }
+        trials.root = Err(denied);
+        facts.switches.max_user_namespaces = Some(0);
+        let checks = Report::new(&facts).checks;
+        let blamed = checks.iter().filter(|check| check.needed && check.state == Missing);
+        assert_eq!(blamed.map(|check| check.name).collect::<Vec<_>>(), ["user namespaces"]);
+        let command = check(&facts, "user namespaces").command.unwrap();
+        assert!(command.ends_with("sysctl -w user.max_user_namespaces=65536"), "{command}");
+    }
 }
 
 #[test]
@@ -188,8 +186,23 @@ fn cgroup_versions_and_fallbacks_are_limits_not_failures() {
         assert_eq!(check(&facts, name).state, Limited, "{name}");
     }
     assert!(Report::new(&facts).ok);
+    let advice = |facts: &Facts| check(facts, "own range of IDs").advice.unwrap();
+    assert!(advice(&facts).contains("--rootfs"));
+    facts.kernel = (5, 10);
+    assert!(!advice(&facts).contains("--rootfs"), "no file system helps there");
     facts.cgroups.mode = None;
     assert!(!Report::new(&facts).ok);
+}
+
+#[test]
+fn a_faster_start_is_offered_where_the_kernel_has_it_and_is_never_needed() {
+    let mut facts = good();
+    facts.cgroups.favordynmods = false;
+    let row = check(&facts, "favordynmods");
+    assert_eq!((row.state, row.needed), (Missing, false));
+    assert!(row.command.unwrap().starts_with("mount -o remount,favordynmods "));
+    facts.kernel = (5, 10);
+    assert!(checks(&facts).iter().all(|check| check.name != "favordynmods"));
 }
 
 #[test]

@@ -286,8 +286,12 @@ pub(super) fn own(path: &Path, uid: u32, gid: u32, mode: u32) -> Result<()> {
     if rustix::fs::chown(path, owner.0, owner.1).is_err() && rustix::process::geteuid().is_root() {
         log::debug!("owner {uid}:{gid} of {} has no place in the map", path.display());
     }
-    rustix::fs::chmod(path, Mode::from_raw_mode(mode & 0o7777))
-        .with_context(|| format!("set the mode of {}", path.display()))
+    match rustix::fs::chmod(path, Mode::from_raw_mode(mode & 0o7777)) {
+        // systemd's RestrictSUIDSGID= around us refuses the set-id bits, which on a directory only choose the group of new files.
+        Err(rustix::io::Errno::PERM) => rustix::fs::chmod(path, Mode::from_raw_mode(mode & 0o1777)),
+        result => result,
+    }
+    .with_context(|| format!("set the mode of {}", path.display()))
 }
 
 /// A mount point as one file name, as systemd-escape(1) --path does it.

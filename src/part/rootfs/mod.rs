@@ -180,10 +180,8 @@ pub(crate) fn plan(spec: &Spec, host: &Host, owners: Owners, share_sys: bool, sh
         Upper::Directory(path) => (None, Some(path.clone())),
     };
     let temporary = upper.is_some() && matches!(spec.root.upper, Upper::Memory(_));
-    if let Some(upper) = &upper
-        && owners == Owners::Mapped
-    {
-        require_idmap(host, upper, "--upper")?;
+    if let Some(upper) = &upper {
+        check_upper(host, upper, owners)?;
     }
     Ok(RootPlan {
         operations,
@@ -258,6 +256,16 @@ pub(crate) fn idmap_obstacle(spec: &Spec, host: &Host) -> Option<String> {
             )
         })
     })
+}
+
+/// Whether the writes of an overlay can be kept at `path`.
+fn check_upper(host: &Host, path: &Path, owners: Owners) -> Result<()> {
+    if host.mount_of(path).is_some_and(|mount| mount.fstype == "overlay") {
+        let line =
+            format!("--upper {}: it is on an overlay itself, which cannot keep the writes of another", path.display());
+        return Err(fault(line).hint("a directory on a disk, or --upper tmpfs").into());
+    }
+    if owners == Owners::Mapped { require_idmap(host, path, "--upper") } else { Ok(()) }
 }
 
 fn require_idmap(host: &Host, path: &Path, what: &str) -> Result<()> {

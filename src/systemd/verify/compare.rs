@@ -38,6 +38,7 @@ pub(super) fn compare(want: &Want, text: &str, device: Option<&str>) -> (Verdict
         Want::Quota(quota, period) => quotas(*quota, *period, text),
         Want::Cpus(cpus) => cpu_lists(cpus, text),
         Want::Device { key, number, .. } => device_line(key, *number, text, device),
+        Want::Word(word) => ((if text == word { InForce } else { Looser }), text.to_owned()),
         Want::SomeDevices => {
             let all = text.lines().any(|line| line.trim() == "a *:* rwm");
             (if all { Looser } else { InForce }, if all { "all devices" } else { "a list of devices" }.to_owned())
@@ -183,6 +184,8 @@ mod tests {
             (Want::SomeDevices, "a *:* rwm\n", Looser),
             (Want::SomeDevices, "c 1:3 rwm\n", InForce),
             (Want::SomeDevices, "", InForce),
+            (Want::Word("root".into()), "root\n", InForce),
+            (Want::Word("root".into()), "root invalid (Parent is not a partition root)\n", Looser),
             (Want::Exactly(1), "1\n", InForce),
             (Want::Exactly(1), "0\n", Looser),
         ];

@@ -52,6 +52,8 @@ pub(crate) enum Want {
     Cpus(CpuSet),
     /// In the line of the device behind `path` the number after `key=`, or without a key the number itself.
     Device { path: String, key: &'static str, number: u64 },
+    /// A word.
+    Word(String),
     /// A list of devices that is not simply all.
     SomeDevices,
     /// The file is there: the controller counts.
@@ -62,6 +64,9 @@ pub(crate) enum Want {
 
 /// systemd's period where none was asked (`CGROUP_CPU_QUOTA_DEFAULT_PERIOD_USEC`), microseconds.
 const PERIOD: u64 = 100_000;
+
+/// Where v1 shows a quota; the period beside it is read with it.
+pub(super) const QUOTA_V1: &str = "cpu.cfs_quota_us";
 
 /// What is said of one setting before the user's words are put to it.
 type Place = (Option<&'static str>, Vec<(&'static str, Want)>);
@@ -105,6 +110,9 @@ fn on_v2(setting: &Setting, all: &[Setting], machine: &Machine) -> Vec<Place> {
             let file = if name == "AllowedCPUs" { "cpuset.cpus" } else { "cpuset.mems" };
             one("cpuset", file, Want::Cpus(CpuSet::from_mask(mask)))
         }
+        // What every cgroup is anyhow.
+        ("CPUSetPartition", Value::Text(kind)) if kind == "member" => Vec::new(),
+        ("CPUSetPartition", Value::Text(kind)) => one("cpuset", "cpuset.cpus.partition", Want::Word(kind.clone())),
         ("MemoryZSwapWriteback", Value::Bool(yes)) => {
             one("memory", "memory.zswap.writeback", Want::Exactly((*yes).into()))
         }
@@ -141,9 +149,7 @@ fn on_v1(setting: &Setting, all: &[Setting], machine: &Machine) -> Vec<Place> {
         ("CPUShares", _) => one("cpu", "cpu.shares", Want::Weight(number)),
         ("CPUQuotaPerSecUSec", _) => {
             let (quota, period) = quota(number, all);
-            let mut places = one("cpu", "cpu.cfs_quota_us", Want::Most(quota));
-            places.extend(one("cpu", "cpu.cfs_period_us", Want::Exactly(period)));
-            places
+            one("cpu", QUOTA_V1, Want::Quota(quota, period))
         }
         ("MemoryMax" | "MemoryMaxScale", value) => {
             one("memory", "memory.limit_in_bytes", memory(value, false, machine))
@@ -256,6 +262,7 @@ fn block_devices(name: &str, devices: &[(String, u64)]) -> Vec<Place> {
 /// The kernel's attach types (`enum bpf_attach_type`) of what systemd makes of a setting.
 const INGRESS: u32 = 0;
 const EGRESS: u32 = 1;
+const SOCK_CREATE: u32 = 2;
 const DEVICE: u32 = 6;
 const BIND4: u32 = 8;
 const BIND6: u32 = 9;
@@ -272,6 +279,7 @@ fn programs(setting: &Setting, devices: bool) -> Option<Place> {
         ("IPEgressFilterPath", Value::Texts(paths)) if !paths.is_empty() => vec![EGRESS],
         ("SocketBindAllow" | "SocketBindDeny", Value::Ports(ports)) if !ports.is_empty() => vec![BIND4, BIND6],
         ("RestrictNetworkInterfaces", Value::Interfaces((_, names))) if !names.is_empty() => vec![INGRESS, EGRESS],
+        ("BindNetworkInterface", Value::Text(name)) if !name.is_empty() => vec![SOCK_CREATE],
         ("BPFProgram", Value::Pairs(programs)) => programs
             .iter()
             .filter_map(|(kind, _)| ATTACH_TYPES.iter().find(|(name, _)| name == kind))
@@ -344,7 +352,7 @@ mod tests {
         let table: &[(&[&str], &str)] = &[
             (&["CPUShares=600"], "cpu: cpu.shares Weight(600)"),
             (&["CPUWeight=58"], "cpu: cpu.shares Weight(593)"),
-            (&["CPUQuota=20%"], "cpu: cpu.cfs_quota_us Most(20000); cpu: cpu.cfs_period_us Exactly(100000)"),
+            (&["CPUQuota=20%"], "cpu: cpu.cfs_quota_us Quota(20000, 100000)"),
             (&["MemoryLimit=500M"], "memory: memory.limit_in_bytes Most(524288000)"),
             (&["TasksMax=7"], "pids: pids.max Most(7)"),
             // Seen on 252: IOWeight=50 becomes 113.

@@ -7,13 +7,13 @@ use std::fs;
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
-        test("seed/started", needs![root, systemd], started),
-        test("seed/systemds_own_eyes", needs![root, systemd], systemds_own_eyes),
-        test("seed/limits_v1", needs![root, systemd, cgroup1], limits_v1),
-        test("seed/limits_v2", needs![root, systemd, cgroup2], limits_v2),
-        test("seed/set_property_v1", needs![root, systemd, cgroup1], set_property_v1),
-        test("seed/set_property_v2", needs![root, systemd, cgroup2], set_property_v2),
-        test("seed/stop", needs![root, systemd], stop),
+        test("workflow/started", needs![root, systemd], started),
+        test("workflow/systemds_own_eyes", needs![root, systemd], systemds_own_eyes),
+        test("workflow/limits_v1", needs![root, systemd, cgroup1], limits_v1),
+        test("workflow/limits_v2", needs![root, systemd, cgroup2], limits_v2),
+        test("workflow/set_property_v1", needs![root, systemd, cgroup1], set_property_v1),
+        test("workflow/set_property_v2", needs![root, systemd, cgroup2], set_property_v2),
+        test("workflow/stop", needs![root, systemd], stop),
     ]
 }
 
