@@ -119,6 +119,7 @@ impl<W: Write> Packer<W> {
         if kind != Kind::Directory && stat.st_nlink > 1 {
             if let Some(first) = self.first_names.get(&stat.st_ino) {
                 member.kind = Kind::Hardlink;
+                (member.size, member.stored) = (0, 0);
                 member.link.clone_from(first);
                 return self.write(&member);
             }

@@ -152,3 +152,30 @@ fn visit(
         }
     }
 }
+
+/// A docker archive of one image whose layers are these blobs: what is inside each, and how it is packed.
+pub(crate) fn docker_archive(tag: &str, layers: &[(Vec<u8>, Vec<u8>)]) -> Vec<u8> {
+    let diff_ids: Vec<Digest> = layers.iter().map(|(tar, _)| Digest::of(tar)).collect();
+    let config = serde_json::json!({"os":"linux","architecture":"amd64","created":"2020-06-03T12:00:00Z","config":{"Cmd":["/bin/top","-b"],"User":"me"},"rootfs":{"type":"layers","diff_ids":diff_ids}});
+    let config = serde_json::to_string(&config).unwrap();
+    let name = format!("{}.json", Digest::of(config.as_bytes()).hex());
+    let paths: Vec<String> = diff_ids
+        .iter()
+        .enumerate()
+        .map(|(at, diff)| format!("{}{at}/layer.tar", &diff.hex()[..63]))
+        .collect();
+    let manifest = serde_json::json!([{"Config":name,"RepoTags":[tag],"Layers":paths}]).to_string();
+    let mut members = vec![file(&name, &config)];
+    for (path, (_, blob)) in paths.iter().zip(layers) {
+        let mut made = member(path, Kind::File);
+        (made.size, made.stored) = (blob.len() as u64, blob.len() as u64);
+        members.push((made, blob.clone()));
+    }
+    members.push(file("manifest.json", &manifest));
+    archive(&members)
+}
+
+/// Layers as they are: plain tars.
+pub(crate) fn plain(tars: &[Vec<u8>]) -> Vec<(Vec<u8>, Vec<u8>)> {
+    tars.iter().map(|tar| (tar.clone(), tar.clone())).collect()
+}
