@@ -379,10 +379,9 @@ impl Work<'_> {
                 writer.commit_blob(file, &layer.seen.blob)?;
             }
             if let Some((tree, tally)) = layer.tree {
-                arrived.unpacked += 1;
                 arrived.skipped += tally.skipped_devices + tally.skipped_xattrs;
                 let parent = at.checked_sub(1).map(|below| chains[below]);
-                writer.commit_layer(
+                let new = writer.commit_layer(
                     tree,
                     &chains[at],
                     &LayerRecord {
@@ -392,6 +391,7 @@ impl Work<'_> {
                         tally,
                     },
                 )?;
+                arrived.unpacked += usize::from(new);
             }
         }
         writer.settle()?;

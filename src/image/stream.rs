@@ -18,10 +18,11 @@ use super::progress::Meter;
 use super::tar::Input;
 use crate::error::{Result, fault};
 
-/// Size of a buffer, in bytes: large enough that a thread switch costs nothing, small enough for the second-level cache.
-const CHUNK: usize = 256 << 10;
+/// Size of a buffer, in bytes: large enough that a thread switch costs nothing, small enough that all buffers stay in the
+/// second-level cache.
+const CHUNK: usize = 64 << 10;
 /// Buffers that may wait between two threads.
-const DEPTH: usize = 8;
+const DEPTH: usize = 16;
 /// The most memory that a zstd frame may ask for its window: 2^27, what the `zstd` tool takes without `--long`.
 const ZSTD_WINDOW_LOG: u32 = 27;
 
@@ -325,6 +326,7 @@ fn decode(
 fn pump(decoder: &mut dyn Read, outlets: &Outlets) -> io::Result<()> {
     loop {
         let mut chunk = outlets.returned.try_recv().unwrap_or_default();
+        // A buffer that comes back has its full length already, unless it was the last one.
         chunk.resize(CHUNK, 0);
         let mut have = 0;
         while have < CHUNK {

@@ -246,9 +246,9 @@ fn a_failed_import_leaves_no_trace() {
 fn a_blob_is_not_believed_to_be_a_layer_it_is_not() {
     let bed = bed();
     let (one, two) = (passwd_layer(), upper_layer());
-    bed.import(&docker_archive("a", &plain(&[one.clone()])))
+    bed.import(&docker_archive("a", &plain(std::slice::from_ref(&one))))
         .unwrap();
-    bed.import(&docker_archive("b", &plain(&[two.clone()])))
+    bed.import(&docker_archive("b", &plain(std::slice::from_ref(&two))))
         .unwrap();
     let image = bed.store.resolve("a").unwrap();
     let manifest = bed

@@ -195,14 +195,14 @@ impl Writer {
             .map_err(|errno| self.store.named("write to disk", &errno))
     }
 
-    /// Makes an unpacked layer the one with this chain ID. Another writer may have been faster: then its tree stays.
+    /// Makes an unpacked layer the one with this chain ID. Where there is one already, that stays; `true` when there was none.
     /// The caller has called [`Writer::sync`] since the layer was unpacked and calls [`Writer::settle`] after it.
     pub(crate) fn commit_layer(
         &self,
         mut layer: NewLayer,
         chain: &Digest,
         record: &LayerRecord,
-    ) -> Result<()> {
+    ) -> Result<bool> {
         write_json(&layer.place.join("layer.json"), record)?;
         let target = self.store.layer_path(chain);
         match fs::rename(&layer.place, &target) {
@@ -214,7 +214,7 @@ impl Writer {
                 ) => {}
             Err(error) => return Err(fault(format!("{}: {error}", target.display())).into()),
         }
-        Ok(())
+        Ok(layer.committed)
     }
 
     /// Adds an image, or to one that is there the manifest that it came with this time. Its blobs and layers are there.

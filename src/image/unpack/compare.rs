@@ -11,7 +11,7 @@ use rustix::fs::{self, FileType, Mode, OFlags, Stat};
 use super::super::tar::{Archive, Input, Kind, Member, show};
 use super::place::{blocked_text, split};
 use super::rights::{Marks, Rights, is_overlays_own};
-use super::tree::{Tree, is_whiteout, kind, look, through_proc};
+use super::tree::{Blocked, Tree, is_whiteout, kind, look, through_proc};
 use super::{Limits, Step, Tally, step};
 use crate::error::{Result, fault};
 
@@ -43,8 +43,14 @@ pub(crate) fn compare<R: Input>(
             Step::Skip => {}
             Step::Root => check.expect_directory(Vec::new(), member),
             Step::Opaque(path) => {
-                check.know(&path);
-                check.opaque.insert(path);
+                // Where the layer has something else than a directory, all below is hidden as it is.
+                if !matches!(
+                    check.tree.directory(&path),
+                    Err(Blocked::Symlink | Blocked::NotDirectory)
+                ) {
+                    check.know(&path);
+                    check.opaque.insert(path);
+                }
             }
             Step::Whiteout(path) => check.whiteouts.push(path),
             Step::Place(path) => check.member(&member, path, archive)?,
@@ -318,11 +324,13 @@ impl Check {
                 continue;
             }
             let (parent, name) = split(&path);
-            let there = self
-                .tree
-                .directory(parent)
-                .ok()
-                .and_then(|base| look(base, name).ok().flatten());
+            let base = match self.tree.directory(parent) {
+                Ok(base) => Some(base),
+                // The layer has something else there, which hides all below.
+                Err(Blocked::Symlink | Blocked::NotDirectory) => continue,
+                Err(_) => None,
+            };
+            let there = base.and_then(|base| look(base, name).ok().flatten());
             if !there.is_some_and(|stat| is_whiteout(&stat)) {
                 self.found
                     .tell(&path, "should be deleted here, and is not marked so");

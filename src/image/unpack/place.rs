@@ -71,6 +71,9 @@ impl Placer {
 
     /// A directory whose lower contents are gone.
     pub(super) fn opaque(&mut self, member: &Member, directory: &[u8]) -> Result<()> {
+        if self.is_hidden(directory) {
+            return Ok(());
+        }
         self.parent(member, directory)?;
         self.mark_opaque(directory, member);
         Ok(())
@@ -79,6 +82,9 @@ impl Placer {
     /// A name that is gone. What the same layer has put there stays: a whiteout speaks of the layers below only.
     pub(super) fn whiteout(&mut self, member: &Member, path: &[u8]) -> Result<()> {
         let (parent, name) = split(path);
+        if self.is_hidden(parent) {
+            return Ok(());
+        }
         let base = self.parent(member, parent)?;
         match fs::mknodat(base, name, FileType::CharacterDevice, Mode::empty(), 0) {
             Ok(()) => Ok(()),
@@ -92,6 +98,31 @@ impl Placer {
             }
             Err(errno) => Err(failed(&member.path, "make the whiteout", errno)),
         }
+    }
+
+    /// Whether this layer has a file or link where `directory` is to be. That hides whatever lower layers have there, so a
+    /// deletion below it says nothing more. umoci writes such when a directory was replaced by something else.
+    fn is_hidden(&mut self, directory: &[u8]) -> bool {
+        let ends = directory
+            .iter()
+            .enumerate()
+            .filter(|(_, byte)| **byte == b'/')
+            .map(|(at, _)| at)
+            .chain([directory.len()]);
+        for end in ends {
+            let (parent, name) = split(&directory[..end]);
+            let there = self
+                .tree
+                .directory(parent)
+                .ok()
+                .and_then(|base| look(base, name).ok().flatten());
+            match there {
+                Some(stat) if kind(&stat) == FileType::Directory => {}
+                Some(stat) => return !is_whiteout(&stat),
+                None => return false,
+            }
+        }
+        false
     }
 
     /// Anything else.
