@@ -178,7 +178,8 @@ fn index(store: &Store, images: &[Export]) -> Result<Vec<u8>> {
     })?)
 }
 
-/// The list that docker archives begin with, pointing to the same blobs.
+/// The list that docker archives begin with, pointing to the same blobs. Names are full ones: podman would take `web:1` for
+/// one of `localhost`.
 fn docker_manifest(store: &Store, images: &[Export]) -> Result<Vec<u8>> {
     let mut entries = Vec::new();
     for image in images {
@@ -187,7 +188,7 @@ fn docker_manifest(store: &Store, images: &[Export]) -> Result<Vec<u8>> {
             .name
             .iter()
             .filter(|name| matches!(name.version(), Version::Tag(_)))
-            .map(Reference::familiar)
+            .map(Reference::to_string)
             .collect();
         let layers: Vec<String> = manifest
             .layers

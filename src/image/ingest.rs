@@ -21,7 +21,7 @@ use super::reference::Reference;
 use super::store::{ImageRecord, LayerRecord, NewLayer, Store, Target, Writer};
 use super::stream::{self, Chunks, Compression, Keep, Section, Seen};
 use super::tar::Archive;
-use super::unpack::{self, Limits, Marks, Tally};
+use super::unpack::{self, Limits, Marks, Unpacked};
 use crate::error::{Result, fault};
 
 /// Brings a blob into the store.
@@ -93,7 +93,7 @@ pub(crate) struct Arrived {
 struct Passed {
     seen: Seen,
     file: Option<TempPath>,
-    tree: Option<(NewLayer, Tally)>,
+    tree: Option<(NewLayer, Unpacked)>,
 }
 
 /// What the workers share.
@@ -342,28 +342,49 @@ impl Work<'_> {
         })?;
         meter.done(&tree.as_ref().map_or_else(
             || "already unpacked".to_string(),
-            |(_, tally)| format!("unpacked, {} members", tally.members),
+            |(_, unpacked)| format!("unpacked, {} members", unpacked.tally.members),
         ));
         Ok(Passed { seen, file, tree })
     }
 
-    fn unpack(&self, chunks: &mut Chunks) -> Result<(NewLayer, Tally)> {
+    fn unpack(&self, chunks: &mut Chunks) -> Result<(NewLayer, Unpacked)> {
         let layer = self.writer.new_layer()?;
-        let tally = unpack::unpack(
+        let unpacked = unpack::unpack(
             &mut Archive::new(chunks),
             &layer.diff(),
             self.marks,
             &self.limits,
         )?;
-        Ok((layer, tally))
+        // What a failed command left in a pipe, most likely. A layer of an image with a config may well be empty.
+        if unpacked.tally.members == 0 && matches!(self.image.config, Config::Made { .. }) {
+            return Err(fault("there is nothing in it").into());
+        }
+        Ok((layer, unpacked))
+    }
+
+    /// Lets directories that a layer only implies be what they are in the layers below, which are all there now.
+    fn inherit(&self, passed: &[Passed], chains: &[Digest]) -> Result<()> {
+        let mut below: Vec<PathBuf> = Vec::with_capacity(passed.len());
+        for (at, layer) in passed.iter().enumerate() {
+            let Some((tree, unpacked)) = &layer.tree else {
+                below.push(self.writer.store().layer_path(&chains[at]).join("diff"));
+                continue;
+            };
+            let name = || format!("{}: layer {} of {}", self.image.what, at + 1, passed.len());
+            unpack::inherit(&tree.diff(), &unpacked.implied, &below, self.marks)
+                .map_err(|error| error.context(name()))?;
+            below.push(tree.diff());
+        }
+        Ok(())
     }
 
     /// Gives everything its place: contents first, then what refers to them.
     fn commit(&self, passed: Vec<Passed>) -> Result<Arrived> {
         let writer = self.writer;
-        writer.sync()?;
         let diff_ids: Vec<Digest> = passed.iter().map(|layer| layer.seen.diff_id).collect();
         let chains = chain_ids(&diff_ids);
+        self.inherit(&passed, &chains)?;
+        writer.sync()?;
         let descriptors: Vec<Descriptor> =
             passed.iter().map(|layer| describe(&layer.seen)).collect();
         let mut arrived = Arrived {
@@ -378,7 +399,8 @@ impl Work<'_> {
             if let Some(file) = layer.file {
                 writer.commit_blob(file, &layer.seen.blob)?;
             }
-            if let Some((tree, tally)) = layer.tree {
+            if let Some((tree, unpacked)) = layer.tree {
+                let tally = unpacked.tally;
                 arrived.skipped += tally.skipped_devices + tally.skipped_xattrs;
                 let parent = at.checked_sub(1).map(|below| chains[below]);
                 let new = writer.commit_layer(

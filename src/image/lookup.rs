@@ -76,6 +76,30 @@ impl Merged {
         Ok(Some(bytes))
     }
 
+    /// The directory that shows at a clean path, no link followed; `None` when something else or nothing is there.
+    pub(super) fn directory(&self, path: &[u8]) -> std::result::Result<Option<OwnedFd>, Errno> {
+        let mut here = Rc::clone(&self.root);
+        for part in path
+            .split(|byte| *byte == b'/')
+            .filter(|part| !part.is_empty())
+        {
+            match self.entry(&here, part)? {
+                Found::Directory(directory) => here = directory,
+                _ => return Ok(None),
+            }
+        }
+        let Some(top) = here.first() else {
+            return Ok(None);
+        };
+        fs::openat(
+            top,
+            c".",
+            OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC,
+            Mode::empty(),
+        )
+        .map(Some)
+    }
+
     fn find(&self, path: &str) -> std::result::Result<Option<File>, Errno> {
         let parts = |path: &[u8]| -> Vec<Vec<u8>> {
             path.split(|byte| *byte == b'/')

@@ -27,34 +27,31 @@ use crate::error::{Result, fault};
 /// More layers than any image has: a chain of parents that is longer goes round in a circle.
 const LAYERS: usize = 4096;
 
-/// Where containers/storage keeps its data for this user: storage.conf's graphroot, else its default.
+/// Where containers/storage keeps its data for this user: the graphroot of storage.conf (containers-storage.conf(5); another
+/// file with `CONTAINERS_STORAGE_CONF`), else its default.
 pub(crate) fn default_root() -> PathBuf {
-    let root = rustix::process::geteuid().is_root();
-    let home = std::env::var_os("HOME")
-        .map(PathBuf::from)
-        .unwrap_or_else(|| "/".into());
-    let (config, key, default) = if root {
+    let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
+    let home = variable("HOME").unwrap_or_else(|| "/".into());
+    let (config, default) = if rustix::process::geteuid().is_root() {
         (
             PathBuf::from("/etc/containers/storage.conf"),
-            "graphroot",
             PathBuf::from("/var/lib/containers/storage"),
         )
     } else {
-        let data = std::env::var_os("XDG_DATA_HOME")
-            .map_or_else(|| home.join(".local/share"), PathBuf::from);
+        let data = variable("XDG_DATA_HOME").unwrap_or_else(|| home.join(".local/share"));
         (
             home.join(".config/containers/storage.conf"),
-            "graphroot",
             data.join("containers/storage"),
         )
     };
-    configured(&config, key).unwrap_or(default)
+    let config = variable("CONTAINERS_STORAGE_CONF").unwrap_or(config);
+    configured(&config).unwrap_or(default)
 }
 
-fn configured(config: &Path, key: &str) -> Option<PathBuf> {
+fn configured(config: &Path) -> Option<PathBuf> {
     let text = fs::read_to_string(config).ok()?;
     let table: toml::Table = text.parse().ok()?;
-    let path = table.get("storage")?.get(key)?.as_str()?;
+    let path = table.get("storage")?.get("graphroot")?.as_str()?;
     (!path.is_empty()).then(|| path.into())
 }
 

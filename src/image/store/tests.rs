@@ -1,3 +1,5 @@
+#![allow(clippy::type_complexity)] // tables
+
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 
@@ -193,7 +195,7 @@ fn a_failed_import_leaves_no_trace() {
                 );
         text.into_bytes()
     };
-    let rows: [(&str, Vec<u8>, &str); 6] = [
+    let rows: [(&str, Vec<u8>, &str); 7] = [
         (
             "a hostile member",
             docker_archive("evil:1", &plain(&[good.clone(), evil])),
@@ -210,6 +212,7 @@ fn a_failed_import_leaves_no_trace() {
             "layer 1 of 1: its tar has the digest",
         ),
         ("a missing layer", config_lies, ""),
+        ("nothing", Vec::new(), "there is nothing in it"),
         ("garbage", b"garbage ".repeat(1000), "not a tar header"),
         (
             "a truncated archive",

@@ -6,14 +6,18 @@
 //!   `.wh..wh..opq` the `overlay.opaque` attribute. Attributes of overlayfs' own that an archive brings are dropped: they
 //!   could make a file appear to have another's contents.
 //! - Two members of one name are an error unless both are directories: readers disagree about what they mean.
+//! - A directory without a member of its own gets what the layers below have there, as it hides theirs.
 //! - A directory gets its owner, mode, attributes and times at the end, when nothing is written into it any more.
 
 mod compare;
+mod finish;
+mod inherit;
 mod place;
 mod rights;
 pub(super) mod tree;
 
 pub(crate) use compare::compare;
+pub(crate) use inherit::inherit;
 pub(crate) use rights::Marks;
 
 use serde::{Deserialize, Serialize};
@@ -68,13 +72,22 @@ pub(crate) struct Tally {
     pub(crate) skipped_xattrs: u64,
 }
 
+/// An unpacked layer.
+#[derive(Debug)]
+pub(crate) struct Unpacked {
+    /// What is in it.
+    pub(crate) tally: Tally,
+    /// Directories that are there only because something is in them: [`inherit`] gives them what they are below.
+    pub(crate) implied: Vec<Vec<u8>>,
+}
+
 /// Unpacks `archive` into the empty directory `root`, to its last byte.
 pub(crate) fn unpack<R: Input>(
     archive: &mut Archive<R>,
     root: &std::path::Path,
     marks: Marks,
     limits: &Limits,
-) -> Result<Tally> {
+) -> Result<Unpacked> {
     let tree = Tree::open(root).map_err(|error| fault(format!("{}: {error}", root.display())))?;
     unpack_into(archive, tree, marks, limits)
 }
@@ -84,7 +97,7 @@ fn unpack_into<R: Input>(
     tree: Tree,
     marks: Marks,
     limits: &Limits,
-) -> Result<Tally> {
+) -> Result<Unpacked> {
     let mut placer = Placer::new(tree, marks, limits);
     let mut budget = Budget {
         limits,
@@ -102,8 +115,11 @@ fn unpack_into<R: Input>(
         }
     }
     archive.drain()?;
-    placer.finish(&mut budget.tally)?;
-    Ok(budget.tally)
+    let implied = placer.finish(&mut budget.tally)?;
+    Ok(Unpacked {
+        tally: budget.tally,
+        implied,
+    })
 }
 
 /// What a member asks for.

@@ -9,35 +9,11 @@ use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 
 use super::super::tar::{Archive, Input, Kind, Member, Time, show};
+use super::finish::Finish;
 use super::rights::{Call, Rights, dress, failed, group, owner, xattr};
 use super::tree::{Blocked, Tree, is_whiteout, kind, look, timestamps};
 use super::{Limits, Marks, Tally, refuse};
 use crate::error::Result;
-
-/// What a directory gets when all is in it.
-#[derive(Debug)]
-struct Finish {
-    uid: u32,
-    gid: u32,
-    mode: u32,
-    mtime: Time,
-    xattrs: Vec<(Vec<u8>, Vec<u8>)>,
-    opaque: bool,
-}
-
-impl Finish {
-    /// For a directory that has no member of its own.
-    fn implied(mtime: Time, opaque: bool) -> Finish {
-        Finish {
-            uid: 0,
-            gid: 0,
-            mode: 0o755,
-            mtime,
-            xattrs: Vec::new(),
-            opaque,
-        }
-    }
-}
 
 /// A tree in the making.
 #[derive(Debug)]
@@ -396,14 +372,7 @@ impl Placer {
 
     fn finish_later(&mut self, path: &[u8], member: &Member) {
         let opaque = self.directories.get(path).is_some_and(|known| known.opaque);
-        let finish = Finish {
-            uid: member.uid,
-            gid: member.gid,
-            mode: self.rights.mode(member),
-            mtime: member.mtime,
-            xattrs: member.xattrs.clone(),
-            opaque,
-        };
+        let finish = Finish::of(member, self.rights, opaque);
         self.directories.insert(path.to_vec(), finish);
     }
 
@@ -414,9 +383,13 @@ impl Placer {
             .opaque = true;
     }
 
-    /// Gives every directory what it was promised, leaves first: a mode may close the way to what is below.
-    pub(super) fn finish(mut self, tally: &mut Tally) -> Result<()> {
-        let rights = self.rights;
+    /// Gives every directory what it was promised, leaves first: a mode may close the way to what is below. Gives back the
+    /// directories that no member speaks of.
+    pub(super) fn finish(mut self, tally: &mut Tally) -> Result<Vec<Vec<u8>>> {
+        self.directories
+            .entry(Vec::new())
+            .or_insert_with(|| Finish::implied(Time::default(), false));
+        let mut implied = Vec::new();
         for (path, finish) in std::mem::take(&mut self.directories).into_iter().rev() {
             let label = if path.is_empty() {
                 b"."
@@ -427,40 +400,14 @@ impl Placer {
                 .tree
                 .open_directory(&path)
                 .map_err(|blocked| refuse(label, blocked_text(&blocked)))?;
-            let check = |what: &str, done: Call| done.map_err(|errno| failed(label, what, errno));
-            if rights.owners {
-                check(
-                    "chown",
-                    fs::fchown(&directory, owner(finish.uid), group(finish.gid)),
-                )?;
+            self.skipped_xattrs += finish.apply(&directory, label, self.rights)?;
+            if finish.implied {
+                implied.push(path);
             }
-            if finish.opaque {
-                check(
-                    "mark it opaque",
-                    fs::fsetxattr(
-                        &directory,
-                        rights.marks.opaque_name(),
-                        b"y",
-                        XattrFlags::empty(),
-                    ),
-                )?;
-            }
-            for (key, value) in &finish.xattrs {
-                let set = |name: &[u8]| fs::fsetxattr(&directory, name, value, XattrFlags::empty());
-                self.skipped_xattrs += u64::from(!xattr(label, key, rights, set)?);
-            }
-            check(
-                "chmod",
-                fs::fchmod(&directory, Mode::from_raw_mode(finish.mode)),
-            )?;
-            check(
-                "set the times",
-                fs::futimens(&directory, &timestamps(finish.mtime)),
-            )?;
         }
         tally.skipped_devices = self.skipped_devices;
         tally.skipped_xattrs = self.skipped_xattrs;
-        Ok(())
+        Ok(implied)
     }
 }
 

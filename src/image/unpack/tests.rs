@@ -49,6 +49,11 @@ impl Place {
     }
 
     fn unpack(&self, bytes: &[u8], limits: &Limits, openat2: bool) -> Result<Tally> {
+        self.unpack_all(bytes, limits, openat2)
+            .map(|unpacked| unpacked.tally)
+    }
+
+    fn unpack_all(&self, bytes: &[u8], limits: &Limits, openat2: bool) -> Result<Unpacked> {
         let tree = Tree::open(&self.root()).unwrap();
         let tree = if openat2 {
             tree
@@ -573,6 +578,54 @@ fn is_whiteout_at(path: &Path) -> bool {
     use std::os::unix::fs::{FileTypeExt, MetadataExt};
     std::fs::symlink_metadata(path)
         .is_ok_and(|stat| stat.file_type().is_char_device() && stat.rdev() == 0)
+}
+
+/// A directory that an upper layer only implies stays what it is below; one that is new there is an ordinary one.
+#[test]
+fn implied_directories_are_like_those_below() {
+    let (low, high) = (Place::new(), Place::new());
+    let mut private = member("private/", Kind::Directory);
+    (private.mode, private.uid, private.gid) = (0o2750, 1000, 2000);
+    private.mtime = Time {
+        seconds: 5,
+        nanoseconds: 7,
+    };
+    private.xattrs = vec![(b"user.note".to_vec(), b"n".to_vec())];
+    let gone = member("gone/", Kind::Directory);
+    let mut root = member("./", Kind::Directory);
+    root.mode = 0o555;
+    low.unpack(
+        &archive(&[
+            (root, Vec::new()),
+            (private, Vec::new()),
+            (gone, Vec::new()),
+        ]),
+        &Limits::default(),
+        true,
+    )
+    .unwrap();
+    let bytes = archive(&[
+        file("private/.wh.x", ""),
+        file("private/new/f", ""),
+        file(".wh.gone", ""),
+        file("gone/f", ""),
+    ]);
+    let unpacked = high.unpack_all(&bytes, &Limits::default(), true).unwrap();
+    let marks = marks(&high.root());
+    inherit(&high.root(), &unpacked.implied, &[low.root()], marks).unwrap();
+    let (below, above) = (snapshot(&low.root(), true), snapshot(&high.root(), true));
+    assert_eq!(above[&b"private"[..]], below[&b"private"[..]]);
+    assert_eq!(above[&b""[..]], below[&b""[..]]);
+    assert!(above[&b"private/new"[..]].starts_with("40755 0:0 1600000000"));
+    assert!(above[&b"gone"[..]].starts_with("40755 0:0 1600000000"));
+    let differences = compare(
+        &mut Archive::new(bytes.as_slice()),
+        &high.root(),
+        marks,
+        &unpacked.tally,
+    )
+    .unwrap();
+    assert_eq!(differences, Vec::<String>::new());
 }
 
 /// Attributes that overlayfs gives meaning to never come out of an archive.
