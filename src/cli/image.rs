@@ -1,24 +1,24 @@
 //! `sandbox image`: the image store's commands.
 
+mod print;
+mod progress;
+
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use clap::{Args, Subcommand, ValueEnum};
-use comfy_table::{CellAlignment, ContentArrangement, Table};
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use serde::Serialize;
 
 use crate::error::{Result, fault};
 use crate::image::export::{self, Export};
 use crate::image::manifest::Platform;
-use crate::image::progress::{Meter, Progress, Silent};
+use crate::image::progress::Progress;
 use crate::image::pull::{self, Credentials};
 use crate::image::reference::Reference;
 use crate::image::store::{Removed, Report, Store};
-use crate::image::view::{self, Details, Row};
+use crate::image::view::{self, Row};
 use crate::image::{self, Arrived, Roots, Wanted, clock};
+use print::{print_json, print_table, show, size, table};
 
 /// Keep images: bring them in, look at them, hand them on.
 ///
@@ -163,7 +163,7 @@ pub(crate) fn main(args: &ImageArgs) -> Result<u8> {
         return inspect(args, &roots, images);
     }
     let store = Store::open(&roots.store)?;
-    let progress = shown(args);
+    let progress = progress::shown(args.quiet);
     match &args.command {
         Command::Import {
             source,
@@ -307,79 +307,6 @@ fn inspect(args: &ImageArgs, roots: &Roots, images: &[String]) -> Result<u8> {
     Ok(0)
 }
 
-fn show(details: &Details) -> Result<()> {
-    let config = &details.config;
-    let names: Vec<String> = details.names.iter().map(Reference::familiar).collect();
-    let labels: Vec<String> = config
-        .labels
-        .iter()
-        .map(|(key, value)| format!("{key}={value}"))
-        .collect();
-    let mut fields = vec![("Image ID", details.id.to_string())];
-    fields.push((
-        "Names",
-        if names.is_empty() {
-            details.name.clone()
-        } else {
-            names.join(", ")
-        },
-    ));
-    fields.extend(
-        details
-            .manifests
-            .iter()
-            .map(|manifest| ("Manifest", manifest.to_string())),
-    );
-    fields.push(("Platform", details.platform.clone()));
-    fields.push(("Created", details.created.clone().unwrap_or_default()));
-    fields.push(("Imported", details.imported.clone().unwrap_or_default()));
-    fields.push(("Entrypoint", words(&config.entrypoint)));
-    fields.push(("Cmd", words(&config.cmd)));
-    fields.extend(config.env.iter().map(|pair| ("Env", pair.clone())));
-    fields.push(("User", config.user.clone()));
-    fields.push(("WorkingDir", config.working_dir.clone()));
-    fields.push(("StopSignal", config.stop_signal.clone()));
-    fields.push(("Volumes", config.volumes.join(", ")));
-    fields.push(("ExposedPorts", config.exposed_ports.join(", ")));
-    fields.extend(labels.into_iter().map(|label| ("Label", label)));
-    let mut out = io::stdout().lock();
-    for (key, value) in fields.iter().filter(|(_, value)| !value.is_empty()) {
-        writeln!(out, "{key:<13} {value}")?;
-    }
-    writeln!(out)?;
-    drop(out);
-    let mut table = table(&["", "DIFF ID", "CHAIN ID", "SIZE", "DIRECTORY"], &[0, 3]);
-    for (at, layer) in details.layers.iter().enumerate() {
-        table.add_row([
-            (at + 1).to_string(),
-            layer.diff_id.short(),
-            layer.chain_id.short(),
-            layer.size.map_or_else(String::new, size),
-            layer.directory.clone(),
-        ]);
-    }
-    print_table(&table)?;
-    Ok(())
-}
-
-/// A command line as one would type it.
-fn words(words: &[String]) -> String {
-    let plain = |word: &str| {
-        !word.is_empty()
-            && word
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"-_./:=,+@%".contains(&b))
-    };
-    let quote = |word: &String| {
-        if plain(word) {
-            word.clone()
-        } else {
-            format!("'{}'", word.replace('\'', r"'\''"))
-        }
-    };
-    words.iter().map(quote).collect::<Vec<_>>().join(" ")
-}
-
 fn tag(args: &ImageArgs, store: &Store, typed: &str, name: &Reference) -> Result<u8> {
     let writer = store.writer()?;
     let (_, target) = store.find(typed)?;
@@ -518,175 +445,4 @@ fn removed(args: &ImageArgs, removed: &Removed) -> Result<u8> {
         size(removed.bytes)
     )?;
     Ok(0)
-}
-
-fn print_json(value: &impl Serialize) -> Result<u8> {
-    let mut out = io::stdout().lock();
-    serde_json::to_writer_pretty(&mut out, value)?;
-    writeln!(out)?;
-    Ok(0)
-}
-
-/// A table without lines; on a terminal it is made to fit.
-fn table(header: &[&str], right: &[usize]) -> Table {
-    let mut table = Table::new();
-    table
-        .load_style(comfy_table::presets::NOTHING)
-        .set_header(header);
-    if let Ok(size) = rustix::termios::tcgetwinsize(io::stdout())
-        && size.ws_col > 0
-    {
-        table
-            .set_content_arrangement(ContentArrangement::Dynamic)
-            .set_width(size.ws_col);
-    }
-    for column in right {
-        if let Some(column) = table.column_mut(*column) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
-    }
-    table
-}
-
-fn print_table(table: &Table) -> Result<u8> {
-    let mut out = io::stdout().lock();
-    for line in table.lines() {
-        writeln!(
-            out,
-            "{}",
-            line.strip_prefix(' ').unwrap_or(&line).trim_end()
-        )?;
-    }
-    Ok(0)
-}
-
-/// A number of bytes with three digits or so: `812`, `5.3M`, `1.2G`. The units are powers of 1024, as systemd's.
-fn size(bytes: u64) -> String {
-    const UNITS: [&str; 6] = ["", "K", "M", "G", "T", "P"];
-    let mut unit = 0;
-    let mut whole = bytes;
-    let mut rest = 0;
-    while whole >= 1024 && unit + 1 < UNITS.len() {
-        rest = whole % 1024;
-        whole /= 1024;
-        unit += 1;
-    }
-    if unit == 0 || whole >= 100 {
-        format!("{whole}{}", UNITS[unit])
-    } else {
-        format!("{whole}.{}{}", rest * 10 / 1024, UNITS[unit])
-    }
-}
-
-/// Bars on a terminal, a line a layer elsewhere, nothing when nothing is wanted. All on standard error.
-fn shown(args: &ImageArgs) -> Box<dyn Progress> {
-    if args.quiet {
-        Box::new(Silent)
-    } else if io::stderr().is_terminal() {
-        Box::new(Bars {
-            all: MultiProgress::new(),
-        })
-    } else {
-        Box::new(Lines)
-    }
-}
-
-struct Bars {
-    all: MultiProgress,
-}
-
-struct Bar {
-    item: String,
-    bar: ProgressBar,
-}
-
-impl Progress for Bars {
-    fn begin(&self, item: &str, verb: &'static str, total: u64) -> Box<dyn Meter> {
-        let bar = self.all.add(if total > 0 {
-            ProgressBar::new(total)
-        } else {
-            ProgressBar::new_spinner()
-        });
-        let template = if total > 0 {
-            "{prefix}  {msg:<10} [{wide_bar}] {bytes:>10} of {total_bytes:<10} {bytes_per_sec:>12}"
-        } else {
-            "{prefix}  {msg:<10} {bytes:>10} {bytes_per_sec:>12}"
-        };
-        if let Ok(style) = ProgressStyle::with_template(template) {
-            bar.set_style(style.progress_chars("=> "));
-        }
-        bar.set_prefix(format!("{item:<12}"));
-        bar.set_message(verb);
-        bar.enable_steady_tick(Duration::from_millis(200));
-        Box::new(Bar {
-            item: item.to_string(),
-            bar,
-        })
-    }
-
-    fn note(&self, line: &str) {
-        // Only the terminal could refuse, and then there is nobody to tell.
-        let _ = self.all.println(line);
-    }
-}
-
-impl Meter for Bar {
-    fn advance(&self, bytes: u64) {
-        self.bar.inc(bytes);
-    }
-
-    fn done(&self, outcome: &str) {
-        if let Ok(style) = ProgressStyle::with_template("{prefix}  {msg}") {
-            self.bar.set_style(style);
-        }
-        self.bar.set_prefix(format!("{:<12}", self.item));
-        self.bar.finish_with_message(outcome.to_string());
-    }
-}
-
-struct Lines;
-
-struct Line {
-    item: Arc<str>,
-}
-
-impl Progress for Lines {
-    fn begin(&self, item: &str, _verb: &'static str, _total: u64) -> Box<dyn Meter> {
-        Box::new(Line { item: item.into() })
-    }
-
-    fn note(&self, line: &str) {
-        let _ = writeln!(io::stderr(), "{line}");
-    }
-}
-
-impl Meter for Line {
-    fn advance(&self, _bytes: u64) {}
-
-    fn done(&self, outcome: &str) {
-        let _ = writeln!(io::stderr(), "{:<12}  {outcome}", self.item);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_and_words() {
-        for (bytes, text) in [
-            (0, "0"),
-            (1023, "1023"),
-            (1024, "1.0K"),
-            (1536, "1.5K"),
-            (243_269_632, "232M"),
-            (5 << 40, "5.0T"),
-        ] {
-            assert_eq!(size(bytes), text);
-        }
-        assert_eq!(
-            words(&["sh".into(), "-c".into(), "it's".into(), String::new()]),
-            r"sh -c 'it'\''s' ''"
-        );
-    }
 }

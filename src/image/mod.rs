@@ -35,6 +35,7 @@
 pub(crate) mod clock;
 pub(crate) mod config;
 pub(crate) mod digest;
+mod documents;
 pub(crate) mod export;
 mod ingest;
 pub(crate) mod inplace;

@@ -1,5 +1,6 @@
 //! `image pull`: from a registry into the store, by the OCI distribution API (distribution-spec, "Pulling").
 
+mod address;
 mod auth;
 mod registry;
 mod tls;
