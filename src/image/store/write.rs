@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
 use serde::Serialize;
 use tempfile::{NamedTempFile, TempPath};
 
@@ -179,6 +180,13 @@ impl Writer {
             .mode(0o755)
             .create(layer.diff())
             .map_err(named)?;
+        // A default ACL that the store's directory has from above would be handed on to every file of the image.
+        for acl in ["system.posix_acl_default", "system.posix_acl_access"] {
+            match rustix::fs::removexattr(layer.diff(), acl) {
+                Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => {}
+                Err(errno) => return Err(named(errno.into()).into()),
+            }
+        }
         Ok(layer)
     }
 

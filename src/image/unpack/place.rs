@@ -10,7 +10,7 @@ use rustix::io::Errno;
 
 use super::super::tar::{Archive, Input, Kind, Member, Time, show};
 use super::finish::Finish;
-use super::rights::{Call, Rights, dress, failed, group, owner, xattr};
+use super::rights::{Birth, Call, Rights, dress, failed, group, owner, xattr};
 use super::tree::{Blocked, Tree, is_whiteout, kind, look, timestamps};
 use super::{Limits, Marks, Tally, refuse};
 use crate::error::Result;
@@ -20,6 +20,7 @@ use crate::error::Result;
 pub(super) struct Placer {
     tree: Tree,
     rights: Rights,
+    birth: Birth,
     limits: Limits,
     /// By path, so that backwards is from the leaves to the root.
     directories: BTreeMap<Vec<u8>, Finish>,
@@ -30,6 +31,7 @@ pub(super) struct Placer {
 impl Placer {
     pub(super) fn new(tree: Tree, marks: Marks, limits: &Limits) -> Placer {
         Placer {
+            birth: Birth::into(&tree),
             tree,
             rights: Rights::of_caller(marks),
             limits: *limits,
@@ -196,7 +198,11 @@ impl Placer {
             .map_err(|blocked| blocked_error(member, parent, &blocked))?;
         let flags =
             OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let file = match fs::openat(base, name, flags, Mode::from_raw_mode(0o600)) {
+        let mode = rights.mode(member);
+        let (right_mode, right_owner) =
+            (self.birth.gives_mode(mode), self.birth.gives_owner(member));
+        let first = Mode::from_raw_mode(if right_mode { mode } else { 0o600 });
+        let file = match fs::openat(base, name, flags, first) {
             Ok(file) => File::from(file),
             Err(errno) => return Ok(Err(errno)),
         };
@@ -210,12 +216,14 @@ impl Placer {
             })?;
         }
         // Owner first: giving a file away takes its set-id bits and capabilities.
-        if rights.owners {
+        if rights.owners && !right_owner {
             fs::fchown(&file, owner(member.uid), group(member.gid))
                 .map_err(|errno| failed(&member.path, "chown", errno))?;
         }
-        fs::fchmod(&file, Mode::from_raw_mode(rights.mode(member)))
-            .map_err(|errno| failed(&member.path, "chmod", errno))?;
+        if !right_mode {
+            fs::fchmod(&file, Mode::from_raw_mode(mode))
+                .map_err(|errno| failed(&member.path, "chmod", errno))?;
+        }
         for (key, value) in &member.xattrs {
             let set = |name: &[u8]| fs::fsetxattr(&file, name, value, XattrFlags::empty());
             self.skipped_xattrs += u64::from(!xattr(&member.path, key, rights, set)?);

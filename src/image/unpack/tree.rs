@@ -67,6 +67,11 @@ impl Tree {
         self
     }
 
+    /// The root itself.
+    pub(super) fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
     /// Forgets the directory that was used last: after something was removed it may be another one.
     pub(crate) fn forget(&mut self) {
         self.last = None;
