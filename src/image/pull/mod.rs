@@ -3,6 +3,7 @@
 mod address;
 mod auth;
 mod registry;
+mod said;
 mod tls;
 
 use std::fs::{File, OpenOptions};

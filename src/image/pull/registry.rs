@@ -12,6 +12,7 @@ use super::super::manifest::DOCUMENT_LIMIT;
 use super::super::reference::Reference;
 use super::address::{absolute, is_loopback, origin};
 use super::auth::{self, Challenge, Credentials};
+use super::said::said;
 use super::{SILENCE, tls};
 use crate::error::{Result, fault};
 
@@ -439,42 +440,6 @@ struct Token {
     token: Option<String>,
     #[serde(default)]
     access_token: Option<String>,
-}
-
-/// What an error's body says, on one line.
-fn said(response: Response<Body>) -> String {
-    #[derive(Deserialize)]
-    struct Errors {
-        errors: Vec<Error>,
-    }
-    #[derive(Deserialize)]
-    struct Error {
-        #[serde(default)]
-        code: String,
-        #[serde(default)]
-        message: String,
-    }
-    let mut text = String::new();
-    // Whatever it is, it is not worth failing for.
-    let _ = response
-        .into_body()
-        .into_reader()
-        .take(16 << 10)
-        .read_to_string(&mut text);
-    match serde_json::from_str::<Errors>(&text) {
-        Ok(Errors { errors }) => errors
-            .iter()
-            .map(|error| {
-                if error.message.is_empty() {
-                    error.code.clone()
-                } else {
-                    error.message.clone()
-                }
-            })
-            .collect::<Vec<_>>()
-            .join("; "),
-        Err(_) => String::new(),
-    }
 }
 
 fn agent(host: &str) -> Agent {
