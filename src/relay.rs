@@ -30,6 +30,10 @@ const CHUNK: usize = 4096;
 /// Longest wait for a stub that does not read, because somebody stopped it: the next signal may be the one that kills it.
 const STUB_PATIENCE: Duration = Duration::from_millis(20);
 
+/// Longest wait for the terminal's hang-up once everything inside has ended: the stub's last act. Somebody outside who has it open
+/// (--share pid) is not waited for.
+const HANG_UP: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
 /// Watches one sandbox until its end.
 #[derive(Debug)]
 pub(crate) struct Relay<'a> {
@@ -129,14 +133,24 @@ impl<'a> Relay<'a> {
     /// waits; whoever asks a second time, the first being what ended the payload, wants the end and not the rest.
     fn drain(&mut self) -> Result<()> {
         let at_once = Timespec { tv_sec: 0, tv_nsec: 0 };
+        if let Some(terminal) = &mut self.terminal {
+            // So that the stub's is the last: only a hung-up master tells that everything has been read, since the kernel carries
+            // what was written over in its own time.
+            terminal.held = None;
+        }
         while let Some(terminal) = &mut self.terminal {
             terminal.read_rest();
-            let Some(output) = terminal.output_interest() else { break };
-            let fds = vec![(Source::Signals, PollFd::from_borrowed_fd(self.signals.as_fd(), PollFlags::IN)), output];
-            let ready = wait_for(fds, self.killed.then_some(&at_once))?;
+            let (wanted, patience) = match terminal.output_interest() {
+                Some(output) => (output, None),
+                None if terminal.master_open => (terminal.master_interest(), Some(HANG_UP)),
+                None => break,
+            };
+            let fds = vec![(Source::Signals, PollFd::from_borrowed_fd(self.signals.as_fd(), PollFlags::IN)), wanted];
+            let patience = if self.killed { Some(at_once) } else { patience };
+            let ready = wait_for(fds, patience.as_ref())?;
             if ready.has(Source::Output) {
                 terminal.write_output();
-            } else if self.killed {
+            } else if self.killed || (patience.is_some() && !ready.has(Source::Master) && !ready.has(Source::Signals)) {
                 break;
             }
             if ready.has(Source::Signals) {
@@ -394,6 +408,10 @@ impl Terminal {
         }
         fds.extend(self.output_interest());
         fds
+    }
+
+    fn master_interest(&self) -> (Source, PollFd<'_>) {
+        (Source::Master, PollFd::new(&self.master, PollFlags::IN))
     }
 
     fn output_interest(&self) -> Option<(Source, PollFd<'_>)> {
