@@ -34,6 +34,10 @@ const STUB_PATIENCE: Duration = Duration::from_millis(20);
 /// more than a buffer still on its way inside the kernel, and who reads it ends at EIO.
 const LAST_BYTES: Duration = Duration::from_millis(10);
 
+/// Longest wait for the terminal's hang-up once everything inside has ended: the stub's last act. Somebody outside who has it open
+/// (--share pid) is not waited for.
+const HANG_UP: Timespec = Timespec { tv_sec: 1, tv_nsec: 0 };
+
 /// Watches one sandbox until its end.
 #[derive(Debug)]
 pub(crate) struct Relay<'a> {
@@ -133,14 +137,23 @@ impl<'a> Relay<'a> {
     /// Hands on what was written before the last process inside ended. A reader that is slow is waited for, as a writer to a pipe
     /// waits; whoever asks a second time, the first being what ended the payload, wants the end and not the rest.
     fn drain(&mut self) -> Result<()> {
+        if let Some(terminal) = &mut self.terminal {
+            // So that the stub's is the last: the kernel carries over in its own time what was written, until the hang-up.
+            terminal.held = None;
+        }
         while let Some(terminal) = &mut self.terminal {
             terminal.read_rest();
-            let Some(output) = terminal.output_interest() else { break };
-            let fds = vec![(Source::Signals, PollFd::from_borrowed_fd(self.signals.as_fd(), PollFlags::IN)), output];
-            let ready = wait_for(fds, self.killed.then_some(&Timespec { tv_sec: 0, tv_nsec: 0 }))?;
+            let (wanted, patience) = match terminal.output_interest() {
+                Some(output) => (output, None),
+                None if terminal.master_open => (terminal.master_interest(), Some(HANG_UP)),
+                None => break,
+            };
+            let fds = vec![(Source::Signals, PollFd::from_borrowed_fd(self.signals.as_fd(), PollFlags::IN)), wanted];
+            let patience = if self.killed { Some(Timespec { tv_sec: 0, tv_nsec: 0 }) } else { patience };
+            let ready = wait_for(fds, patience.as_ref())?;
             if ready.has(Source::Output) {
                 terminal.write_output();
-            } else if self.killed {
+            } else if self.killed || (patience.is_some() && !ready.has(Source::Master) && !ready.has(Source::Signals)) {
                 break;
             }
             if ready.has(Source::Signals)
@@ -390,6 +403,10 @@ impl Terminal {
         }
         fds.extend(self.output_interest());
         fds
+    }
+
+    fn master_interest(&self) -> (Source, PollFd<'_>) {
+        (Source::Master, PollFd::new(&self.master, PollFlags::IN))
     }
 
     fn output_interest(&self) -> Option<(Source, PollFd<'_>)> {

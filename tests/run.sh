@@ -9,7 +9,7 @@ cd "$(dirname "$(realpath "$0")")/.."
 export SANDBOX_TEST_CACHE=${SANDBOX_TEST_CACHE:-/var/cache/sandbox-test}
 target=x86_64-unknown-linux-gnu
 all_lanes="bullseye bullseye-v1 bookworm trixie sid"
-cow_areas="bed/ seed/"        # what also runs on a copy-on-write root, where only the identity fallback is possible
+cow_areas="bed/ workflow/"        # what also runs on a copy-on-write root, where only the identity fallback is possible
 parts="" lanes="" filter=""
 rows=() total_passed=0 total_failed=0 total_ignored=0
 

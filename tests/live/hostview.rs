@@ -99,6 +99,10 @@ fn links_and_owners(bed: &Bed) {
          touch -d @1 d/x; stat -c %Y d/x; chown -h 7 link; stat -c %u link",
     );
     assert_eq!(text, "two\n5:6 4711\n5:6 755\n1\n7");
+    // A tmpfs, where the writes go, has user.* attributes since 6.6.
+    if bed.facts.kernel < (6, 6) {
+        return;
+    }
     let xattr = "import os; print(os.getxattr('file','user.mark').decode()); os.setxattr('file','user.mark',b'in'); \
         os.setxattr('d','user.other',b'1'); os.removexattr('file','user.mark'); print(os.listxattr('file'), os.listxattr('d'))";
     assert_eq!(damage(bed, &format!("python3 -c \"{xattr}\"")), "host\n[] ['user.other']");
@@ -125,7 +129,7 @@ fn system_files(bed: &Bed) {
 
 /// The same owners, modes and types on both sides.
 fn owners_as_on_the_host(bed: &Bed) {
-    let list = "stat -c '%n %u:%g %a %F' / /etc /etc/passwd /usr /usr/bin/su /usr/bin/env /var /var/lib /bin /srv";
+    let list = "stat -c '%n %u:%g %a %F' / /etc /etc/passwd /usr /bin/su /usr/bin/env /var /var/lib /bin /srv";
     let outside = bed.sh(list).output().succeeded().text();
     assert_eq!(bed.run([""; 0], list).output().succeeded().text(), outside);
     let dir = victim(bed);

@@ -61,7 +61,7 @@ fn setenv(bed: &Bed) {
         "--env",
         "EMPTY=",
         "-E",
-        "PATH=/bin",
+        "PATH=/usr/bin",
         "-E",
         "HOME=/h",
     ];
@@ -76,7 +76,16 @@ fn setenv(bed: &Bed) {
         .text();
     assert_eq!(
         lines(&text),
-        ["A=2", "B=x y=z", "EMPTY=", "FROM_CALLER=caller's", "HOME=/h", "PATH=/bin", "USER=root", "container=sandbox"]
+        [
+            "A=2",
+            "B=x y=z",
+            "EMPTY=",
+            "FROM_CALLER=caller's",
+            "HOME=/h",
+            "PATH=/usr/bin",
+            "USER=root",
+            "container=sandbox"
+        ]
     );
     let text = bed.run(["-p", "Environment=X=1 'Y=2 3'"], "echo $X-$Y").output().succeeded().text();
     assert_eq!(text, "1-2 3");

@@ -21,7 +21,7 @@ pub(crate) fn tests() -> Vec<Test> {
         test("units/stop_when_term_is_ignored", needs![root, systemd], stop_when_term_is_ignored),
         test("units/stop_as_pid1", needs![root, systemd], stop_as_pid1),
         test("units/stop_slice", needs![root, systemd], stop_slice),
-        test("units/user_bus_missing", needs![root, systemd, user_manager], user_bus_missing),
+        test("units/user_bus_missing", needs![root, systemd, user_manager, kernel_min(5, 11)], user_bus_missing),
         test("units/user_bus_wrong", needs![root, systemd, user_manager], user_bus_wrong),
         test("units/user_manager", needs![root, systemd, user_manager, kernel_min(5, 11)], user_manager),
         test(
