@@ -59,7 +59,7 @@ fn steps(plan: &Plan, end: &ChildEnd, locks: &[BorrowedFd<'_>]) -> Result<u8> {
     }
     if let Some(root) = &plan.root {
         let made = mounts::make(&plan.kernel_mounts)?;
-        let tree = if root.userxattr { assemble(root, &Ids { base: 0, userns: None })? } else { wait_for_tree(end)? };
+        let tree = if root.by_child { assemble(root, &Ids { base: 0, userns: None })? } else { wait_for_tree(end)? };
         mounts::enter(&plan.kernel_mounts, &made, &tree)?;
     }
     let terminal = plan.process.terminal.then(terminal::open).transpose()?;

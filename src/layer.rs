@@ -136,6 +136,18 @@ pub(crate) struct Layer {
     #[arg(long, value_name = "WHAT", value_enum, help_heading = "Limits")]
     pub(crate) oom: Option<OomPolicy>,
 
+    /// An image as the root: NAME[:TAG] or an ID of our store, or docker:NAME or podman:NAME in theirs
+    #[arg(long, value_name = "REF", conflicts_with_all = ["rootfs", "layer"], help_heading = "Root")]
+    pub(crate) image: Option<String>,
+    /// The image store, instead of /var/lib/sandbox (root) or $XDG_DATA_HOME/sandbox
+    #[arg(long, value_name = "DIR", help_heading = "Root")]
+    pub(crate) store: Option<PathBuf>,
+    /// Docker's directory for --image docker:NAME [default: /var/lib/docker]
+    #[arg(long, value_name = "DIR", help_heading = "Root")]
+    pub(crate) docker_root: Option<PathBuf>,
+    /// Run this program of the image instead of its entrypoint; empty for none
+    #[arg(long, value_name = "PROGRAM", help_heading = "Root")]
+    pub(crate) entrypoint: Option<String>,
     /// A directory as the root, instead of a view of the host's own files
     ///
     /// It is the lowerdir of an overlay: writes go to the upper, never into it.
@@ -224,7 +236,72 @@ pub(crate) struct Layer {
     #[arg(long, short = 'q', help_heading = "Process", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true, action = ArgAction::Set)]
     pub(crate) quiet: Option<bool>,
 
+    /// Directories of the root that are made where they are missing; an image asks for them.
+    #[arg(skip)]
+    pub(crate) directories: Vec<PathBuf>,
+    /// The layers have overlayfs' marks in user.overlay.* attributes, as a plain user's store has.
+    #[arg(skip)]
+    pub(crate) user_marks: bool,
+
     /// The command and its arguments
     #[arg(value_name = "CMD", trailing_var_arg = true)]
     pub(crate) command: Vec<OsString>,
+}
+
+impl Layer {
+    /// This layer over another: what this one says counts, lists go on where the other's end. The command is one whole.
+    pub(crate) fn over(self, under: Layer) -> Layer {
+        fn append<T>(under: Vec<T>, over: Vec<T>) -> Vec<T> {
+            under.into_iter().chain(over).collect()
+        }
+        Layer {
+            unit: self.unit.or(under.unit),
+            name: self.name.or(under.name),
+            slice: self.slice.or(under.slice),
+            description: self.description.or(under.description),
+            property: append(under.property, self.property),
+            system: self.system.or(under.system),
+            user: self.user.or(under.user),
+            manager: self.manager.or(under.manager),
+            memory: self.memory.or(under.memory),
+            cpus: self.cpus.or(under.cpus),
+            cpu_shares: self.cpu_shares.or(under.cpu_shares),
+            cpu_period: self.cpu_period.or(under.cpu_period),
+            cpu_quota: self.cpu_quota.or(under.cpu_quota),
+            cpuset_cpus: self.cpuset_cpus.or(under.cpuset_cpus),
+            pids_limit: self.pids_limit.or(under.pids_limit),
+            ulimit: append(under.ulimit, self.ulimit),
+            oom: self.oom.or(under.oom),
+            image: self.image.or(under.image),
+            store: self.store.or(under.store),
+            docker_root: self.docker_root.or(under.docker_root),
+            entrypoint: self.entrypoint.or(under.entrypoint),
+            rootfs: self.rootfs.or(under.rootfs),
+            layer: append(under.layer, self.layer),
+            bind: append(under.bind, self.bind),
+            tmpfs: append(under.tmpfs, self.tmpfs),
+            read_only: self.read_only.or(under.read_only),
+            upper: self.upper.or(under.upper),
+            host_secrets: self.host_secrets.or(under.host_secrets),
+            share: append(under.share, self.share),
+            userns: self.userns.or(under.userns),
+            network: self.network.or(under.network),
+            hostname: self.hostname.or(under.hostname),
+            cap_add: append(under.cap_add, self.cap_add),
+            cap_drop: append(under.cap_drop, self.cap_drop),
+            setenv: append(under.setenv, self.setenv),
+            working_directory: self.working_directory.or(under.working_directory),
+            uid: self.uid.or(under.uid),
+            gid: self.gid.or(under.gid),
+            init: self.init.or(under.init),
+            as_pid1: self.as_pid1.or(under.as_pid1),
+            pty: self.pty.or(under.pty),
+            pipe: self.pipe.or(under.pipe),
+            interactive: self.interactive.or(under.interactive),
+            quiet: self.quiet.or(under.quiet),
+            directories: append(under.directories, self.directories),
+            user_marks: self.user_marks || under.user_marks,
+            command: if self.command.is_empty() { under.command } else { self.command },
+        }
+    }
 }

@@ -9,6 +9,7 @@ mod doctor;
 mod error;
 mod exit;
 mod host;
+mod image;
 mod layer;
 mod part;
 mod pid1;

@@ -2,7 +2,7 @@
 //! say to each other is drawn in [`crate::sync`].
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 
@@ -28,11 +28,12 @@ use crate::systemd::Bus;
 use crate::timings::Timings;
 use crate::unit::{self, Unit};
 
-/// Runs a sandbox from its start to its end; the exit status is the payload's.
+/// Runs a sandbox from its start to its end; the exit status is the payload's. `leases` are locks on what it runs on: they are
+/// held as long as its first process lives.
 ///
 /// # Errors
 /// When the payload never ran: with the reason of whichever side failed first.
-pub(crate) fn run(plan: &Plan, timings: &mut Timings) -> Result<u8> {
+pub(crate) fn run(plan: &Plan, leases: &[BorrowedFd<'_>], timings: &mut Timings) -> Result<u8> {
     let signals = Signals::block()?;
     let upper = plan.root.as_ref().map(|root| lock_upper(root, &plan.users)).transpose()?.flatten();
     let claim = match &plan.users {
@@ -44,7 +45,8 @@ pub(crate) fn run(plan: &Plan, timings: &mut Timings) -> Result<u8> {
     let (pid, pidfd) = match sys::clone_process(plan.namespaces.clone_flags()).map_err(explain_clone)? {
         Side::Child => {
             let upper = upper.as_ref().map(|upper| upper.lock.as_fd());
-            let locks: Vec<_> = claim.iter().map(|claim| claim.lock().as_fd()).chain(upper).collect();
+            let claimed = claim.iter().map(|claim| claim.lock().as_fd());
+            let locks: Vec<_> = claimed.chain(upper).chain(leases.iter().copied()).collect();
             child::enter(plan, &child_end, &locks)
         }
         Side::Parent(pid, pidfd) => (pid, pidfd),
@@ -262,7 +264,7 @@ impl Running<'_> {
 
     /// The helper makes the root with the host's privileges, in a mount namespace of its own, and sends it to the child itself.
     fn start_helper(&mut self, claim: Option<&Claim>) -> Result<()> {
-        let Some(root) = self.plan.root.as_ref().filter(|root| !root.userxattr) else {
+        let Some(root) = self.plan.root.as_ref().filter(|root| !root.by_child) else {
             return Ok(());
         };
         let userns = claim.map(|_| users::open_userns(self.pid)).transpose()?;

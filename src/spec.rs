@@ -58,6 +58,10 @@ pub(crate) struct UnitSpec {
 pub(crate) struct RootSpec {
     /// The lowest layers.
     pub(crate) source: RootSource,
+    /// The layers have their marks in user.overlay.* attributes.
+    pub(crate) user_marks: bool,
+    /// Directories that are made where they are missing.
+    pub(crate) directories: Vec<PathBuf>,
     /// Where writes go.
     pub(crate) upper: Upper,
     /// The root cannot be written.

@@ -2,6 +2,7 @@
 
 mod doctor;
 mod generate;
+mod image;
 mod run;
 
 use clap::{Parser, Subcommand};
@@ -38,6 +39,7 @@ Examples:
 enum Command {
     /// Run a command in a new sandbox and exit with its status
     Run(Box<run::Arguments>),
+    Image(Box<image::ImageArgs>),
     /// Say what this machine has of what sandboxes need, and what mends the rest
     ///
     /// It answers for the user who runs it. Some things can only be known by trying: they are tried in short-lived child
@@ -59,6 +61,7 @@ pub(crate) fn main() -> Result<u8> {
     };
     match arguments.command {
         Command::Run(arguments) => run::main(*arguments),
+        Command::Image(arguments) => image::main(&arguments),
         Command::Doctor(arguments) => doctor::main(&arguments),
         Command::Generate(arguments) => generate::main(&arguments),
     }
@@ -105,7 +108,7 @@ mod tests {
         let words = ["sandbox", "run"].iter().chain(words);
         match Arguments::try_parse_from(words).unwrap().command {
             Command::Run(arguments) => arguments.layer,
-            Command::Doctor(_) | Command::Generate(_) => unreachable!("parsed as run"),
+            Command::Image(_) | Command::Doctor(_) | Command::Generate(_) => unreachable!("parsed as run"),
         }
     }
 

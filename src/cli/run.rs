@@ -6,6 +6,7 @@ use clap::Args;
 
 use crate::error::Result;
 use crate::host::Host;
+use crate::image::{self, Roots};
 use crate::layer::Layer;
 use crate::plan::Plan;
 use crate::spec::{RootSource, Spec};
@@ -24,6 +25,8 @@ Examples:
       With a directory of this machine and its network.
   sandbox run --rootfs /srv/debian --read-only --tmpfs /run:16M -- /sbin/daemon
       On a tree of its own that nothing can write to.
+  sandbox run --image mysql:5.7 -m 1G
+      What an image says to run, on its layers, limited.
   sandbox run --dry-run -m 1G -- make
       What would be done, with every decision.
 
@@ -51,7 +54,16 @@ pub(super) struct Arguments {
 /// Runs it.
 pub(super) fn main(arguments: Arguments) -> Result<u8> {
     let mut timings = Timings::begin();
-    let spec = Spec::from_layer(arguments.layer)?;
+    let mut layer = arguments.layer;
+    let image = layer.image.as_deref().map(|typed| {
+        let roots = Roots::new(layer.store.clone(), layer.docker_root.clone())?;
+        image::resolve(typed, &roots)
+    });
+    let image = image.transpose()?;
+    if let Some(image) = &image {
+        layer = image::under(layer, image)?;
+    }
+    let spec = Spec::from_layer(layer)?;
     let mut host = Host::read()?;
     if spec.root.source == RootSource::HostView {
         host.read_view()?;
@@ -67,7 +79,8 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
         log::warn!("{warning}");
     }
     drop((spec, host));
-    let status = crate::run::run(&plan, &mut timings);
+    let leases: Vec<_> = image.iter().filter_map(|image| image.lease.lock()).collect();
+    let status = crate::run::run(&plan, &leases, &mut timings);
     if arguments.timings {
         std::io::stderr().write_all(timings.to_string().as_bytes())?;
     }

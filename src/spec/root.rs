@@ -22,6 +22,12 @@ pub(super) fn root(layer: &Layer) -> Result<RootSpec> {
     };
     Ok(RootSpec {
         source,
+        user_marks: layer.user_marks,
+        directories: layer
+            .directories
+            .iter()
+            .map(|path| absolute("the image's directory", path))
+            .collect::<Result<_>>()?,
         upper: layer.upper.as_deref().map_or(Ok(Upper::Memory(None)), upper)?,
         read_only: layer.read_only.unwrap_or(false),
         binds: layer.bind.iter().map(|text| bind(text)).collect::<Result<_>>()?,

@@ -28,7 +28,9 @@ pub(crate) struct RootPlan {
     pub(crate) temporary: bool,
     /// No overlay can be written to.
     pub(crate) read_only: bool,
-    /// A plain user's root: made by the child, with overlays that keep their marks in `user.overlay.*`.
+    /// A plain user's root: made by the child, in its own user namespace.
+    pub(crate) by_child: bool,
+    /// Overlays have their marks in `user.overlay.*`: a plain user may not write `trusted.*`.
     pub(crate) userxattr: bool,
     /// `lowerdir+` exists (Linux 6.5), so the number of layers is not bounded by one page of options.
     pub(crate) many_layers: bool,
@@ -175,6 +177,7 @@ pub(crate) fn plan(
     };
     operations.extend(kernel_directories(share_sys, share_proc));
     operations.extend(devices());
+    operations.extend(spec.root.directories.iter().cloned().map(Operation::Directory));
     operations.extend(asked(spec, host, owners)?);
     let no_user_xattrs = rootless && host.kernel < (6, 6);
     if no_user_xattrs {
@@ -196,7 +199,8 @@ pub(crate) fn plan(
         upper,
         temporary,
         read_only: spec.root.read_only,
-        userxattr: rootless,
+        by_child: rootless,
+        userxattr: rootless || spec.root.user_marks,
         many_layers: host.kernel >= (6, 5),
         scratch: ["/tmp", "/mnt", "/run", "/usr"].map(PathBuf::from).to_vec(),
     })
@@ -292,11 +296,11 @@ fn init_files(spec: &Spec, host: &Host) -> Vec<InitEntry> {
     let name = &spec.hostname;
     let own = format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{name}\n");
     let hosts = match spec.root.source {
-        RootSource::HostView => format!("{}127.0.1.1\t{name}\n", with_newline(&host.view.hosts)),
+        RootSource::HostView => format!("{}127.0.1.1\t{name}\n", with_newline(&host.hosts)),
         RootSource::Layers(_) => own,
     };
     let file = |path: &str, content: String| InitEntry { path: path.into(), what: InitKind::File(content) };
-    let resolv_conf = String::from_utf8_lossy(&host.view.resolv_conf).into_owned();
+    let resolv_conf = String::from_utf8_lossy(&host.resolv_conf).into_owned();
     vec![file("etc/hostname", format!("{name}\n")), file("etc/hosts", hosts), file("etc/resolv.conf", resolv_conf)]
 }
 
