@@ -239,6 +239,9 @@ pub(crate) struct Layer {
     /// Directories of the root that are made where they are missing; an image asks for them.
     #[arg(skip)]
     pub(crate) directories: Vec<PathBuf>,
+    /// The signal that an image wants to be stopped with, where a unit is there to send it.
+    #[arg(skip)]
+    pub(crate) stop_signal: Option<String>,
     /// The layers have overlayfs' marks in user.overlay.* attributes, as a plain user's store has.
     #[arg(skip)]
     pub(crate) user_marks: bool,
@@ -300,6 +303,7 @@ impl Layer {
             interactive: self.interactive.or(under.interactive),
             quiet: self.quiet.or(under.quiet),
             directories: append(under.directories, self.directories),
+            stop_signal: self.stop_signal.or(under.stop_signal),
             user_marks: self.user_marks || under.user_marks,
             command: if self.command.is_empty() { under.command } else { self.command },
         }

@@ -191,7 +191,15 @@ fn unit(spec: &Spec, host: &Host) -> Result<(UnitPlan, Vec<String>)> {
     let cgroup = host.cgroup.ok_or_else(|| {
         fault("/sys/fs/cgroup: no cgroup hierarchy is mounted").hint("mount -t cgroup2 cgroup2 /sys/fs/cgroup")
     })?;
-    let translated = systemd::translate(&spec.unit.assignments, cgroup)?;
+    let mut assignments = spec.unit.assignments.clone();
+    let stop_signal = spec.unit.stop_signal.iter();
+    assignments.extend(
+        stop_signal
+            .filter(|stop| !assignments.iter().any(|a| a.property() == stop.property()))
+            .cloned()
+            .collect::<Vec<_>>(),
+    );
+    let translated = systemd::translate(&assignments, cgroup)?;
     let user = spec.unit.user.unwrap_or(host.uid != 0);
     let unit = UnitPlan {
         user,

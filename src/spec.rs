@@ -7,6 +7,8 @@ mod root;
 use std::ffi::{OsStr, OsString};
 use std::path::{Component, Path, PathBuf};
 
+use anyhow::Context;
+
 use crate::error::{Result, fault};
 use crate::layer::{Layer, Manager, Namespace, Network, Userns};
 use crate::part::caps::Capabilities;
@@ -47,6 +49,8 @@ pub(crate) struct UnitSpec {
     pub(crate) description: Option<String>,
     /// Properties and limits.
     pub(crate) assignments: Vec<Assignment>,
+    /// What an image says about the signal that stops it; an assignment of that property counts more.
+    pub(crate) stop_signal: Option<Assignment>,
     /// The caller's own service manager (true) or the system's (false); `None`: by who calls.
     pub(crate) user: Option<bool>,
     /// Who makes the unit.
@@ -280,6 +284,7 @@ fn unit(layer: &Layer, assignments: Vec<Assignment>) -> Result<UnitSpec> {
         slice: layer.slice.as_deref().map(|name| unit_name("--slice", name, ".slice")).transpose()?,
         description: layer.description.clone(),
         assignments,
+        stop_signal: layer.stop_signal.as_deref().map(stop_signal).transpose()?,
         user: match (layer.user, layer.system) {
             (Some(user), _) => Some(user),
             (None, Some(system)) => Some(!system),
@@ -287,6 +292,11 @@ fn unit(layer: &Layer, assignments: Vec<Assignment>) -> Result<UnitSpec> {
         },
         manager: layer.manager.unwrap_or(Manager::Auto),
     })
+}
+
+fn stop_signal(signal: &str) -> Result<Assignment> {
+    let asked = format!("the image's StopSignal {signal}");
+    Ok(Assignment::parse(&format!("KillSignal={signal}")).with_context(|| asked.clone())?.asked_as(asked))
 }
 
 /// Every suffix of a unit, systemd.unit(5).

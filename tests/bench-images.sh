@@ -6,6 +6,7 @@
 # Ours does all of its work in that time: digests of blob and tar checked, the blob kept, everything synced. Best of RUNS
 # (5), one after the other in each round, so that a busy machine hits all alike. BENCH_DIR is where (a tmpfs by default, so
 # that a disk's moods are out of it); BENCH_WITH may be `nice -n -20` where other work on the machine cannot be stopped.
+# shellcheck disable=SC2317  # functions are called by trap and by bash -c
 set -euo pipefail
 sandbox=${SANDBOX:-$(dirname "$0")/../target/release/sandbox}
 runs=${RUNS:-5}

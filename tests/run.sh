@@ -11,6 +11,7 @@ target=x86_64-unknown-linux-gnu
 all_lanes="bullseye bullseye-v1 bookworm trixie sid"
 cow_areas="bed/ workflow/"        # what also runs on a copy-on-write root, where only the identity fallback is possible
 parts="" lanes="" filter=""
+peers=(skopeo umoci docker-registry podman docker.io apache2-utils)   # the tests start their own servers of these
 rows=() total_passed=0 total_failed=0 total_ignored=0
 
 die() { echo "run.sh: $*" >&2; exit 125; }
@@ -39,6 +40,8 @@ install_missing() {
   ! wants lab || needed+=(systemd dbus libpam-systemd dbus-user-session util-linux iproute2 procps mmdebstrap e2fsprogs xz-utils)
   ! wants vm || needed+=(qemu-system-x86 mmdebstrap e2fsprogs xz-utils zstd)
   ! wants check || needed+=(shellcheck)
+  # What tests/image compares with.
+  ! wants unit || needed+=("${peers[@]}" libcap2-bin openssl xz-utils)
   command -v apt-get > /dev/null || die "no apt-get here; install by other means: ${needed[*]}, then --unit works without it"
   for package in "${needed[@]}"; do
     dpkg-query -W -f '${db:Status-Status}\n' "$package" 2> /dev/null | grep -qx installed || missing+=("$package")
@@ -46,7 +49,22 @@ install_missing() {
   [ ${#missing[@]} -gt 0 ] || return 0
   echo "run.sh: installing ${missing[*]}"
   apt-get -qq update
-  DEBIAN_FRONTEND=noninteractive apt-get -qq -y install --no-install-recommends "${missing[@]}" < /dev/null > /dev/null
+  quietly_install "${missing[@]}"
+}
+
+quietly_install() { # no service of what is installed for the tests starts, now or at the next boot: dockerd changes the firewall, and
+  local policy=/usr/sbin/policy-rc.d unit units=() # Debian's docker-registry listens on all addresses
+  for unit in docker.service docker.socket containerd.service docker-registry.service podman.socket podman.service podman-auto-update.timer \
+    podman-restart.service; do
+    [ -e "/usr/lib/systemd/system/$unit" ] || [ -e "/lib/systemd/system/$unit" ] || units+=("$unit")
+  done
+  [ ! -e $policy ] || policy=
+  [ -z "$policy" ] || { printf '#!/bin/sh\nexit 101\n' > $policy; chmod 755 $policy; }
+  local status=0
+  DEBIAN_FRONTEND=noninteractive apt-get -qq -y install --no-install-recommends "$@" < /dev/null > /dev/null || status=$?
+  [ -z "$policy" ] || rm -f $policy
+  for unit in "${units[@]}"; do systemctl --quiet disable "$unit" > /dev/null 2>&1 || true; done
+  return $status
 }
 
 find_cargo() { # Rust as this user or the one who called sudo has it, else from Debian where that is new enough
@@ -100,16 +118,23 @@ step() { # step BED CMD…: runs it, shows it, counts it; a failure does not kee
 
 check_scripts() { { grep -rlE '^#!/bin/(ba)?sh' tests examples packaging .ci 2> /dev/null || true; } | xargs -r -d '\n' shellcheck -x; }
 
-unit_tests() { # everything but the live tests
+unit_tests() { # everything but the live tests and those that need root
   local names=() file
   for file in tests/*.rs tests/*/main.rs; do
     case "$file" in
-      tests/live/main.rs | *'*'*) ;;
+      tests/live/main.rs | tests/image/main.rs | *'*'*) ;;
       */main.rs) file=${file%/main.rs}; names+=(--test "${file##*/}") ;;
       *) file=${file%.rs}; names+=(--test "${file##*/}") ;;
     esac
   done
   as_owner cargo test --target "$target" --bins "${names[@]}" -- ${filter:+"$filter"}
+}
+
+image_tests() { # as root, beside the peers; one that is missing is a failure
+  local tests
+  tests=$(as_owner cargo test --target "$target" --test image --no-run --message-format=json |
+    jq -r 'select(.executable != null and .target.name == "image") | .executable') || return
+  SANDBOX_TEST_MUST_RUN=1 "$tests" ${filter:+"$filter"}
 }
 
 build() { # leaves static binaries in $stage, where tester can run them too
@@ -194,7 +219,7 @@ if wants check; then
   step scripts check_scripts
   step clippy as_owner cargo clippy --target "$target" --all-targets -- -D warnings
 fi
-! wants unit || step unit unit_tests
+! wants unit || { step unit unit_tests; step images image_tests; }
 if wants lab || wants vm; then
   step build build
   if [ -x "$stage/live" ] && [ -x "$stage/sandbox" ]; then

@@ -54,15 +54,21 @@ fn man(directory: &Path) -> Result<()> {
 fn pages() -> Result<Vec<(String, Vec<u8>)>> {
     let mut program = super::Arguments::command();
     program.build();
-    let commands = program.get_subcommands().filter(|command| !command.is_hide_set()).cloned();
-    let mut pages = vec![program.clone()];
-    pages.extend(commands.map(|command| {
-        // The page is called as the man page of git-commit(1) is.
-        let name = format!("sandbox-{}", command.get_name());
-        let invocation = format!("sandbox {}", command.get_name());
-        command.name(name).bin_name(invocation).version(env!("CARGO_PKG_VERSION"))
-    }));
+    let mut pages = Vec::new();
+    collect(program, &mut pages);
     pages.into_iter().map(page).collect()
+}
+
+/// `command` and those below it; a page is called as the man page of git-commit(1) is.
+fn collect(command: clap::Command, pages: &mut Vec<clap::Command>) {
+    let below: Vec<_> = command.get_subcommands().filter(|below| !below.is_hide_set()).cloned().collect();
+    let page = command.get_name().to_owned();
+    pages.push(command);
+    for command in below {
+        let name = format!("{page}-{}", command.get_name());
+        let invocation = name.replace('-', " ");
+        collect(command.name(name).bin_name(invocation).version(env!("CARGO_PKG_VERSION")), pages);
+    }
 }
 
 fn page(command: clap::Command) -> Result<(String, Vec<u8>)> {
@@ -86,7 +92,10 @@ mod tests {
     fn every_listed_command_has_a_page_and_the_hidden_one_has_none() {
         let pages = pages().unwrap();
         let names: Vec<&str> = pages.iter().map(|(name, _)| name.as_str()).collect();
-        assert_eq!(names, ["sandbox.1", "sandbox-run.1", "sandbox-doctor.1"]);
+        for name in ["sandbox.1", "sandbox-run.1", "sandbox-image.1", "sandbox-image-import.1", "sandbox-doctor.1"] {
+            assert!(names.contains(&name), "{name}: {names:?}");
+        }
+        assert!(!names.iter().any(|name| name.contains("generate") || name.contains("help")), "{names:?}");
         let run = String::from_utf8(pages[1].1.clone()).unwrap();
         for text in ["cpu\\-shares", "Exit status"] {
             assert!(run.contains(text), "{text}: {run}");

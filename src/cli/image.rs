@@ -27,6 +27,7 @@ use print::{print_json, print_table, show, size, table};
 /// image ID or its first digits. `docker:NAME` and `podman:NAME` are images in Docker's and podman's own stores, used
 /// where they lie.
 #[derive(Debug, Args)]
+#[command(disable_help_subcommand = true)]
 pub(crate) struct ImageArgs {
     /// The store to use, instead of /var/lib/sandbox (root) or $XDG_DATA_HOME/sandbox
     #[arg(long, value_name = "DIR", global = true)]

@@ -17,15 +17,12 @@ pub(crate) fn under(asked: Layer, image: &ResolvedImage) -> Result<Layer> {
     Ok(Layer { command: Vec::new(), ..asked }.over(own))
 }
 
-/// The settings of `image`; `asked` is what was typed, which decides about the command and keeps a user and a stop signal of its
-/// own.
+/// The settings of `image`; `asked` is what was typed, which decides about the command and about whose group it is.
 fn layer(image: &ResolvedImage, asked: &Layer) -> Result<Layer> {
     let config = &image.config.config;
     let (user, group) = config.user.split_once(':').unwrap_or((&config.user, ""));
     let some = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     let directory = some(&config.working_dir).map(PathBuf::from);
-    let stops = asked.property.iter().any(|property| property.starts_with("KillSignal="));
-    let stop_signal = some(&config.stop_signal).filter(|_| !stops);
     Ok(Layer {
         layer: image.layers.clone(),
         user_marks: image.marks == Marks::User,
@@ -36,7 +33,7 @@ fn layer(image: &ResolvedImage, asked: &Layer) -> Result<Layer> {
         // Without a value it would be the caller's variable.
         setenv: config.env.iter().filter(|variable| variable.contains('=')).map(OsString::from).collect(),
         working_directory: directory,
-        property: stop_signal.map(|signal| format!("KillSignal={signal}")).into_iter().collect(),
+        stop_signal: some(&config.stop_signal),
         command: config.argv(asked.entrypoint.as_deref(), &asked.command, &image.name)?,
         ..Layer::default()
     })

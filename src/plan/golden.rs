@@ -5,6 +5,10 @@ use std::path::Path;
 
 use super::Plan;
 use crate::host::{Host, IdRange, Kind, parse_mountinfo, visible};
+use crate::image::config::ImageConfig;
+use crate::image::digest::Digest;
+use crate::image::store::Lease;
+use crate::image::{Marks, ResolvedImage};
 use crate::layer::Layer;
 use crate::spec::Spec;
 use crate::systemd::CgroupMode;
@@ -71,9 +75,25 @@ fn plain_user() -> Host {
 
 fn plan(words: &str, host: &Host) -> String {
     let layer = parse(words);
-    match Spec::from_layer(layer).and_then(|spec| Plan::new(&spec, host)) {
+    let layer = if layer.image.is_some() { crate::image::under(layer, &image()) } else { Ok(layer) };
+    match layer.and_then(Spec::from_layer).and_then(|spec| Plan::new(&spec, host)) {
         Ok(plan) => plan.to_string(),
         Err(error) => crate::report_text(&error).0,
+    }
+}
+
+/// An image as others make them, on directories that every machine has.
+fn image() -> ResolvedImage {
+    let config = r#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]},"config":{
+        "User":"mysql:adm","Env":["PATH=/opt/bin:/bin","MYSQL_MAJOR=5.7","ODD"],"Entrypoint":["docker-entrypoint.sh"],
+        "Cmd":["mysqld"],"WorkingDir":"/srv/app","StopSignal":"SIGINT","Volumes":{"/var/lib/mysql":{}}}}"#;
+    ResolvedImage {
+        name: "mysql:5.7".into(),
+        id: Digest::of(b""),
+        config: ImageConfig::parse(config.as_bytes(), "mysql:5.7").unwrap(),
+        layers: ["/usr", "/etc"].map(Into::into).to_vec(),
+        marks: Marks::User,
+        lease: Lease::none(),
     }
 }
 
@@ -168,6 +188,17 @@ fn shared_namespaces() {
 fn another_root() {
     check("rootfs", "--rootfs /usr --upper tmpfs:1G --uid www --gid 5 -w /srv true", &host());
     check("layers", "--layer /usr --layer /etc true", &host());
+}
+
+#[test]
+fn images() {
+    check("image", "--image mysql:5.7", &host());
+    let over = "--image mysql:5.7 --entrypoint /bin/sh -e MYSQL_MAJOR=8 --uid 0 -w / -p KillSignal=SIGTERM -- -c id";
+    check("image-flags", over, &host());
+    check("image-rootless", "--image mysql:5.7 mysqld --verbose", &plain_user());
+    let mut host = host();
+    host.booted_by_systemd = false;
+    check("image-no-systemd", "--image mysql:5.7", &host);
 }
 
 #[test]

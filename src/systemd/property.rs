@@ -83,6 +83,11 @@ impl Assignment {
         }
     }
 
+    /// The property, as in systemd.resource-control(5).
+    pub(crate) fn property(&self) -> &'static str {
+        self.0.property
+    }
+
     /// Names the flag that stands for this property, so that errors speak of what the user typed: `--memory 1G`.
     pub(crate) fn asked_as(mut self, flag: impl Into<String>) -> Assignment {
         self.0.asked = flag.into();

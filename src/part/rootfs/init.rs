@@ -55,6 +55,11 @@ impl Assembly<'_> {
                 std::fs::write(at, content)?;
                 self.own_by_root(at)
             }
+            InitKind::Directory if find(lowers, &entry.path).is_some() => Ok(()),
+            InitKind::Directory => {
+                self.scratch.make_directory(at)?;
+                self.own_by_root(at)
+            }
             InitKind::Absent => {
                 rustix::fs::mknodat(CWD, at, FileType::CharacterDevice, Mode::empty(), 0)?;
                 Ok(())
@@ -79,7 +84,9 @@ impl Assembly<'_> {
     }
 }
 
-/// What the topmost layer that has `path` has there.
+/// What the topmost layer that has `path` has there; `None` also where that is a whiteout.
 fn find(lowers: &[PathBuf], path: &Path) -> Option<Stat> {
-    lowers.iter().rev().find_map(|lower| rustix::fs::lstat(lower.join(path)).ok())
+    let stat = lowers.iter().rev().find_map(|lower| rustix::fs::lstat(lower.join(path)).ok())?;
+    let whiteout = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0;
+    (!whiteout).then_some(stat)
 }

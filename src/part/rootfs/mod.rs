@@ -87,6 +87,8 @@ pub(crate) struct InitEntry {
 pub(crate) enum InitKind {
     /// A file with this content.
     File(String),
+    /// A directory, where the layers have none.
+    Directory,
     /// Nothing: a whiteout.
     Absent,
     /// An empty directory with the owner and mode of the hidden one.
@@ -169,7 +171,11 @@ pub(crate) fn plan(
             view::operations(spec, host, owners)
         }
         RootSource::Layers(layers) => {
-            let init = init_files(spec, host);
+            let mut init = init_files(spec, host);
+            // A distroless image may have none. Made here they are no change of the sandbox's.
+            let mount_points =
+                ["dev", "proc", "sys"].map(|path| InitEntry { path: path.into(), what: InitKind::Directory });
+            init.extend(mount_points);
             let at = PathBuf::from("/");
             let idmap = owners == Owners::Mapped;
             vec![Operation::Overlay(Overlay { at, layers: layers.clone(), init, idmap })]
@@ -400,7 +406,7 @@ impl fmt::Display for Operation {
             Operation::Overlay(overlay) => {
                 let layers: Vec<String> = overlay.layers.iter().map(|l| l.display().to_string()).collect();
                 write!(f, "{at}: overlay of {}{}", layers.join(", "), if overlay.idmap { ", idmapped" } else { "" })?;
-                let hidden = |entry: &&InitEntry| !matches!(entry.what, InitKind::File(_));
+                let hidden = |entry: &&InitEntry| matches!(entry.what, InitKind::Absent | InitKind::Empty);
                 let hidden: Vec<String> =
                     overlay.init.iter().filter(hidden).map(|e| e.path.display().to_string()).collect();
                 if hidden.is_empty() { Ok(()) } else { write!(f, "; hidden: {}", hidden.join(" ")) }
