@@ -83,7 +83,9 @@ fn quota_of_half_a_percent(bed: &Bed) {
                 && file("cpu.cfs_period_us").is_some_and(|period| period == "200000"))
     });
     bed.command("systemctl", ["kill", "-s", "KILL", &scope]).output().succeeded();
-    running.finish().exited(128 + 9);
+    // Ended while it was being made, or just after.
+    let outcome = running.finish();
+    assert!([125, 137].contains(&outcome.status), "{} {}", outcome.status, outcome.errors());
 }
 
 fn v1_devices(bed: &Bed) {
