@@ -19,7 +19,7 @@ pub(crate) enum Manager {
 }
 
 /// How IDs inside relate to IDs outside.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Userns {
     /// a range of 65536 IDs that nobody else uses; identity where the kernel or a file system cannot (it says so)
@@ -148,6 +148,12 @@ pub(crate) struct Layer {
     /// Run this program of the image instead of its entrypoint; empty for none
     #[arg(long, value_name = "PROGRAM", help_heading = "Root")]
     pub(crate) entrypoint: Option<String>,
+    /// Keep what --name NAME writes: the next run --name NAME goes on with it
+    ///
+    /// See `sandbox diff`, `commit`, `apply` and `discard`. What is in memory only (--tmpfs, and /tmp, /run, /home and /root of the
+    /// view of the host) is not kept.
+    #[arg(long, requires = "name", conflicts_with = "upper", help_heading = "Root", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
+    pub(crate) keep: Option<bool>,
     /// A directory as the root, instead of a view of the host's own files
     ///
     /// It is the lowerdir of an overlay: writes go to the upper, never into it.
@@ -242,6 +248,9 @@ pub(crate) struct Layer {
     /// The signal that an image wants to be stopped with, where a unit is there to send it.
     #[arg(skip)]
     pub(crate) stop_signal: Option<String>,
+    /// Where the kept root has its writes.
+    #[arg(skip)]
+    pub(crate) keep_at: Option<PathBuf>,
     /// The layers have overlayfs' marks in user.overlay.* attributes, as a plain user's store has.
     #[arg(skip)]
     pub(crate) user_marks: bool,
@@ -279,6 +288,7 @@ impl Layer {
             store: self.store.or(under.store),
             docker_root: self.docker_root.or(under.docker_root),
             entrypoint: self.entrypoint.or(under.entrypoint),
+            keep: self.keep.or(under.keep),
             rootfs: self.rootfs.or(under.rootfs),
             layer: append(under.layer, self.layer),
             bind: append(under.bind, self.bind),
@@ -303,6 +313,7 @@ impl Layer {
             interactive: self.interactive.or(under.interactive),
             quiet: self.quiet.or(under.quiet),
             directories: append(under.directories, self.directories),
+            keep_at: self.keep_at.or(under.keep_at),
             stop_signal: self.stop_signal.or(under.stop_signal),
             user_marks: self.user_marks || under.user_marks,
             command: if self.command.is_empty() { under.command } else { self.command },

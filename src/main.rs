@@ -10,6 +10,7 @@ mod error;
 mod exit;
 mod host;
 mod image;
+mod kept;
 mod layer;
 mod part;
 mod pid1;

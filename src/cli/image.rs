@@ -1,7 +1,7 @@
 //! `sandbox image`: the image store's commands.
 
-mod print;
-mod progress;
+pub(super) mod print;
+pub(super) mod progress;
 
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};

@@ -3,6 +3,7 @@
 mod doctor;
 mod generate;
 mod image;
+mod kept;
 mod run;
 
 use clap::{Parser, Subcommand};
@@ -40,6 +41,22 @@ enum Command {
     /// Run a command in a new sandbox and exit with its status
     Run(Box<run::Arguments>),
     Image(Box<image::ImageArgs>),
+    /// Show what a kept root changed: A added, C changed, D deleted
+    ///
+    /// It is told from the files that `sandbox run --name NAME --keep` left, beside what they lie on. A directory is listed when its own
+    /// owner, mode or attributes changed, not when something in it did.
+    Diff(kept::DiffArguments),
+    /// Make an image of a kept root: one more layer on the image that it stands on
+    ///
+    /// The kept root stays as it is. Without a name the image can be found by its ID until `sandbox image gc`.
+    Commit(kept::CommitArguments),
+    /// Bring what a kept view of the host changed onto the host
+    ///
+    /// Shows the changes and asks first. Each file is made beside its place and renamed into it, with owner, mode, times and attributes;
+    /// deletions too. Nothing is done when a file was changed on the host since the root was made, unless --force is given.
+    Apply(kept::ApplyArguments),
+    /// Throw a kept root away
+    Discard(kept::DiscardArguments),
     /// Say what this machine has of what sandboxes need, and what mends the rest
     ///
     /// It answers for the user who runs it. Some things can only be known by trying: they are tried in short-lived child
@@ -62,6 +79,10 @@ pub(crate) fn main() -> Result<u8> {
     match arguments.command {
         Command::Run(arguments) => run::main(*arguments),
         Command::Image(arguments) => image::main(&arguments),
+        Command::Diff(arguments) => kept::diff(&arguments),
+        Command::Commit(arguments) => kept::commit(arguments),
+        Command::Apply(arguments) => kept::apply(&arguments),
+        Command::Discard(arguments) => kept::discard(&arguments),
         Command::Doctor(arguments) => doctor::main(&arguments),
         Command::Generate(arguments) => generate::main(&arguments),
     }
@@ -108,7 +129,7 @@ mod tests {
         let words = ["sandbox", "run"].iter().chain(words);
         match Arguments::try_parse_from(words).unwrap().command {
             Command::Run(arguments) => arguments.layer,
-            Command::Image(_) | Command::Doctor(_) | Command::Generate(_) => unreachable!("parsed as run"),
+            _ => unreachable!("parsed as run"),
         }
     }
 

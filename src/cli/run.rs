@@ -6,7 +6,7 @@ use clap::Args;
 
 use crate::error::Result;
 use crate::host::Host;
-use crate::image::{self, Roots};
+use crate::kept::{self, Choice};
 use crate::layer::Layer;
 use crate::plan::Plan;
 use crate::spec::{RootSource, Spec};
@@ -27,6 +27,8 @@ Examples:
       On a tree of its own that nothing can write to.
   sandbox run --image mysql:5.7 -m 1G
       What an image says to run, on its layers, limited.
+  sandbox run --name web --keep --image debian -- bash
+      With writes that stay: the next run --name web goes on with them.
   sandbox run --dry-run -m 1G -- make
       What would be done, with every decision.
 
@@ -54,15 +56,7 @@ pub(super) struct Arguments {
 /// Runs it.
 pub(super) fn main(arguments: Arguments) -> Result<u8> {
     let mut timings = Timings::begin();
-    let mut layer = arguments.layer;
-    let image = layer.image.as_deref().map(|typed| {
-        let roots = Roots::new(layer.store.clone(), layer.docker_root.clone())?;
-        image::resolve(typed, &roots)
-    });
-    let image = image.transpose()?;
-    if let Some(image) = &image {
-        layer = image::under(layer, image)?;
-    }
+    let Choice { layer, image, kept } = kept::choose(arguments.layer)?;
     let spec = Spec::from_layer(layer)?;
     let mut host = Host::read()?;
     if spec.root.source == RootSource::HostView {
@@ -79,6 +73,9 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
         log::warn!("{warning}");
     }
     drop((spec, host));
+    if let Some(kept) = &kept {
+        kept.begin()?;
+    }
     let leases: Vec<_> = image.iter().filter_map(|image| image.lease.lock()).collect();
     let status = crate::run::run(&plan, &leases, &mut timings);
     if arguments.timings {

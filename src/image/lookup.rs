@@ -1,30 +1,39 @@
 //! Looking at the directories of a stack of layers without mounting it: the same that overlayfs would show.
 
+use std::collections::BTreeSet;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use rustix::fs::{self, FileType, Mode, OFlags};
+use rustix::fs::{self, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::unpack::Marks;
-use super::unpack::tree::{kind, look};
+use super::unpack::tree::{is_whiteout, kind, look};
 use crate::error::{Result, fault};
 
 /// A directory as the stack shows it: its parts, uppermost first.
-type Directory = Rc<Vec<OwnedFd>>;
+pub(crate) type Directory = Rc<Vec<OwnedFd>>;
+
+/// What a name in a directory is.
+pub(crate) enum Entry {
+    /// A directory.
+    Directory(Directory),
+    /// Anything else: the directory of the layer that has it, where it is called the same, and what it is.
+    Other(OwnedFd, Box<Stat>),
+}
 
 /// A stack of layers.
 #[derive(Debug)]
-pub(super) struct Merged {
+pub(crate) struct Merged {
     root: Directory,
     marks: Marks,
 }
 
 impl Merged {
     /// Opens the layers, lowest first.
-    pub(super) fn open(layers: &[PathBuf], marks: Marks) -> Result<Merged> {
+    pub(crate) fn open(layers: &[PathBuf], marks: Marks) -> Result<Merged> {
         let open = |path: &PathBuf| {
             fs::open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
                 .map_err(|errno| fault(format!("layer {}: {errno}", path.display())).into())
@@ -38,8 +47,8 @@ impl Merged {
         let mut here = Rc::clone(&self.root);
         for part in path.split(|byte| *byte == b'/').filter(|part| !part.is_empty()) {
             match self.entry(&here, part)? {
-                Some(directory) => here = directory,
-                None => return Ok(None),
+                Some(Entry::Directory(directory)) => here = directory,
+                Some(Entry::Other(..)) | None => return Ok(None),
             }
         }
         let Some(top) = here.first() else {
@@ -48,15 +57,48 @@ impl Merged {
         fs::openat(top, c".", OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map(Some)
     }
 
-    /// Merges one directory: the uppermost entry decides what it is; it goes on below until one is opaque or something else.
-    fn entry(&self, directory: &Directory, name: &[u8]) -> std::result::Result<Option<Directory>, Errno> {
+    /// The root of the stack.
+    pub(crate) fn root(&self) -> Directory {
+        Rc::clone(&self.root)
+    }
+
+    /// The names that show in a directory, sorted.
+    pub(crate) fn names(&self, directory: &Directory) -> std::result::Result<Vec<Vec<u8>>, Errno> {
+        let mut names = BTreeSet::new();
+        for part in directory.iter() {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            for entry in fs::Dir::new(fs::openat(part, c".", flags, Mode::empty())?)? {
+                let entry = entry?;
+                let name = entry.file_name().to_bytes();
+                if name != b"." && name != b".." {
+                    names.insert(name.to_vec());
+                }
+            }
+        }
+        let mut seen = Vec::new();
+        for name in names {
+            if self.entry(directory, &name)?.is_some() {
+                seen.push(name);
+            }
+        }
+        Ok(seen)
+    }
+
+    /// Merges one name: the uppermost entry decides what it is; directories go on below until one is opaque or something else.
+    pub(crate) fn entry(&self, directory: &Directory, name: &[u8]) -> std::result::Result<Option<Entry>, Errno> {
         let mut merged = Vec::new();
         for part in directory.iter() {
             let Some(stat) = look(part.as_fd(), name)? else {
                 continue;
             };
-            // A whiteout ends it like every other file.
+            if is_whiteout(&stat) {
+                break;
+            }
             if kind(&stat) != FileType::Directory {
+                if merged.is_empty() {
+                    let holder = fs::openat(part, c".", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?;
+                    return Ok(Some(Entry::Other(holder, Box::new(stat))));
+                }
                 break;
             }
             let opened = fs::openat(
@@ -71,7 +113,7 @@ impl Merged {
                 break;
             }
         }
-        Ok((!merged.is_empty()).then(|| Rc::new(merged)))
+        Ok((!merged.is_empty()).then(|| Entry::Directory(Rc::new(merged))))
     }
 }
 
@@ -124,6 +166,13 @@ mod tests {
             let found = found.map(|directory| fs::fstat(directory).unwrap().st_mode & 0o777);
             assert_eq!(found, mode, "{path}");
         }
+        std::fs::write(layers[0].join("etc/file"), "").unwrap();
+        let names = |directory: &Directory| -> Vec<String> {
+            merged.names(directory).unwrap().into_iter().map(|name| String::from_utf8(name).unwrap()).collect()
+        };
+        assert_eq!(names(&merged.root()), ["etc", "gone", "hidden", "swap"]);
+        let Some(Entry::Directory(etc)) = merged.entry(&merged.root(), b"etc").unwrap() else { panic!("no directory") };
+        assert_eq!(names(&etc), ["file", "low"]);
     }
 
     #[test]

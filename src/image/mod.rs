@@ -13,6 +13,7 @@
 //! blobs/sha256/DIGEST                       configs, manifests and compressed layers, byte for byte as they came in
 //! layers/CHAIN-ID/diff/                     an unpacked layer, ready to be a lower directory of overlayfs
 //! layers/CHAIN-ID/layer.json                its diff ID, the layer below it, what is in it
+//! kept/NAME/                                what sandboxes have written and keep, see [`crate::kept`]
 //! lock                                      locked (flock): shared by who adds or looks, exclusive by who removes
 //! tmp/                                      what is being made; left-overs of killed writers
 //! ```
@@ -35,23 +36,23 @@ pub(crate) mod config;
 pub(crate) mod digest;
 mod documents;
 pub(crate) mod export;
-mod ingest;
+pub(crate) mod ingest;
 pub(crate) mod inplace;
 mod layer;
-mod lookup;
+pub(crate) mod lookup;
 pub(crate) mod manifest;
-mod pack;
+pub(crate) mod pack;
 pub(crate) mod progress;
 pub(crate) mod pull;
 mod readers;
 pub(crate) mod reference;
 mod resolve;
 pub(crate) mod store;
-mod stream;
+pub(crate) mod stream;
 mod tar;
 #[cfg(test)]
 mod testing;
-mod unpack;
+pub(crate) mod unpack;
 pub(crate) mod view;
 
 use std::path::Path;

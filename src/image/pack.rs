@@ -21,7 +21,7 @@ const RUN_LIMIT: usize = 4096;
 pub(crate) fn stream<T>(directory: &Path, consume: impl FnOnce(io::PipeReader) -> Result<T>) -> Result<T> {
     let (reader, writer) = io::pipe()?;
     thread::scope(|scope| {
-        let packing = scope.spawn(move || pack(directory, BufWriter::with_capacity(256 << 10, writer)));
+        let packing = scope.spawn(move || pack(directory, &[], BufWriter::with_capacity(256 << 10, writer)));
         let consumed = consume(reader);
         let packed = packing.join().map_err(|_| fault("the packing thread panicked"))?;
         match (packed, consumed) {
@@ -37,13 +37,14 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
 }
 
-/// Writes the tree at `directory` as a layer: names sorted, so that the same tree gives the same bytes.
-pub(crate) fn pack(directory: &Path, output: impl Write) -> Result<()> {
+/// Writes the tree at `directory` as a layer: names sorted, so that the same tree gives the same bytes. What is at the paths
+/// `left_out` is no part of it.
+pub(crate) fn pack(directory: &Path, left_out: &[&[u8]], output: impl Write) -> Result<()> {
     let named = |errno: Errno| fault(format!("{}: {errno}", directory.display()));
     let root =
         fs::open(directory, OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty()).map_err(named)?;
     let stat = fs::fstat(&root).map_err(named)?;
-    let mut packer = Packer { writer: Writer::new(output), first_names: HashMap::new(), device: stat.st_dev };
+    let mut packer = Packer { writer: Writer::new(output), left_out, first_names: HashMap::new(), device: stat.st_dev };
     let mut member = describe(b"./", Kind::Directory, &stat);
     member.xattrs = xattrs(root.as_fd(), b"./")?.0;
     packer.write(&member)?;
@@ -52,15 +53,16 @@ pub(crate) fn pack(directory: &Path, output: impl Write) -> Result<()> {
     Ok(())
 }
 
-struct Packer<W> {
+struct Packer<'a, W> {
     writer: Writer<W>,
+    left_out: &'a [&'a [u8]],
     /// The first name of each file that has several.
     first_names: HashMap<u64, Vec<u8>>,
     /// What is mounted below is not part of the tree.
     device: u64,
 }
 
-impl<W: Write> Packer<W> {
+impl<W: Write> Packer<'_, W> {
     fn write(&mut self, member: &Member) -> Result<()> {
         Ok(self.writer.member(member)?)
     }
@@ -76,7 +78,10 @@ impl<W: Write> Packer<W> {
         }
         names.sort();
         for name in names {
-            self.entry(directory.as_fd(), &name, &join(path, &name))?;
+            let path = join(path, &name);
+            if !self.left_out.contains(&path.as_slice()) {
+                self.entry(directory.as_fd(), &name, &path)?;
+            }
         }
         Ok(())
     }

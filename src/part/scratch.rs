@@ -6,12 +6,9 @@ use std::fs::File;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
-use rustix::process::WaitOptions;
-
 use crate::error::Result;
 use crate::part::users::{self, UserPlan};
-use crate::sys::{self, Side};
+use anyhow::Context;
 
 /// Where such directories are made; file-hierarchy(7).
 const PLACE: &str = "/var/tmp";
@@ -59,26 +56,12 @@ pub(crate) fn remove(path: &Path, users: &UserPlan) {
     }
 }
 
-fn try_remove(path: &Path, users: &UserPlan) -> Result<()> {
-    let Some((uid, gid)) = users::map_lines(users, 0) else { return remove_tree(path) };
-    let (wake, waiting) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
-    match sys::clone_process(libc::CLONE_NEWUSER)? {
-        Side::Child => {
-            drop(waiting);
-            // The other end closes when the maps are written.
-            let mut byte = [0];
-            let _ = rustix::io::read(&wake, &mut byte);
-            let done = users::become_root(users).and_then(|()| remove_tree(path));
-            sys::exit_now(u8::from(done.is_err()))
-        }
-        Side::Parent(pid, _) => {
-            users::write_maps(pid, &uid, &gid, false)?;
-            drop((wake, waiting));
-            let status = rustix::process::waitpid(Some(pid), WaitOptions::empty())?;
-            let removed = status.is_some_and(|(_, status)| status.exit_status() == Some(0));
-            if removed { Ok(()) } else { remove_tree(path) }
-        }
-    }
+/// The same, with the reason when something stays.
+///
+/// # Errors
+/// When not all of it can be removed.
+pub(crate) fn try_remove(path: &Path, users: &UserPlan) -> Result<()> {
+    if users::inside_map(users, || Ok(u8::from(remove_tree(path).is_err())))? == 0 { Ok(()) } else { remove_tree(path) }
 }
 
 fn remove_tree(path: &Path) -> Result<()> {

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::Context;
-use rustix::process::Pid;
+use rustix::process::{Pid, WaitOptions};
 use serde::Serialize;
 
 use crate::error::{Result, fault};
@@ -15,6 +15,7 @@ use crate::host::{Host, IdRange};
 use crate::layer::Userns;
 use crate::part::rootfs::{Owners, idmap_obstacle};
 use crate::spec::Spec;
+use crate::sys::{self, Side};
 
 /// IDs in the range of one sandbox: 16 bits, as every distribution's own accounts need.
 pub(crate) const RANGE: u32 = 65536;
@@ -173,6 +174,42 @@ fn plan_rootless(userns: Userns, host: &Host) -> Result<UserPlan> {
         (Userns::Auto, Some((uids, gids))) => {
             let sub = |range: IdRange| MapLine { inside: 1, outside: range.first, count: range.count };
             Ok(UserPlan::Maps { uid: vec![own(0, host.uid), sub(uids)], gid: vec![own(0, host.gid), sub(gids)] })
+        }
+    }
+}
+
+/// The map with which a kept root is looked at from outside: that of its owner's sandboxes, or none for root, whose kept files
+/// have the IDs that they have inside.
+///
+/// # Errors
+/// When there is no such map.
+pub(crate) fn plan_outside(userns: Userns, host: &Host) -> Result<UserPlan> {
+    if host.uid == 0 { Ok(UserPlan::Host) } else { plan_rootless(userns, host) }
+}
+
+/// Does `work` as root of a user namespace with the map of `plan`, in a process of its own; the exit status is that of `work`. An
+/// error is reported where it happens.
+///
+/// # Errors
+/// When the namespace cannot be made.
+pub(crate) fn inside_map(plan: &UserPlan, work: impl FnOnce() -> Result<u8>) -> Result<u8> {
+    let Some((uid, gid)) = map_lines(plan, 0) else { return work() };
+    let (wake, waiting) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+    match sys::clone_process(libc::CLONE_NEWUSER).context("make a user namespace")? {
+        Side::Child => {
+            drop(waiting);
+            // The other end closes when the maps are written.
+            let _ = rustix::io::read(&wake, &mut [0]);
+            let status = become_root(plan).and_then(|()| work()).unwrap_or_else(|error| crate::report(&error));
+            let flushed = std::io::Write::flush(&mut std::io::stdout()).is_ok();
+            sys::exit_now(if flushed { status } else { crate::exit::FAILED })
+        }
+        Side::Parent(pid, _) => {
+            write_maps(pid, &uid, &gid, false)?;
+            drop((wake, waiting));
+            let status = rustix::process::waitpid(Some(pid), WaitOptions::empty())?;
+            let code = status.and_then(|(_, status)| status.exit_status());
+            Ok(code.and_then(|code| u8::try_from(code).ok()).unwrap_or(crate::exit::FAILED))
         }
     }
 }

@@ -28,7 +28,11 @@ pub(super) fn root(layer: &Layer) -> Result<RootSpec> {
             .iter()
             .map(|path| absolute("the image's directory", path))
             .collect::<Result<_>>()?,
-        upper: layer.upper.as_deref().map_or(Ok(Upper::Memory(None)), upper)?,
+        upper: match &layer.keep_at {
+            // The store makes it just before the start.
+            Some(path) => Upper::Directory(path.clone()),
+            None => layer.upper.as_deref().map_or(Ok(Upper::Memory(None)), upper)?,
+        },
         read_only: layer.read_only.unwrap_or(false),
         binds: layer.bind.iter().map(|text| bind(text)).collect::<Result<_>>()?,
         tmpfs: layer.tmpfs.iter().map(|text| tmpfs(text)).collect::<Result<_>>()?,

@@ -59,7 +59,7 @@ fn words(words: &[String]) -> String {
     words.iter().map(quote).collect::<Vec<_>>().join(" ")
 }
 
-pub(super) fn print_json(value: &impl Serialize) -> Result<u8> {
+pub(in crate::cli) fn print_json(value: &impl Serialize) -> Result<u8> {
     let mut out = io::stdout().lock();
     serde_json::to_writer_pretty(&mut out, value)?;
     writeln!(out)?;

@@ -9,7 +9,7 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use crate::image::progress::{Meter, Progress, Silent};
 
 /// Bars on a terminal, a line a layer elsewhere, nothing when nothing is wanted. All on standard error.
-pub(super) fn shown(quiet: bool) -> Box<dyn Progress> {
+pub(in crate::cli) fn shown(quiet: bool) -> Box<dyn Progress> {
     if quiet {
         Box::new(Silent)
     } else if io::stderr().is_terminal() {

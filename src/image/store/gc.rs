@@ -13,6 +13,7 @@ use super::super::reference::Reference;
 use super::write::remove_tree;
 use super::{ImageRecord, Store, StoreLock, sync_directory};
 use crate::error::{Result, fault};
+use crate::kept;
 
 /// What was removed.
 #[derive(Debug, Default, Serialize)]
@@ -30,9 +31,10 @@ pub(crate) struct Removed {
 }
 
 impl Store {
-    /// Removes the images that have neither a name nor a user, then every layer and blob that no image needs.
+    /// Removes the images that have neither a name nor a user nor a kept root, then every layer and blob that no image needs.
     pub(crate) fn gc(&self, lock: &StoreLock) -> Result<Removed> {
-        let named: BTreeSet<Digest> = self.references()?.into_values().map(|target| target.image).collect();
+        let mut named: BTreeSet<Digest> = self.references()?.into_values().map(|target| target.image).collect();
+        named.extend(kept::images(&self.root)?.into_iter().map(|(_, id)| id));
         let mut removed = Removed::default();
         for id in self.images()? {
             if !named.contains(&id) && !self.in_use(&id)? {
@@ -44,7 +46,7 @@ impl Store {
         Ok(removed)
     }
 
-    /// Takes a name away, and with its last name the image, unless a sandbox runs on it. `Ok(None)` when the name is not
+    /// Takes a name away, and with its last name the image, unless a sandbox runs on it or a kept root stands on it. `Ok(None)` when the name is not
     /// there.
     pub(crate) fn remove_reference(&self, name: &Reference, lock: &StoreLock) -> Result<Option<Removed>> {
         let Some(target) = self.target(name)? else {
@@ -52,7 +54,8 @@ impl Store {
         };
         self.unname(name)?;
         let mut removed = Removed { references: vec![name.clone()], ..Removed::default() };
-        let still_named = self.references()?.into_values().any(|other| other.image == target.image);
+        let named = self.references()?.into_values().any(|other| other.image == target.image);
+        let still_named = named || kept::images(&self.root)?.iter().any(|(_, id)| *id == target.image);
         if !still_named && self.has_image(&target.image) && !self.in_use(&target.image)? {
             self.drop_image(&target.image)?;
             removed.images.push(target.image);
@@ -66,6 +69,11 @@ impl Store {
         if self.in_use(id)? {
             return Err(fault(format!("image {}: a running sandbox uses it", id.short()))
                 .hint("stop the sandbox first; sandbox ps shows it")
+                .into());
+        }
+        if let Some((name, _)) = kept::images(&self.root)?.into_iter().find(|(_, image)| image == id) {
+            return Err(fault(format!("image {}: the kept root {name} stands on it", id.short()))
+                .hint(format!("sandbox discard {name}"))
                 .into());
         }
         let mut removed = Removed::default();

@@ -120,7 +120,6 @@ impl Store {
     }
 
     /// The directory of the store.
-    #[cfg(test)]
     pub(crate) fn root(&self) -> &Path {
         &self.root
     }
@@ -245,7 +244,7 @@ impl Store {
 fn make(root: &Path) -> Result<()> {
     let mut builder = DirBuilder::new();
     builder.mode(0o700).recursive(true);
-    let known = ["blobs", "images", "layers", "references", "tmp", "lock", "version"];
+    let known = ["blobs", "images", "kept", "layers", "references", "tmp", "lock", "version"];
     match fs::read_dir(root) {
         Ok(entries) => {
             for entry in entries {

@@ -411,7 +411,7 @@ fn root_file_systems_in_every_wrapping() {
         "the same directory gave another image"
     );
     let mut tar = Vec::new();
-    super::super::pack::pack(&root, &mut tar).unwrap();
+    super::super::pack::pack(&root, &[], &mut tar).unwrap();
     for (name, bytes) in
         [("a.tar", tar.clone()), ("b.tar.gz", gzip(&tar)), ("c.tzst", zstd::encode_all(tar.as_slice(), 1).unwrap())]
     {

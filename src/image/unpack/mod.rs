@@ -14,7 +14,7 @@ mod finish;
 mod inherit;
 mod place;
 mod rights;
-pub(super) mod tree;
+pub(crate) mod tree;
 
 pub(crate) use compare::compare;
 pub(crate) use inherit::inherit;

@@ -317,6 +317,25 @@ pub(super) fn escape(path: &Path) -> String {
     text.chars().map(code).collect()
 }
 
+/// What [`escape`] made of a mount point, turned back.
+pub(crate) fn unescape(name: &str) -> PathBuf {
+    let mut path = String::from("/");
+    let mut rest = name;
+    while let Some(c) = rest.chars().next() {
+        rest = &rest[c.len_utf8()..];
+        let code = rest.get(..2).and_then(|digits| u8::from_str_radix(digits, 16).ok());
+        match (c, code) {
+            ('-', _) => path.push('/'),
+            ('_', Some(code)) => {
+                path.push(char::from(code));
+                rest = &rest[2..];
+            }
+            _ => path.push(c),
+        }
+    }
+    PathBuf::from(if name == "-" { "/" } else { &path })
+}
+
 /// A new file system, mounted but not attached.
 pub(crate) fn new_file_system(
     name: &str,
