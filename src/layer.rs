@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, ValueEnum};
 
 /// Who makes the unit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Manager {
     /// systemd where it is PID 1; elsewhere none, with a warning, unless a limit, slice or unit was asked for
@@ -19,7 +19,7 @@ pub(crate) enum Manager {
 }
 
 /// How IDs inside relate to IDs outside.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Userns {
     /// a range of 65536 IDs that nobody else uses; identity where the kernel or a file system cannot (it says so)
@@ -31,7 +31,7 @@ pub(crate) enum Userns {
 }
 
 /// A namespace that can be shared with the host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Namespace {
     /// mount points
@@ -53,7 +53,7 @@ pub(crate) enum Namespace {
 }
 
 /// The network inside.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Network {
     /// a loopback interface and nothing else
@@ -63,7 +63,7 @@ pub(crate) enum Network {
 }
 
 /// What happens to the whole sandbox when the kernel kills a process in it for memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum OomPolicy {
     /// the other processes go on
@@ -74,8 +74,9 @@ pub(crate) enum OomPolicy {
     Kill,
 }
 
-/// One source of settings.
-#[derive(Debug, Clone, Default, Args)]
+/// One source of settings. Its keys in a profile are the long names of the flags.
+#[derive(Debug, Clone, Default, Args, serde::Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct Layer {
     /// Name of the unit, to the letter: NAME gives NAME.scope [default: sandbox-NAME-ID.scope]
     #[arg(long, short = 'u', value_name = "NAME", help_heading = "Unit")]
@@ -146,9 +147,11 @@ pub(crate) struct Layer {
     pub(crate) layer: Vec<PathBuf>,
     /// A file or directory of the host, as it is: writes reach the host unless it is ro
     #[arg(long, short = 'v', visible_alias = "volume", value_name = "SRC[:DST[:ro]]", help_heading = "Root")]
+    #[serde(deserialize_with = "crate::profile::texts")]
     pub(crate) bind: Vec<OsString>,
     /// An empty directory in memory
     #[arg(long, value_name = "DST[:SIZE]", help_heading = "Root")]
+    #[serde(deserialize_with = "crate::profile::texts")]
     pub(crate) tmpfs: Vec<OsString>,
     /// Nothing of the root can be written; binds and tmpfs can
     #[arg(long, help_heading = "Root", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
@@ -157,6 +160,7 @@ pub(crate) struct Layer {
     ///
     /// Memory is at most half of the machine's, and counts against the unit's limit.
     #[arg(long, value_name = "tmpfs[:SIZE]|DIR", help_heading = "Root")]
+    #[serde(deserialize_with = "crate::profile::text")]
     pub(crate) upper: Option<OsString>,
     /// Show what the view of the host hides
     ///
@@ -195,6 +199,7 @@ pub(crate) struct Layer {
         value_name = "NAME[=VALUE]",
         help_heading = "Process"
     )]
+    #[serde(deserialize_with = "crate::profile::texts")]
     pub(crate) setenv: Vec<OsString>,
     /// Working directory [default: the caller's where it can be seen inside, else /]
     #[arg(long, short = 'w', visible_alias = "workdir", value_name = "DIR", help_heading = "Process")]
@@ -226,5 +231,58 @@ pub(crate) struct Layer {
 
     /// The command and its arguments
     #[arg(value_name = "CMD", trailing_var_arg = true)]
+    #[serde(deserialize_with = "crate::profile::texts")]
     pub(crate) command: Vec<OsString>,
+}
+
+impl Layer {
+    /// This layer over another: what this one says counts, lists go on where the other's end. The command is one whole.
+    pub(crate) fn over(self, under: Layer) -> Layer {
+        fn append<T>(under: Vec<T>, over: Vec<T>) -> Vec<T> {
+            under.into_iter().chain(over).collect()
+        }
+        Layer {
+            unit: self.unit.or(under.unit),
+            name: self.name.or(under.name),
+            slice: self.slice.or(under.slice),
+            description: self.description.or(under.description),
+            property: append(under.property, self.property),
+            system: self.system.or(under.system),
+            user: self.user.or(under.user),
+            manager: self.manager.or(under.manager),
+            memory: self.memory.or(under.memory),
+            cpus: self.cpus.or(under.cpus),
+            cpu_shares: self.cpu_shares.or(under.cpu_shares),
+            cpu_period: self.cpu_period.or(under.cpu_period),
+            cpu_quota: self.cpu_quota.or(under.cpu_quota),
+            cpuset_cpus: self.cpuset_cpus.or(under.cpuset_cpus),
+            pids_limit: self.pids_limit.or(under.pids_limit),
+            ulimit: append(under.ulimit, self.ulimit),
+            oom: self.oom.or(under.oom),
+            rootfs: self.rootfs.or(under.rootfs),
+            layer: append(under.layer, self.layer),
+            bind: append(under.bind, self.bind),
+            tmpfs: append(under.tmpfs, self.tmpfs),
+            read_only: self.read_only.or(under.read_only),
+            upper: self.upper.or(under.upper),
+            host_secrets: self.host_secrets.or(under.host_secrets),
+            share: append(under.share, self.share),
+            userns: self.userns.or(under.userns),
+            network: self.network.or(under.network),
+            hostname: self.hostname.or(under.hostname),
+            cap_add: append(under.cap_add, self.cap_add),
+            cap_drop: append(under.cap_drop, self.cap_drop),
+            setenv: append(under.setenv, self.setenv),
+            working_directory: self.working_directory.or(under.working_directory),
+            uid: self.uid.or(under.uid),
+            gid: self.gid.or(under.gid),
+            init: self.init.or(under.init),
+            as_pid1: self.as_pid1.or(under.as_pid1),
+            pty: self.pty.or(under.pty),
+            pipe: self.pipe.or(under.pipe),
+            interactive: self.interactive.or(under.interactive),
+            quiet: self.quiet.or(under.quiet),
+            command: if self.command.is_empty() { under.command } else { self.command },
+        }
+    }
 }

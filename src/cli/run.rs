@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::host::Host;
 use crate::layer::Layer;
 use crate::plan::Plan;
+use crate::profile::Profile;
 use crate::spec::{RootSource, Spec};
 use crate::timings::Timings;
 
@@ -24,6 +25,8 @@ Examples:
       With a directory of this machine and its network.
   sandbox run --rootfs /srv/debian --read-only --tmpfs /run:16M -- /sbin/daemon
       On a tree of its own that nothing can write to.
+  sandbox run --profile web -m 1G
+      What web.toml says, but with another limit.
   sandbox run --dry-run -m 1G -- make
       What would be done, with every decision.
 
@@ -37,6 +40,12 @@ when it was not found.";
 pub(super) struct Arguments {
     #[command(flatten)]
     pub(super) layer: Layer,
+    /// A profile whose settings hold where no flag says otherwise
+    ///
+    /// A TOML file with the long flags as keys. A bare name is looked up as NAME.toml in ./, ~/.config/sandbox, /etc/sandbox and
+    /// /usr/share/sandbox; a path has a / in it. `sandbox unit check NAME` shows what is in it.
+    #[arg(long, value_name = "NAME|PATH", help_heading = "Unit")]
+    profile: Option<String>,
     /// Show every decision, and start nothing
     #[arg(long, help_heading = "Look")]
     dry_run: bool,
@@ -48,10 +57,19 @@ pub(super) struct Arguments {
     timings: bool,
 }
 
+/// The flags over the profile that they name.
+fn with_profile(name: &str, flags: Layer) -> Result<Spec> {
+    let profile = Profile::load(name)?;
+    Spec::from_layer(profile.under(flags)).map_err(|error| profile.blame(error))
+}
+
 /// Runs it.
 pub(super) fn main(arguments: Arguments) -> Result<u8> {
     let mut timings = Timings::begin();
-    let spec = Spec::from_layer(arguments.layer)?;
+    let spec = match &arguments.profile {
+        Some(profile) => with_profile(profile, arguments.layer)?,
+        None => Spec::from_layer(arguments.layer)?,
+    };
     let mut host = Host::read()?;
     if spec.root.source == RootSource::HostView {
         host.read_view()?;
