@@ -50,19 +50,24 @@ fn man(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// File name and text of each page: the program's own, and one for each command that the help lists.
+/// File name and text of each page: the program's own, and one for each command that the help lists, and for those below it.
 fn pages() -> Result<Vec<(String, Vec<u8>)>> {
     let mut program = super::Arguments::command();
     program.build();
-    let commands = program.get_subcommands().filter(|command| !command.is_hide_set()).cloned();
     let mut pages = vec![program.clone()];
-    pages.extend(commands.map(|command| {
-        // The page is called as the man page of git-commit(1) is.
-        let name = format!("sandbox-{}", command.get_name());
-        let invocation = format!("sandbox {}", command.get_name());
-        command.name(name).bin_name(invocation).version(env!("CARGO_PKG_VERSION"))
-    }));
+    let words = vec!["sandbox".to_owned()];
+    below(&program, &words, &mut pages);
     pages.into_iter().map(page).collect()
+}
+
+fn below(command: &clap::Command, words: &[String], pages: &mut Vec<clap::Command>) {
+    for command in command.get_subcommands().filter(|command| !command.is_hide_set()) {
+        let words = [words, &[command.get_name().to_owned()]].concat();
+        // The page is called as the man page of git-commit(1) is.
+        let named = command.clone().name(words.join("-")).bin_name(words.join(" "));
+        pages.push(named.version(env!("CARGO_PKG_VERSION")));
+        below(command, &words, pages);
+    }
 }
 
 fn page(command: clap::Command) -> Result<(String, Vec<u8>)> {
@@ -86,11 +91,15 @@ mod tests {
     fn every_listed_command_has_a_page_and_the_hidden_one_has_none() {
         let pages = pages().unwrap();
         let names: Vec<&str> = pages.iter().map(|(name, _)| name.as_str()).collect();
-        assert_eq!(names, ["sandbox.1", "sandbox-run.1", "sandbox-doctor.1"]);
+        assert_eq!(names[..2], ["sandbox.1", "sandbox-run.1"]);
+        for name in ["sandbox-doctor.1", "sandbox-unit.1", "sandbox-unit-install.1"] {
+            assert!(names.contains(&name), "{names:?}");
+        }
         let run = String::from_utf8(pages[1].1.clone()).unwrap();
         for text in ["cpu\\-shares", "Exit status"] {
             assert!(run.contains(text), "{text}: {run}");
         }
+        assert!(!names.iter().any(|name| name.contains("generate") || name.contains("help")));
         assert!(!String::from_utf8_lossy(&pages[0].1).contains("generate"));
     }
 

@@ -3,6 +3,7 @@
 mod doctor;
 mod generate;
 mod run;
+mod unit;
 
 use clap::{Parser, Subcommand};
 
@@ -43,6 +44,8 @@ enum Command {
     /// It answers for the user who runs it. Some things can only be known by trying: they are tried in short-lived child
     /// processes with namespaces of their own, and nothing stays behind.
     Doctor(doctor::Arguments),
+    /// Make systemd units from profiles
+    Unit(unit::Arguments),
     /// Write man pages or shell completions, for packages
     #[command(hide = true)]
     Generate(generate::Arguments),
@@ -60,6 +63,7 @@ pub(crate) fn main() -> Result<u8> {
     match arguments.command {
         Command::Run(arguments) => run::main(*arguments),
         Command::Doctor(arguments) => doctor::main(&arguments),
+        Command::Unit(arguments) => unit::main(&arguments),
         Command::Generate(arguments) => generate::main(&arguments),
     }
 }
@@ -111,7 +115,7 @@ mod tests {
         let words = ["sandbox", "run"].iter().chain(words);
         match Arguments::try_parse_from(words).unwrap().command {
             Command::Run(arguments) => arguments.layer,
-            Command::Doctor(_) | Command::Generate(_) => unreachable!("parsed as run"),
+            Command::Doctor(_) | Command::Unit(_) | Command::Generate(_) => unreachable!("parsed as run"),
         }
     }
 
