@@ -50,23 +50,24 @@ fn man(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// File name and text of each page: the program's own, and one for each command that the help lists, and for those below it.
+/// File name and text of each page: the program's own, and one for each command that the help lists.
 fn pages() -> Result<Vec<(String, Vec<u8>)>> {
     let mut program = super::Arguments::command();
     program.build();
-    let mut pages = vec![program.clone()];
-    let words = vec!["sandbox".to_owned()];
-    below(&program, &words, &mut pages);
+    let mut pages = Vec::new();
+    collect(program, &mut pages);
     pages.into_iter().map(page).collect()
 }
 
-fn below(command: &clap::Command, words: &[String], pages: &mut Vec<clap::Command>) {
-    for command in command.get_subcommands().filter(|command| !command.is_hide_set()) {
-        let words = [words, &[command.get_name().to_owned()]].concat();
-        // The page is called as the man page of git-commit(1) is.
-        let named = command.clone().name(words.join("-")).bin_name(words.join(" "));
-        pages.push(named.version(env!("CARGO_PKG_VERSION")));
-        below(command, &words, pages);
+/// `command` and those below it; a page is called as the man page of git-commit(1) is.
+fn collect(command: clap::Command, pages: &mut Vec<clap::Command>) {
+    let below: Vec<_> = command.get_subcommands().filter(|below| !below.is_hide_set()).cloned().collect();
+    let page = command.get_name().to_owned();
+    pages.push(command);
+    for command in below {
+        let name = format!("{page}-{}", command.get_name());
+        let invocation = name.replace('-', " ");
+        collect(command.name(name).bin_name(invocation).version(env!("CARGO_PKG_VERSION")), pages);
     }
 }
 
@@ -91,15 +92,14 @@ mod tests {
     fn every_listed_command_has_a_page_and_the_hidden_one_has_none() {
         let pages = pages().unwrap();
         let names: Vec<&str> = pages.iter().map(|(name, _)| name.as_str()).collect();
-        assert_eq!(names[..2], ["sandbox.1", "sandbox-run.1"]);
-        for name in ["sandbox-doctor.1", "sandbox-unit.1", "sandbox-unit-install.1"] {
-            assert!(names.contains(&name), "{names:?}");
+        for name in ["sandbox.1", "sandbox-run.1", "sandbox-unit.1", "sandbox-unit-install.1", "sandbox-doctor.1"] {
+            assert!(names.contains(&name), "{name}: {names:?}");
         }
+        assert!(!names.iter().any(|name| name.contains("generate") || name.contains("help")), "{names:?}");
         let run = String::from_utf8(pages[1].1.clone()).unwrap();
         for text in ["cpu\\-shares", "Exit status"] {
             assert!(run.contains(text), "{text}: {run}");
         }
-        assert!(!names.iter().any(|name| name.contains("generate") || name.contains("help")));
         assert!(!String::from_utf8_lossy(&pages[0].1).contains("generate"));
     }
 
