@@ -10,6 +10,7 @@ use crate::error::{Fault, Result, fault};
 use crate::exit;
 use crate::layer::Namespace;
 use crate::part::caps;
+use crate::part::journal::Streams;
 use crate::part::mounts;
 use crate::part::network;
 use crate::part::process::Identity;
@@ -23,8 +24,8 @@ use crate::sync::{ChildEnd, Failure, ToChild, ToParent};
 use crate::sys;
 
 /// Runs the child to its end. What fails is reported to the launcher, which prints it; nothing is printed here.
-pub(crate) fn enter(plan: &Plan, end: &ChildEnd, locks: &[BorrowedFd<'_>]) -> ! {
-    let status = steps(plan, end, locks).unwrap_or_else(|error| {
+pub(crate) fn enter(plan: &Plan, end: &ChildEnd, streams: &Streams, kept: &[BorrowedFd<'_>]) -> ! {
+    let status = steps(plan, end, streams, kept).unwrap_or_else(|error| {
         // If the launcher is gone there is nobody to tell.
         drop(end.send(&ToParent::Failed(Failure::from_error(&error))));
         // The launcher ends this process when systemd has it in its unit: a dead one that systemd puts there never leaves it, and
@@ -36,9 +37,10 @@ pub(crate) fn enter(plan: &Plan, end: &ChildEnd, locks: &[BorrowedFd<'_>]) -> ! 
     sys::exit_now(status)
 }
 
-fn steps(plan: &Plan, end: &ChildEnd, locks: &[BorrowedFd<'_>]) -> Result<u8> {
-    // The locks stay: the range of IDs and a kept upper are in use as long as this process lives, also when its launcher is killed.
-    let keep: Vec<_> = [end.as_fd()].into_iter().chain(locks.iter().copied()).collect();
+fn steps(plan: &Plan, end: &ChildEnd, streams: &Streams, kept: &[BorrowedFd<'_>]) -> Result<u8> {
+    streams.take()?;
+    // Locks stay: the range of IDs and a kept upper are in use as long as this process lives, also when its launcher is killed.
+    let keep: Vec<_> = [end.as_fd()].into_iter().chain(kept.iter().copied()).collect();
     sys::close_all_but(&keep).context("close inherited descriptors")?;
     // A session of its own: no terminal of the caller can be pushed input (TIOCSTI), and its ^C, or whoever kills a whole process
     // group, reaches the launcher alone.
@@ -186,8 +188,9 @@ fn prepare_payload(
 }
 
 /// Gives up what the stub does not need once the payload is its own process.
-pub(crate) fn shrink_stub(end: &ChildEnd) -> Result<()> {
+pub(crate) fn shrink_stub(end: &ChildEnd, listen: i32) -> Result<()> {
     leave_streams(end);
+    sys::close_listen_fds(listen).context("close the payload's sockets")?;
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("hide the stub's memory")?;
     caps::limit_stub()
 }

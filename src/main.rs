@@ -5,6 +5,7 @@
 
 mod child;
 mod cli;
+mod detach;
 mod doctor;
 mod error;
 mod exit;

@@ -39,7 +39,7 @@ pub(crate) fn supervise(plan: &Plan, end: &ChildEnd, identity: &Identity, termin
         sys::Side::Parent(pid, _) => pid,
     };
     drop(report);
-    child::shrink_stub(end)?;
+    child::shrink_stub(end, plan.service.listen.as_ref().map_or(0, |listen| listen.count))?;
     if let Some(failure) = read_failure(started)? {
         return Err(failure.into_error());
     }

@@ -15,6 +15,7 @@ use rustix::pty::OpenptFlags;
 use rustix::termios::{OptionalActions, Termios};
 
 use crate::error::Result;
+use crate::part::journal::TerminalLog;
 use crate::signals::{self, Arrived, Signals};
 use crate::sync::{ParentEnd, ToChild, ToParent};
 
@@ -117,6 +118,13 @@ impl<'a> Relay<'a> {
             {
                 self.pass_on(arrived);
             }
+        }
+    }
+
+    /// From now on what the terminal shows goes to the journal, too.
+    pub(crate) fn log_to(&mut self, log: TerminalLog) {
+        if let Some(terminal) = &mut self.terminal {
+            terminal.log = Some(log);
         }
     }
 
@@ -294,6 +302,8 @@ struct Terminal {
     /// The settings that the caller's terminal had.
     before: Option<Termios>,
     raw: bool,
+    /// Who else gets what the terminal shows.
+    log: Option<TerminalLog>,
 }
 
 impl Drop for Terminal {
@@ -339,6 +349,7 @@ impl Terminal {
             master_open: true,
             before: None,
             raw: false,
+            log: None,
         };
         terminal.follow_size();
         if std::io::stdin().is_terminal() {
@@ -474,7 +485,12 @@ impl Terminal {
         let mut bytes = [0; CHUNK];
         match rustix::io::read(&self.master, &mut bytes) {
             Ok(0) => self.master_open = false,
-            Ok(length) => self.to_caller.extend(&bytes[..length]),
+            Ok(length) => {
+                self.to_caller.extend(&bytes[..length]);
+                if let Some(log) = &mut self.log {
+                    log.write(&bytes[..length]);
+                }
+            }
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
             // EIO: hung up although it is held.
             Err(_) => self.master_open = false,

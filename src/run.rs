@@ -14,6 +14,7 @@ use crate::child;
 use crate::error::{Result, fault};
 use crate::exit;
 use crate::layer::Namespace;
+use crate::part::journal::{Streams, TerminalLog};
 use crate::part::rootfs::RootPlan;
 use crate::part::rootfs::assemble::{Ids, assemble};
 use crate::part::scratch;
@@ -40,16 +41,21 @@ pub(crate) fn run(plan: &Plan, timings: &mut Timings) -> Result<u8> {
         UserPlan::Identity | UserPlan::Host | UserPlan::Maps { .. } => None,
     };
     let bus = plan.unit.as_ref().map(unit::connect).transpose()?;
+    let streams = plan.log.as_ref().map(Streams::open).transpose()?.unwrap_or_default();
+    let listen = plan.service.listen.as_ref().map_or(0, |listen| listen.count);
     let (end, child_end) = sync::pair().context("make a socket pair")?;
     let (pid, pidfd) = match sys::clone_process(plan.namespaces.clone_flags()).map_err(explain_clone)? {
         Side::Child => {
             let upper = upper.as_ref().map(|upper| upper.lock.as_fd());
-            let locks: Vec<_> = claim.iter().map(|claim| claim.lock().as_fd()).chain(upper).collect();
-            child::enter(plan, &child_end, &locks)
+            let locks = claim.iter().map(|claim| claim.lock().as_fd()).chain(upper);
+            let kept: Vec<_> = locks.chain(sys::listen_fds(listen)).collect();
+            child::enter(plan, &child_end, &streams, &kept)
         }
         Side::Parent(pid, pidfd) => (pid, pidfd),
     };
-    drop(child_end);
+    drop((child_end, streams));
+    // A connection that was handed over ends when the payload ends it, not when this process does.
+    sys::close_listen_fds(listen).context("close the sockets that were handed over")?;
     timings.mark("clone3");
     let mut running = Running { plan, end, pid, pidfd, helper: None, watcher: None, unit: None, ended: false };
     match running.start(claim.as_ref(), bus, &signals, timings) {
@@ -61,7 +67,8 @@ pub(crate) fn run(plan: &Plan, timings: &mut Timings) -> Result<u8> {
     }
 }
 
-fn interrupted(signal: nix::sys::signal::Signal) -> anyhow::Error {
+/// The error of a start that a signal ended.
+pub(crate) fn interrupted(signal: nix::sys::signal::Signal) -> anyhow::Error {
     let status = u8::try_from(128 + signal as i32).unwrap_or(exit::FAILED);
     fault(format!("interrupted by {signal} before the command ran")).status(status).into()
 }
@@ -334,8 +341,12 @@ impl Running<'_> {
     fn supervise(mut self, signals: &Signals, master: Option<OwnedFd>, timings: &mut Timings) -> Result<u8> {
         self.reap_helper();
         let mut relay = Relay::new(&self.end, &self.pidfd, signals, master, self.plan.process.as_pid1)?;
+        if let Some(log) = self.plan.log.as_ref().filter(|log| log.terminal) {
+            relay.log_to(TerminalLog::open(log)?);
+        }
         let reported = relay.until_end(&mut |event| {
             if matches!(event, ToParent::Executed) {
+                self.plan.service.executed();
                 timings.mark("payload executed");
             }
         });

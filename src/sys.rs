@@ -122,6 +122,21 @@ pub(crate) fn close_all_but(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
     close_range(first, RawFd::MAX)
 }
 
+/// Closes the `count` descriptors from 3 on, which were inherited and are nobody's in this process; sd_listen_fds(3).
+///
+/// # Errors
+/// What close_range(2) says.
+pub(crate) fn close_listen_fds(count: RawFd) -> io::Result<()> {
+    if count > 0 { close_range(3, 2 + count) } else { Ok(()) }
+}
+
+/// The same descriptors, borrowed for as long as nobody calls [`close_listen_fds`].
+pub(crate) fn listen_fds<'a>(count: RawFd) -> Vec<BorrowedFd<'a>> {
+    // SAFETY: they were open when this process started, since LISTEN_FDS was meant for it, and Rust gave their numbers to nothing
+    // else; the child, which alone asks for them, closes them only by its execve.
+    (3..3 + count).map(|fd| unsafe { BorrowedFd::borrow_raw(fd) }).collect()
+}
+
 fn close_range(first: RawFd, last: RawFd) -> io::Result<()> {
     // SAFETY: closing is memory-safe; that no owned descriptor of this process is used afterwards is what the child relies
     // on by calling this as its first step, before it owns anything but the descriptors it keeps.

@@ -6,8 +6,8 @@ use clap::Args;
 
 use crate::error::Result;
 use crate::host::Host;
-use crate::layer::Layer;
-use crate::plan::Plan;
+use crate::layer::{Layer, Manager};
+use crate::plan::{Plan, UnitKind};
 use crate::spec::{RootSource, Spec};
 use crate::timings::Timings;
 
@@ -50,9 +50,23 @@ pub(super) struct Arguments {
 
 /// Runs it.
 pub(super) fn main(arguments: Arguments) -> Result<u8> {
+    let quiet_end = arguments.dry_run;
+    start(arguments).inspect_err(|error| {
+        if !quiet_end {
+            crate::part::service::failed(error);
+        }
+    })
+}
+
+fn start(arguments: Arguments) -> Result<u8> {
     let mut timings = Timings::begin();
     let spec = Spec::from_layer(arguments.layer)?;
     let mut host = Host::read()?;
+    if let Some(service) = &host.service
+        && (spec.unit.manager == Manager::None || !service.is_confirmed()?)
+    {
+        host.service = None;
+    }
     if spec.root.source == RootSource::HostView {
         host.read_view()?;
     }
@@ -65,6 +79,11 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
     }
     for warning in &plan.warnings {
         log::warn!("{warning}");
+    }
+    if let Some(unit) = plan.unit.as_ref().filter(|unit| unit.kind == UnitKind::Service) {
+        crate::detach::start(&spec, &host, &plan, unit)?;
+        std::io::stdout().write_all(format!("{}\n", unit.name).as_bytes())?;
+        return Ok(0);
     }
     drop((spec, host));
     let status = crate::run::run(&plan, &mut timings);

@@ -68,6 +68,18 @@ pub(crate) struct Setting {
     pub(crate) value: Value,
 }
 
+impl Setting {
+    /// Whether only services have it.
+    pub(crate) fn is_for_services(&self) -> bool {
+        reach(self.property) == Reach::Service
+    }
+
+    /// Whether systemd changes it in a unit that lives.
+    pub(crate) fn is_live(&self) -> bool {
+        !matches!(reach(self.property), Reach::Service | Reach::Unit)
+    }
+}
+
 /// A property that the user asked for, checked and typed, not yet translated for the cgroup version of this machine.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct Assignment(pub(super) Setting);

@@ -55,6 +55,13 @@ pub(crate) enum Operation {
         /// Where it leads.
         target: PathBuf,
     },
+    /// A directory in memory with copies of a directory's files, which everybody inside may read and nobody change.
+    Copy {
+        /// The directory on the host.
+        source: PathBuf,
+        /// Where it is.
+        at: PathBuf,
+    },
 }
 
 /// Layers under a writable upper.
@@ -384,7 +391,7 @@ impl Operation {
             Operation::Overlay(overlay) => &overlay.at,
             Operation::Bind(bind) => &bind.at,
             Operation::Tmpfs(tmpfs) => &tmpfs.at,
-            Operation::Directory(at) | Operation::Link { at, .. } => at,
+            Operation::Directory(at) | Operation::Link { at, .. } | Operation::Copy { at, .. } => at,
         }
     }
 }
@@ -416,6 +423,7 @@ impl fmt::Display for Operation {
             },
             Operation::Directory(_) => write!(f, "{at}: directory"),
             Operation::Link { target, .. } => write!(f, "{at}: link to {}", target.display()),
+            Operation::Copy { source, .. } => write!(f, "{at}: copies of the files in {}, read-only", source.display()),
         }
     }
 }
