@@ -23,6 +23,7 @@ use crate::part::users::{self, Claim, UserPlan};
 use crate::plan::Plan;
 use crate::relay::Relay;
 use crate::signals::Signals;
+use crate::state::StateFile;
 use crate::sync::{self, Failure, ParentEnd, ToChild, ToParent};
 use crate::sys::{self, Side};
 use crate::systemd::Bus;
@@ -57,7 +58,8 @@ pub(crate) fn run(plan: &Plan, timings: &mut Timings) -> Result<u8> {
     // A connection that was handed over ends when the payload ends it, not when this process does.
     sys::close_listen_fds(listen).context("close the sockets that were handed over")?;
     timings.mark("clone3");
-    let mut running = Running { plan, end, pid, pidfd, helper: None, watcher: None, unit: None, ended: false };
+    let mut running =
+        Running { plan, end, pid, pidfd, helper: None, watcher: None, unit: None, state: None, ended: false };
     match running.start(claim.as_ref(), bus, &signals, timings) {
         Ok(master) => running.supervise(&signals, master, timings),
         Err(error) => Err(match signals.ended_by()? {
@@ -170,6 +172,7 @@ struct Running<'a> {
     helper: Option<(Pid, OwnedFd)>,
     watcher: Option<Watcher>,
     unit: Option<Unit<'a>>,
+    state: Option<StateFile>,
     ended: bool,
 }
 
@@ -209,6 +212,11 @@ impl Running<'_> {
         self.start_helper(claim)?;
         self.plan.process.apply_from_outside(self.pid)?;
         timings.mark("id maps, helper");
+        // While systemd works.
+        match StateFile::write(self.plan, self.pid) {
+            Ok(state) => self.state = state,
+            Err(error) => log::warn!("sandbox ps will not show this one: {error:#}"),
+        }
         if let Some(unit) = &mut self.unit {
             unit.finish(self.pidfd.as_fd())?;
             timings.mark("unit started");
@@ -365,6 +373,9 @@ impl Running<'_> {
             self.wait_for_child()?;
         }
         self.ended = true;
+        if let Some(state) = &self.state {
+            state.ended(status);
+        }
         timings.mark("ended");
         if let Some(kills) = out_of_memory.filter(|_| !self.plan.process.quiet) {
             log::warn!("out of memory: the kernel killed {kills} of the sandbox's processes (memory.events)");

@@ -4,6 +4,8 @@ mod limits;
 mod process;
 mod root;
 
+pub(crate) use process::variable;
+
 use std::ffi::{OsStr, OsString};
 use std::path::{Component, Path, PathBuf};
 

@@ -180,6 +180,17 @@ pub(crate) fn unshare(flags: libc::c_int) -> io::Result<()> {
     check(unsafe { libc::unshare(flags) } as libc::c_long).map(drop)
 }
 
+/// Enters the namespaces in `flags` (`CLONE_NEW*`) of the process behind a pidfd, or the one namespace behind a descriptor of
+/// /proc/PID/ns; setns(2). Never used by the launcher. The mount namespace brings the root and working directory of its top.
+///
+/// # Errors
+/// EPERM without CAP_SYS_ADMIN in the target's namespaces; EINVAL for a user namespace with several threads, and for a pidfd before
+/// Linux 5.8.
+pub(crate) fn setns(target: BorrowedFd<'_>, flags: libc::c_int) -> io::Result<()> {
+    // SAFETY: integers only; no flag that exists shares or unshares memory or descriptors.
+    check(unsafe { libc::setns(target.as_raw_fd(), flags) } as libc::c_long).map(drop)
+}
+
 /// A resource limit of a process; getrlimit(2). `u64::MAX` is no limit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Rlimit {

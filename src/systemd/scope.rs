@@ -273,20 +273,17 @@ impl Bus {
     }
 
     /// Sends a signal to the processes of a unit: `whom` is `all` or `main`.
-    #[expect(dead_code, reason = "its command comes next")]
     pub(crate) fn kill(&mut self, unit: &str, whom: &str, signal: i32) -> Result<()> {
         self.manager("KillUnit", &(unit, whom, signal))
             .map_err(|failure| self.explain(&format!("kill {unit}"), failure))
     }
 
     /// Stops the processes of a unit where they are; cgroup v2 only.
-    #[expect(dead_code, reason = "its command comes next")]
     pub(crate) fn freeze(&mut self, unit: &str) -> Result<()> {
         self.manager("FreezeUnit", &(unit,)).map_err(|failure| self.explain(&format!("freeze {unit}"), failure))
     }
 
     /// Undoes [`Bus::freeze`].
-    #[expect(dead_code, reason = "its command comes next")]
     pub(crate) fn thaw(&mut self, unit: &str) -> Result<()> {
         self.manager("ThawUnit", &(unit,)).map_err(|failure| self.explain(&format!("thaw {unit}"), failure))
     }

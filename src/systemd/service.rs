@@ -141,7 +141,7 @@ impl ServiceRequest<'_> {
         }
         match said.strip_suffix(')').and_then(|said| said.split_once(HINT)) {
             Some((line, hint)) => fault(line).status(exit).hint(hint).into(),
-            None => fault(said).status(exit).hint(journal).into(),
+            None => fault(said).status(exit).into(),
         }
     }
 }
