@@ -297,7 +297,7 @@ impl fmt::Display for Plan {
             None => row("unit", "none: no limits")?,
             Some(unit) => {
                 let manager = if unit.user { "user" } else { "system" };
-                let own = if matches!(unit.kind, UnitKind::Own { .. }) { ", the one that this is in" } else { "" };
+                let own = if matches!(unit.kind, UnitKind::Own { .. }) { ", as its main process" } else { "" };
                 row("unit", &format!("{} in {} ({manager} manager{own})", unit.name, unit.slice))?;
                 row("description", &unit.description)?;
                 for setting in &unit.settings {

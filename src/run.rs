@@ -12,7 +12,7 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 
 use crate::child;
 use crate::error::{Result, fault};
-use crate::exit;
+use crate::exit::{self, Ended};
 use crate::layer::Namespace;
 use crate::part::journal::{Streams, TerminalLog};
 use crate::part::rootfs::RootPlan;
@@ -30,11 +30,11 @@ use crate::systemd::Bus;
 use crate::timings::Timings;
 use crate::unit::{self, Unit};
 
-/// Runs a sandbox from its start to its end; the exit status is the payload's.
+/// Runs a sandbox from its start to its end, which is the payload's.
 ///
 /// # Errors
 /// When the payload never ran: with the reason of whichever side failed first.
-pub(crate) fn run(plan: &Plan, timings: &mut Timings) -> Result<u8> {
+pub(crate) fn run(plan: &Plan, timings: &mut Timings) -> Result<Ended> {
     let signals = Signals::block()?;
     let upper = plan.root.as_ref().map(|root| lock_upper(root, &plan.users)).transpose()?.flatten();
     let claim = match &plan.users {
@@ -317,12 +317,13 @@ impl Running<'_> {
     }
 
     /// Waits for the end of the first process inside; the status it leads to.
-    fn wait_for_child(&mut self) -> Result<u8> {
+    fn wait_for_child(&mut self) -> Result<Ended> {
         let status = rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED)
             .context("wait for the child")?;
         self.ended = true;
         let parts = status.map(|status| (status.exit_status(), status.terminating_signal()));
-        Ok(parts.map_or(exit::FAILED, |(exited, signaled)| exit::from_waitid(exited, signaled)))
+        let (exited, signaled) = parts.unwrap_or_default();
+        Ok(Ended::from_waitid(exited, signaled))
     }
 
     /// Ends the first process inside, and with it all others; not before systemd is done with it, see [`child::enter`].
@@ -346,7 +347,7 @@ impl Running<'_> {
     }
 
     /// Stays until the payload has ended.
-    fn supervise(mut self, signals: &Signals, master: Option<OwnedFd>, timings: &mut Timings) -> Result<u8> {
+    fn supervise(mut self, signals: &Signals, master: Option<OwnedFd>, timings: &mut Timings) -> Result<Ended> {
         self.reap_helper();
         let mut relay = Relay::new(&self.end, &self.pidfd, signals, master, self.plan.process.as_pid1)?;
         if let Some(log) = self.plan.log.as_ref().filter(|log| log.terminal) {
@@ -364,8 +365,8 @@ impl Running<'_> {
         };
         let out_of_memory = self.unit.as_ref().and_then(Unit::oom_kills).filter(|kills| *kills > 0);
         drop(relay);
-        let status = match reported {
-            Some(status) => exit::from_wait_status(status),
+        let end = match reported {
+            Some(status) => Ended::from_wait_status(status),
             None => self.wait_for_child()?,
         };
         // With a kept upper the next sandbox may start at once: this one's overlay has to be gone.
@@ -374,13 +375,13 @@ impl Running<'_> {
         }
         self.ended = true;
         if let Some(state) = &self.state {
-            state.ended(status);
+            state.ended(end.status);
         }
         timings.mark("ended");
         if let Some(kills) = out_of_memory.filter(|_| !self.plan.process.quiet) {
             log::warn!("out of memory: the kernel killed {kills} of the sandbox's processes (memory.events)");
         }
-        Ok(status)
+        Ok(end)
     }
 }
 

@@ -271,6 +271,15 @@ pub(crate) fn default_signals() -> io::Result<()> {
     nix::sys::signal::SigSet::empty().thread_set_mask().map_err(io::Error::from)
 }
 
+/// Ends this process by a signal, without a dump of its memory; returns only for a signal that does not end.
+pub(crate) fn die_by(signal: i32) {
+    let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+    if default_signals().is_ok() {
+        // SAFETY: raise takes an integer; the signal's action is the default one.
+        unsafe { libc::raise(signal) };
+    }
+}
+
 /// Ends this process at once, without running exit handlers or flushing what it inherited from its parent; _exit(2).
 pub(crate) fn exit_now(status: u8) -> ! {
     // SAFETY: _exit has no preconditions.

@@ -12,7 +12,8 @@ use crate::living::{self, Sandbox};
 use crate::systemd::{CgroupMode, DownService, Usage};
 
 const AFTER_HELP: &str = "\
-Only what systemd confirms is listed: a sandbox whose unit is gone is gone.
+Only what systemd confirms is listed: a sandbox whose unit is gone is gone, one
+without a unit (--manager none) is never here.
 Root sees everybody's, others see their own.
 
 JSON: a list of objects with

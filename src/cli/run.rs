@@ -86,9 +86,16 @@ fn start(arguments: Arguments) -> Result<u8> {
         return Ok(0);
     }
     drop((spec, host));
-    let status = crate::run::run(&plan, &mut timings);
+    let ended = crate::run::run(&plan, &mut timings);
     if arguments.timings {
         std::io::stderr().write_all(timings.to_string().as_bytes())?;
     }
-    status
+    let ended = ended?;
+    if let Some(signal) = ended.signal
+        && plan.unit.as_ref().is_some_and(|unit| matches!(unit.kind, UnitKind::Own { .. }))
+    {
+        // What systemd makes of it is the same as for a service without us: Restart=on-abnormal, no failure where it asked for the end.
+        crate::sys::die_by(signal);
+    }
+    Ok(ended.status)
 }

@@ -42,7 +42,7 @@ pub(crate) struct DownService {
     pub(crate) arguments: Vec<String>,
     /// systemd's word for what became of it: `exit-code`, `signal`, `timeout`, `watchdog` …
     pub(crate) result: String,
-    /// Exit status of its main process.
+    /// Exit status of its main process; 128+n when signal n ended it.
     pub(crate) status: i32,
     /// The slice it is in.
     pub(crate) slice: String,
@@ -93,10 +93,12 @@ impl Bus {
             _ => String::new(),
         };
         let (result, slice) = (text("Service", "Result"), text("Service", "Slice"));
-        let status = match self.unit_property(&unit.name, "Service", "ExecMainStatus") {
+        let mut number = |name: &str| match self.unit_property(&unit.name, "Service", name) {
             Ok(Value::I32(status)) => status,
             _ => 0,
         };
+        let by_signal = matches!(number("ExecMainCode"), libc::CLD_KILLED | libc::CLD_DUMPED);
+        let status = number("ExecMainStatus") + if by_signal { 128 } else { 0 };
         Some(DownService { unit, arguments, result, status, slice })
     }
 }

@@ -73,7 +73,7 @@ impl Request for ServiceRequest<'_> {
         let flags = vec!["no-env-expand".to_owned()];
         let program = self.command.first().cloned().unwrap_or_default();
         let start_usec = u64::try_from(START.as_micros()).unwrap_or(u64::MAX);
-        // A payload that ended by the signal that stops it did as it was told; sandbox reports it as 128+15.
+        // A shell whose command ended by the signal that stops it did as it was told; it reports that as 128+15.
         let success: (Vec<i32>, Vec<i32>) = (vec![143], Vec::new());
         let mut properties = vec![
             ("Description", Variant::from(self.description)),
