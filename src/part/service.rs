@@ -166,7 +166,7 @@ impl ServicePlan {
     /// Tells the service manager that the payload runs.
     pub(crate) fn executed(&self) {
         if let Some(socket) = self.notify.as_deref().filter(|_| self.ready) {
-            tell(socket, "READY=1\nSTATUS=", None);
+            tell(socket, "READY=1", None);
         }
     }
 }
@@ -249,6 +249,6 @@ mod tests {
         plan.executed();
         let mut bytes = [0; 64];
         let length = socket.recv(&mut bytes).unwrap();
-        assert_eq!(&bytes[..length], b"READY=1\nSTATUS=");
+        assert_eq!(&bytes[..length], b"READY=1");
     }
 }

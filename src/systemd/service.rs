@@ -70,7 +70,9 @@ impl Request for ServiceRequest<'_> {
     }
 
     fn properties<'a>(&'a self, left_out: &[&str]) -> Vec<(&'a str, Variant<'a>)> {
-        let flags = vec!["no-env-expand".to_owned()];
+        // Not ExecStartEx=, which could say that variables are not to be expanded: 252 writes it into the unit's file and cannot
+        // read it there at the next daemon-reload, and takes the limits away.
+        let words: Vec<String> = self.command.iter().map(|word| word.replace('$', "$$")).collect();
         let program = self.command.first().cloned().unwrap_or_default();
         let start_usec = u64::try_from(START.as_micros()).unwrap_or(u64::MAX);
         // A shell whose command ended by the signal that stops it did as it was told; it reports that as 128+15.
@@ -81,7 +83,7 @@ impl Request for ServiceRequest<'_> {
             ("CollectMode", Variant::from("inactive")),
             ("Type", Variant::from("notify")),
             ("NotifyAccess", Variant::from("all")),
-            ("ExecStartEx", Variant::new(vec![(program, self.command.clone(), flags)])),
+            ("ExecStart", Variant::new(vec![(program, words, false)])),
             ("Environment", Variant::new(self.environment.clone())),
             ("WorkingDirectory", Variant::from(self.directory)),
             ("SyslogIdentifier", Variant::from(self.identifier)),

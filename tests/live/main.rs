@@ -44,6 +44,7 @@ mod binds;
 mod command;
 mod commandline;
 mod confinement;
+mod daily;
 mod facts;
 mod hostview;
 mod leaks;
@@ -52,6 +53,7 @@ mod namespaces;
 mod pressure;
 mod process;
 mod rootfs;
+mod services;
 mod signals;
 mod snapshot;
 mod statuses;
@@ -91,6 +93,7 @@ fn all() -> Vec<Test> {
         binds::tests(),
         commandline::tests(),
         confinement::tests(),
+        daily::tests(),
         hostview::tests(),
         leaks::tests(),
         process::tests(),
@@ -99,6 +102,7 @@ fn all() -> Vec<Test> {
         namespaces::tests(),
         pressure::tests(),
         workflow::tests(),
+        services::tests(),
         signals::tests(),
         statuses::tests(),
         streams::tests(),
