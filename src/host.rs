@@ -312,6 +312,11 @@ fn has_map_tools() -> bool {
         .all(|tool| std::env::split_paths(&path).any(|directory| directory.join(tool).is_file()))
 }
 
+/// Whether standard error is the stream to the journal that systemd made: there a line may begin with its priority.
+pub(crate) fn logs_to_journal() -> bool {
+    journal_streams(std::env::var_os("JOURNAL_STREAM").as_ref()).1
+}
+
 /// `JOURNAL_STREAM` is the device and inode of a stream, systemd.exec(5).
 fn journal_streams(stream: Option<&OsString>) -> (bool, bool) {
     let stream = stream.and_then(|text| text.to_str()).and_then(|text| text.split_once(':'));

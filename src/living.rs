@@ -141,6 +141,14 @@ impl Named {
 /// # Errors
 /// When there is none, or more than one.
 pub(crate) fn find_any(word: &str) -> Result<Named> {
+    look_up(word)?.ok_or_else(|| not_running(word))
+}
+
+/// The same; `None` when there is none.
+///
+/// # Errors
+/// When there is more than one.
+pub(crate) fn look_up(word: &str) -> Result<Option<Named>> {
     let mut list = all()?;
     let mut down = down(&list)?;
     let names: Vec<[&str; 2]> = list
@@ -148,11 +156,15 @@ pub(crate) fn find_any(word: &str) -> Result<Named> {
         .map(|sandbox| [sandbox.found.record.name.as_str(), sandbox.unit.name.as_str()])
         .chain(down.iter().map(|service| ["", service.unit.name.as_str()]))
         .collect();
-    let chosen = choose(word, &names)?;
-    match chosen.checked_sub(list.len()) {
-        None => Ok(Named::Living(Box::new(list.swap_remove(chosen)))),
-        Some(at) => Ok(Named::Down(down.swap_remove(at))),
-    }
+    let Some(chosen) = choose(word, &names)? else { return Ok(None) };
+    Ok(Some(match chosen.checked_sub(list.len()) {
+        None => Named::Living(Box::new(list.swap_remove(chosen))),
+        Some(at) => Named::Down(down.swap_remove(at)),
+    }))
+}
+
+fn not_running(word: &str) -> anyhow::Error {
+    fault(format!("{word}: no sandbox of that name is running")).hint("sandbox ps -a").into()
 }
 
 /// The one that is meant: by its name, its unit's name with or without suffix, or the beginning of one of them that no other has.
@@ -163,7 +175,7 @@ pub(crate) fn find(word: &str) -> Result<Sandbox> {
     let mut list = all()?;
     let names: Vec<[&str; 2]> =
         list.iter().map(|sandbox| [sandbox.found.record.name.as_str(), sandbox.unit.name.as_str()]).collect();
-    let chosen = choose(word, &names)?;
+    let chosen = choose(word, &names)?.ok_or_else(|| not_running(word))?;
     Ok(list.swap_remove(chosen))
 }
 
@@ -171,7 +183,7 @@ pub(crate) fn find(word: &str) -> Result<Sandbox> {
 type Rule<'a> = &'a dyn Fn(&[&str; 2]) -> bool;
 
 /// The index of the only one that `word` names; each has a name and a unit.
-fn choose(word: &str, list: &[[&str; 2]]) -> Result<usize> {
+fn choose(word: &str, list: &[[&str; 2]]) -> Result<Option<usize>> {
     let stem = |unit: &str| unit.rsplit_once('.').map_or(unit, |(stem, _)| stem).to_owned();
     let rules: [Rule<'_>; 3] =
         [&|[_, unit]| *unit == word || stem(unit) == word, &|[name, _]| *name == word, &|[name, unit]| {
@@ -181,7 +193,7 @@ fn choose(word: &str, list: &[[&str; 2]]) -> Result<usize> {
         let hits: Vec<usize> = (0..list.len()).filter(|at| list.get(*at).is_some_and(rule)).collect();
         match hits.as_slice() {
             [] => {}
-            [only] => return Ok(*only),
+            [only] => return Ok(Some(*only)),
             several => {
                 let units: Vec<&str> = several.iter().filter_map(|at| list.get(*at).map(|[_, unit]| *unit)).collect();
                 let line = format!("{word}: {} sandboxes have that name: {}", units.len(), units.join(", "));
@@ -189,7 +201,7 @@ fn choose(word: &str, list: &[[&str; 2]]) -> Result<usize> {
             }
         }
     }
-    Err(fault(format!("{word}: no sandbox of that name is running")).hint("sandbox ps -a").into())
+    Ok(None)
 }
 
 #[cfg(test)]
@@ -218,7 +230,7 @@ mod tests {
             ("toptest.service", None),
         ];
         for (word, want) in table {
-            assert_eq!(choose(word, &list).ok(), want, "{word}");
+            assert_eq!(choose(word, &list).ok().flatten(), want, "{word}");
         }
         assert!(choose("sleep", &list).unwrap_err().to_string().contains("sandbox-sleep-0d1b2c.scope"));
     }

@@ -328,6 +328,9 @@ impl fmt::Display for Plan {
         }
         row("environment", environment.trim_end())?;
         row("command", &description(&self.process.command))?;
+        if let Some(log) = &self.log {
+            row("log", &log.to_string())?;
+        }
         for warning in &self.warnings {
             row("warning", warning)?;
         }

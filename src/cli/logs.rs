@@ -41,11 +41,10 @@ fn matches(name: &str) -> Result<Vec<String>> {
         Some(uid) if Some(uid) == own => format!("--user-unit={unit}"),
         Some(_) => format!("_SYSTEMD_USER_UNIT={unit}"),
     };
-    match living::find_any(name) {
-        Ok(named) => Ok(vec![unit(named.unit(), named.manager())]),
+    match living::look_up(name)? {
+        Some(named) => Ok(vec![unit(named.unit(), named.manager())]),
         // It may be over, with its lines still there.
-        Err(_) if name.ends_with(".scope") || name.ends_with(".service") => Ok(vec![unit(name, own)]),
-        Err(error) if error.to_string().contains("sandboxes have that name") => Err(error),
-        Err(_) => Ok(vec![unit(&format!("{name}.scope"), own), unit(&format!("{name}.service"), own)]),
+        None if name.ends_with(".scope") || name.ends_with(".service") => Ok(vec![unit(name, own)]),
+        None => Ok(vec![unit(&format!("{name}.scope"), own), unit(&format!("{name}.service"), own)]),
     }
 }

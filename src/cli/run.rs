@@ -24,6 +24,8 @@ Examples:
       With a directory of this machine and its network.
   sandbox run --rootfs /srv/debian --read-only --tmpfs /run:16M -- /sbin/daemon
       On a tree of its own that nothing can write to.
+  sandbox run --detach --unit=web -p Restart=on-failure -- nginx -g 'daemon off;'
+      In the background; `sandbox ps`, `sandbox logs web` and so on find it.
   sandbox run --dry-run -m 1G -- make
       What would be done, with every decision.
 

@@ -72,6 +72,14 @@ pub(crate) fn plan(spec: &Spec, host: &Host, unit: Option<(&str, bool)>, termina
     })
 }
 
+impl std::fmt::Display for LogPlan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let parts = [(self.output, "output"), (self.error, "errors"), (self.terminal, "what the terminal shows")];
+        let parts: Vec<&str> = parts.into_iter().filter(|(goes, _)| *goes).map(|(_, what)| what).collect();
+        write!(f, "{} to the journal as {}, under {}", parts.join(" and "), self.identifier, self.unit)
+    }
+}
+
 /// Open streams for the payload.
 #[derive(Debug, Default)]
 pub(crate) struct Streams {

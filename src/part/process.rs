@@ -97,7 +97,7 @@ pub(crate) fn plan(spec: &Spec, host: &Host, users: &UserPlan, service: &Service
         group: process.group.clone().or_else(|| only.map(|(_, gid)| gid.to_string())),
         directories,
         as_pid1: process.as_pid1,
-        terminal: process.terminal.unwrap_or(host.terminal),
+        terminal: process.terminal.unwrap_or(host.terminal && !spec.unit.detach),
         rlimits,
         nice: process.nice,
         oom_score_adjust: process.oom_score_adjust,
@@ -114,7 +114,7 @@ pub(crate) fn plan(spec: &Spec, host: &Host, users: &UserPlan, service: &Service
 /// PATH, TERM and container, then what was asked; a later value replaces an earlier one.
 fn environment(spec: &Spec, host: &Host, service: &ServicePlan) -> Vec<(OsString, OsString)> {
     let mut list: Vec<(OsString, OsString)> = vec![("PATH".into(), PATH.into())];
-    if let Some(term) = host.environment.get(OsStr::new("TERM")) {
+    if let Some(term) = host.environment.get(OsStr::new("TERM")).filter(|_| !spec.unit.detach) {
         list.push(("TERM".into(), term.clone()));
     }
     list.push(("container".into(), "sandbox".into()));

@@ -38,14 +38,17 @@ pub(crate) struct OwnService {
 
 impl OwnService {
     /// What the environment and the cgroup say; a process that a service's main process started has the same environment, but is
-    /// not who it speaks of. Without systemd's own word for it (before 248) the parent is what tells.
+    /// not who it speaks of. Without systemd's own word for it (before 248) the parent is
+    /// what tells: a service manager.
     pub(crate) fn read(environment: &BTreeMap<OsString, OsString>) -> Option<OwnService> {
         let get = |name: &str| environment.get(OsStr::new(name)).and_then(|value| value.to_str());
         get("INVOCATION_ID")?;
         let pid = rustix::process::getpid().as_raw_nonzero().get();
         let is_main = match get("SYSTEMD_EXEC_PID") {
             Some(main) => main.parse() == Ok(pid),
-            None => rustix::process::getppid().is_some_and(|parent| parent.as_raw_nonzero().get() == 1),
+            None => rustix::process::getppid()
+                .and_then(|parent| UnitOfProcess::read(&parent.as_raw_nonzero().to_string()))
+                .is_some_and(|parent| parent.unit == "init.scope"),
         };
         let found = UnitOfProcess::read("self").filter(|found| is_main && found.unit.ends_with(".service"))?;
         let detached = get(DETACHED) == Some(&found.unit);

@@ -260,11 +260,11 @@ fn wait(bed: &Bed) {
     for (script, status) in [("exit 7", "7"), ("kill -KILL $$", "137")] {
         let (mut running, scope) = bed.live([""; 0], &format!("echo ready; cat; {script}"));
         let waiting = bed.sandbox(["wait", &scope]).spawn();
-        // It has found the sandbox when it has the state file open.
+        // It has found the sandbox when it waits for the launcher's end.
         let files = format!("/proc/{}/fd", waiting.pid());
         bed.poll("the wait", || {
             let mut open = fs::read_dir(&files).into_iter().flatten().flatten();
-            open.any(|fd| fs::read_link(fd.path()).is_ok_and(|path| path == state_file(&scope)))
+            open.any(|fd| fs::read_link(fd.path()).is_ok_and(|path| path.to_string_lossy().contains("pidfd")))
         });
         running.close_stdin();
         assert_eq!(waiting.finish().succeeded().text(), status.to_string());
