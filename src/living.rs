@@ -156,7 +156,11 @@ pub(crate) fn look_up(word: &str) -> Result<Option<Named>> {
         .map(|sandbox| [sandbox.found.record.name.as_str(), sandbox.unit.name.as_str()])
         .chain(down.iter().map(|service| ["", service.unit.name.as_str()]))
         .collect();
-    let Some(chosen) = choose(word, &names)? else { return Ok(None) };
+    let Some(chosen) = choose(word, &names)? else {
+        // One that is restarted may have been down when it was looked for among the living, and up the moment after.
+        let name = if word.ends_with(".service") { word.to_owned() } else { format!("{word}.service") };
+        return Ok(connect(own_manager())?.service(&name)?.map(Named::Down));
+    };
     Ok(Some(match chosen.checked_sub(list.len()) {
         None => Named::Living(Box::new(list.swap_remove(chosen))),
         Some(at) => Named::Down(down.swap_remove(at)),

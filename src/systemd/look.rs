@@ -33,7 +33,7 @@ impl From<Row> for ListedUnit {
     }
 }
 
-/// A service of `sandbox run` that has failed, or is between an end and a start.
+/// A service of `sandbox run` without a sandbox: it has failed, or is between an end and a start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct DownService {
     /// The unit.
@@ -80,6 +80,18 @@ impl Bus {
             self.manager("ListUnitsFiltered", &(states,)).map_err(|failure| self.explain("list units", failure))?;
         let services = rows.into_iter().map(ListedUnit::from).filter(|unit| unit.name.ends_with(".service"));
         Ok(services.filter_map(|unit| self.down_service(unit)).collect())
+    }
+
+    /// This service, where its command is `sandbox run` and it is not over; `None` for a name that no unit can have, too.
+    ///
+    /// # Errors
+    /// When systemd does not answer.
+    pub(crate) fn service(&mut self, name: &str) -> Result<Option<DownService>> {
+        if !name.chars().all(|c| c.is_ascii_alphanumeric() || ":-_.\\@".contains(c)) {
+            return Ok(None);
+        }
+        let unit = self.list(&[name])?.into_iter().find(|unit| unit.name == name && unit.state != "inactive");
+        Ok(unit.and_then(|unit| self.down_service(unit)))
     }
 
     fn down_service(&mut self, unit: ListedUnit) -> Option<DownService> {
