@@ -31,7 +31,7 @@ pub(crate) enum Userns {
 }
 
 /// A namespace that can be shared with the host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Namespace {
     /// mount points
@@ -74,6 +74,26 @@ pub(crate) enum OomPolicy {
     Kill,
 }
 
+/// Where what the payload writes goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Log {
+    /// to where the caller's standard output and error go
+    Caller,
+    /// to the journal, under the sandbox's unit; with --pty to both
+    Journal,
+}
+
+/// When a service counts as started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Notify {
+    /// when the command has been executed
+    Exec,
+    /// when the command says so, as sd_notify(3) does it
+    Payload,
+}
+
 /// One source of settings.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct Layer {
@@ -107,6 +127,19 @@ pub(crate) struct Layer {
     /// Who makes the unit [default: auto]
     #[arg(long, value_name = "WHO", value_enum, help_heading = "Unit")]
     pub(crate) manager: Option<Manager>,
+
+    /// Run in the background, as a service, and print the unit's name
+    ///
+    /// It returns when the command has been executed. The unit is NAME.service; its output is in the journal (sandbox logs NAME).
+    /// Properties of services can be set with it: -p Restart=on-failure, WatchdogSec=, TimeoutStartSec= and the like.
+    #[arg(long, short = 'd', help_heading = "Unit", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
+    pub(crate) detach: Option<bool>,
+    /// Where output goes [default: caller; for a service its own journal streams]
+    #[arg(long, value_name = "WHERE", value_enum, help_heading = "Unit")]
+    pub(crate) log: Option<Log>,
+    /// When a service counts as started [default: exec]
+    #[arg(long, value_name = "WHO", value_enum, help_heading = "Unit")]
+    pub(crate) notify: Option<Notify>,
 
     /// Memory limit: bytes, or with K, M, G, T (MemoryMax=)
     #[arg(long, short = 'm', value_name = "SIZE", help_heading = "Limits")]
@@ -269,6 +302,9 @@ impl Layer {
         Layer {
             unit: self.unit.or(under.unit),
             name: self.name.or(under.name),
+            detach: self.detach.or(under.detach),
+            log: self.log.or(under.log),
+            notify: self.notify.or(under.notify),
             slice: self.slice.or(under.slice),
             description: self.description.or(under.description),
             property: append(under.property, self.property),

@@ -5,13 +5,16 @@
 
 mod child;
 mod cli;
+mod detach;
 mod doctor;
+mod enter;
 mod error;
 mod exit;
 mod host;
 mod image;
 mod kept;
 mod layer;
+mod living;
 mod part;
 mod pid1;
 mod plan;
@@ -19,6 +22,7 @@ mod relay;
 mod run;
 mod signals;
 mod spec;
+mod state;
 mod sync;
 mod sys;
 mod systemd;
