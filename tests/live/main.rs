@@ -46,6 +46,8 @@ mod commandline;
 mod confinement;
 mod facts;
 mod hostview;
+mod images;
+mod kept;
 mod leaks;
 mod limits;
 mod namespaces;
@@ -92,6 +94,8 @@ fn all() -> Vec<Test> {
         commandline::tests(),
         confinement::tests(),
         hostview::tests(),
+        images::tests(),
+        kept::tests(),
         leaks::tests(),
         process::tests(),
         rootfs::tests(),
