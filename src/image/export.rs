@@ -11,7 +11,7 @@ use super::manifest::{CONTAINERD_NAME, Descriptor, Index, Manifest, OCI_INDEX, R
 use super::progress::Progress;
 use super::reference::{Reference, Version};
 use super::store::{Store, Target};
-use super::tar::{Kind, Member, Time, Writer};
+use super::tar::{Kind, Member, Writer};
 use crate::error::{Result, fault};
 
 /// What `oci-layout` holds (OCI image spec, image-layout.md).
@@ -169,19 +169,5 @@ fn docker_manifest(store: &Store, images: &[Export]) -> Result<Vec<u8>> {
 
 /// A member whose metadata says nothing, so that the same image gives the same archive.
 fn member(path: &str, kind: Kind, size: u64) -> Member {
-    let mode = if kind == Kind::Directory { 0o755 } else { 0o644 };
-    Member {
-        path: path.as_bytes().to_vec(),
-        kind,
-        mode,
-        uid: 0,
-        gid: 0,
-        mtime: Time::default(),
-        size,
-        stored: size,
-        link: Vec::new(),
-        device: (0, 0),
-        xattrs: Vec::new(),
-        runs: None,
-    }
+    Member { size, stored: size, ..Member::new(path.as_bytes(), kind) }
 }

@@ -235,18 +235,13 @@ fn describe(path: &[u8], kind: Kind, stat: &Stat) -> Member {
     let size = if kind == Kind::File { u64::try_from(stat.st_size).unwrap_or(0) } else { 0 };
     let nanoseconds = u32::try_from(stat.st_mtime_nsec).unwrap_or(0);
     Member {
-        path: path.to_vec(),
-        kind,
         mode: stat.st_mode & 0o7777,
         uid: stat.st_uid,
         gid: stat.st_gid,
         mtime: Time { seconds: stat.st_mtime, nanoseconds },
         size,
         stored: size,
-        link: Vec::new(),
-        device: (0, 0),
-        xattrs: Vec::new(),
-        runs: None,
+        ..Member::new(path, kind)
     }
 }
 

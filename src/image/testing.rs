@@ -12,22 +12,8 @@ use super::tar::{Kind, Member, Time, Writer};
 
 /// A member with usual metadata.
 pub(crate) fn member(path: &str, kind: Kind) -> Member {
-    let mode = if kind == Kind::Directory { 0o755 } else { 0o644 };
     let mtime = Time { seconds: 1_600_000_000, nanoseconds: 0 };
-    Member {
-        path: path.as_bytes().to_vec(),
-        kind,
-        mode,
-        uid: 0,
-        gid: 0,
-        mtime,
-        size: 0,
-        stored: 0,
-        link: Vec::new(),
-        device: (0, 0),
-        xattrs: Vec::new(),
-        runs: None,
-    }
+    Member { mtime, ..Member::new(path.as_bytes(), kind) }
 }
 
 /// A file.

@@ -83,6 +83,26 @@ pub(crate) struct Member {
     pub(crate) runs: Option<Vec<Run>>,
 }
 
+impl Member {
+    /// A member without data: root's, with the usual mode of its kind, from 1970.
+    pub(crate) fn new(path: &[u8], kind: Kind) -> Member {
+        Member {
+            path: path.to_vec(),
+            kind,
+            mode: if kind == Kind::Directory { 0o755 } else { 0o644 },
+            uid: 0,
+            gid: 0,
+            mtime: Time::default(),
+            size: 0,
+            stored: 0,
+            link: Vec::new(),
+            device: (0, 0),
+            xattrs: Vec::new(),
+            runs: None,
+        }
+    }
+}
+
 /// A member's name for an error: readable, on one line, not longer than a line should be.
 pub(crate) fn show(path: &[u8]) -> String {
     const LONGEST: usize = 160;

@@ -216,20 +216,7 @@ mod tests {
     fn member(path: &[u8], kind: Kind) -> Member {
         let (uid, gid) = (u32::MAX, 3_000_000);
         let mtime = Time { seconds: -2, nanoseconds: 500_000_000 };
-        Member {
-            path: path.to_vec(),
-            kind,
-            mode: 0o4755,
-            uid,
-            gid,
-            mtime,
-            size: 0,
-            stored: 0,
-            link: Vec::new(),
-            device: (0, 0),
-            xattrs: Vec::new(),
-            runs: None,
-        }
+        Member { mode: 0o4755, uid, gid, mtime, ..Member::new(path, kind) }
     }
 
     /// What is written is read back the same.
