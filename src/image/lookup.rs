@@ -10,7 +10,7 @@ use rustix::fs::{self, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use super::unpack::Marks;
-use super::unpack::tree::{is_whiteout, kind, look};
+use super::unpack::tree::{self, is_whiteout, kind, look};
 use crate::error::{Result, fault};
 
 /// A directory as the stack shows it: its parts, uppermost first.
@@ -66,14 +66,7 @@ impl Merged {
     pub(crate) fn names(&self, directory: &Directory) -> std::result::Result<Vec<Vec<u8>>, Errno> {
         let mut names = BTreeSet::new();
         for part in directory.iter() {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            for entry in fs::Dir::new(fs::openat(part, c".", flags, Mode::empty())?)? {
-                let entry = entry?;
-                let name = entry.file_name().to_bytes();
-                if name != b"." && name != b".." {
-                    names.insert(name.to_vec());
-                }
-            }
+            names.extend(tree::names(part)?);
         }
         let mut seen = Vec::new();
         for name in names {

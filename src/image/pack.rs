@@ -11,7 +11,9 @@ use std::thread;
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 
-use super::tar::{Kind, Member, Run, Time, Writer, show};
+use super::tar::{Kind, Member, Run, Time, Writer, join, show, split};
+use super::unpack::tree::{self, Attributes, is_whiteout};
+use super::unpack::{Marks, is_overlays_own};
 use crate::error::{Result, fault};
 
 /// The most runs that are written of a sparse file; beyond that it is written whole.
@@ -69,15 +71,7 @@ impl<W: Write> Packer<'_, W> {
 
     fn directory(&mut self, directory: &OwnedFd, path: &[u8]) -> Result<()> {
         let named = |errno: Errno| fault(format!("{}: {errno}", show(path)));
-        let mut names = Vec::new();
-        for entry in fs::Dir::read_from(directory).map_err(named)? {
-            let name = entry.map_err(named)?.file_name().to_bytes().to_vec();
-            if name != b"." && name != b".." {
-                names.push(name);
-            }
-        }
-        names.sort();
-        for name in names {
+        for name in tree::names(directory).map_err(named)? {
             let path = join(path, &name);
             if !self.left_out.contains(&path.as_slice()) {
                 self.entry(directory.as_fd(), &name, &path)?;
@@ -97,7 +91,7 @@ impl<W: Write> Packer<'_, W> {
         }
         let stat = fs::statat(base, name, AtFlags::SYMLINK_NOFOLLOW).map_err(named)?;
         let kind = match FileType::from_raw_mode(stat.st_mode) {
-            FileType::CharacterDevice if stat.st_rdev == 0 => return self.whiteout(path, &stat),
+            _ if is_whiteout(&stat) => return self.whiteout(path, &stat),
             FileType::RegularFile => Kind::File,
             FileType::Directory => Kind::Directory,
             FileType::Symlink => Kind::Symlink,
@@ -132,10 +126,7 @@ impl<W: Write> Packer<'_, W> {
     }
 
     fn whiteout(&mut self, path: &[u8], stat: &Stat) -> Result<()> {
-        let (parent, name) = path
-            .iter()
-            .rposition(|byte| *byte == b'/')
-            .map_or((&b""[..], path), |slash| (&path[..slash], &path[slash + 1..]));
+        let (parent, name) = split(path);
         let mut member = describe(&join(parent, &[b".wh.", name].concat()), Kind::File, stat);
         (member.mode, member.size, member.stored) = (0o600, 0, 0);
         self.write(&member)
@@ -227,10 +218,6 @@ fn runs(file: &File, size: u64) -> std::result::Result<Option<Vec<Run>>, Errno> 
     Ok(Some(runs))
 }
 
-fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
-    if parent.is_empty() { name.to_vec() } else { [parent, b"/", name].concat() }
-}
-
 fn describe(path: &[u8], kind: Kind, stat: &Stat) -> Member {
     let size = if kind == Kind::File { u64::try_from(stat.st_size).unwrap_or(0) } else { 0 };
     let nanoseconds = u32::try_from(stat.st_mtime_nsec).unwrap_or(0);
@@ -245,36 +232,20 @@ fn describe(path: &[u8], kind: Kind, stat: &Stat) -> Member {
     }
 }
 
-/// Attributes of an open file, sorted, and whether they mark it opaque.
-type Attributes = (Vec<(Vec<u8>, Vec<u8>)>, bool);
-
 /// Reads the attributes that belong into a layer: not overlayfs' own, and not a security module's label, which is the
-/// host's. What is no file or directory can have only `trusted` and `security` ones; those are the host's too.
-fn xattrs(file: BorrowedFd<'_>, path: &[u8]) -> Result<Attributes> {
-    let named = |errno: Errno| fault(format!("{}: cannot read its attributes: {errno}", show(path)));
-    let mut list = vec![0u8; 64 << 10];
-    let length = match fs::flistxattr(file, list.as_mut_slice()) {
-        Ok(length) => length,
-        Err(Errno::OPNOTSUPP) => 0,
-        Err(errno) => return Err(named(errno).into()),
+/// host's; and whether overlayfs' mark it opaque. What is no file or directory can have only `trusted` and `security` ones; those are the host's too.
+fn xattrs(file: BorrowedFd<'_>, path: &[u8]) -> Result<(Attributes, bool)> {
+    let wanted = |key: &[u8]| {
+        key != b"security.selinux"
+            && (!key.starts_with(b"system.") || key == b"system.posix_acl_access" || key == b"system.posix_acl_default")
     };
-    let mut attributes = Vec::new();
-    let mut opaque = false;
-    let mut value = vec![0u8; 64 << 10];
-    for key in list[..length].split(|byte| *byte == 0).filter(|key| !key.is_empty()) {
-        let own = key.strip_prefix(b"trusted.overlay.").or_else(|| key.strip_prefix(b"user.overlay."));
-        if key == b"security.selinux"
-            || (key.starts_with(b"system.") && key != b"system.posix_acl_access" && key != b"system.posix_acl_default")
-        {
-            continue;
-        }
-        let length = fs::fgetxattr(file, key, value.as_mut_slice()).map_err(named)?;
-        match own {
-            Some(b"opaque") => opaque = opaque || value[..length] == *b"y",
-            Some(_) => {}
-            None => attributes.push((key.to_vec(), value[..length].to_vec())),
-        }
-    }
-    attributes.sort();
+    let list = |keys: &mut [u8]| fs::flistxattr(file, keys);
+    let get = |key: &[u8], value: &mut [u8]| fs::fgetxattr(file, key, value);
+    let all = tree::attributes(list, get, wanted)
+        .map_err(|errno| fault(format!("{}: cannot read its attributes: {errno}", show(path))))?;
+    let (overlays, attributes): (Attributes, Attributes) = all.into_iter().partition(|(key, _)| is_overlays_own(key));
+    let opaque = overlays.iter().any(|(key, value)| {
+        [Marks::Trusted, Marks::User].iter().any(|marks| marks.opaque_name().to_bytes() == key) && value == b"y"
+    });
     Ok((attributes, opaque))
 }

@@ -11,10 +11,8 @@ use rustix::io::Errno;
 use super::diff::{Change, How, child};
 use crate::error::{Result, fault};
 use crate::image::lookup::{Directory, Entry, Merged};
-use crate::image::unpack::tree::{is_whiteout, kind, through_proc};
-
-/// Attributes of one file: name and value, sorted.
-type Attributes = Vec<(Vec<u8>, Vec<u8>)>;
+use crate::image::unpack::is_overlays_own;
+use crate::image::unpack::tree::{self, Attributes, is_whiteout, kind, through_proc};
 
 pub(super) struct Differ<'a> {
     pub(super) lower: Merged,
@@ -41,14 +39,7 @@ impl Differ<'_> {
     }
 
     fn directory(&mut self, upper: &OwnedFd, lower: Option<&Directory>, path: &Path) -> Result<()> {
-        let mut names = Vec::new();
-        for entry in fs::Dir::read_from(upper).map_err(|errno| named(path, errno))? {
-            let name = entry.map_err(|errno| named(path, errno))?.file_name().to_bytes().to_vec();
-            if name != b"." && name != b".." {
-                names.push(name);
-            }
-        }
-        names.sort();
+        let names = tree::names(upper).map_err(|errno| named(path, errno))?;
         for name in &names {
             let here = child(path, name);
             if !self.left_out.iter().any(|left_out| self.at.join(&here).as_os_str().as_bytes() == left_out) {
@@ -147,23 +138,9 @@ fn is_opaque(directory: &OwnedFd) -> bool {
 /// The attributes that are the file's own: not overlayfs' marks, and not a security module's label, which depends on where it is.
 pub(super) fn attributes(base: BorrowedFd<'_>, name: &[u8]) -> std::result::Result<Attributes, Errno> {
     let path = through_proc(base, name);
-    let mut list = vec![0u8; 64 << 10];
-    let length = match fs::llistxattr(path.as_slice(), list.as_mut_slice()) {
-        Ok(length) => length,
-        Err(Errno::OPNOTSUPP) => 0,
-        Err(errno) => return Err(errno),
-    };
-    let mut found = Vec::new();
-    let mut value = vec![0u8; 64 << 10];
-    for key in list[..length].split(|byte| *byte == 0).filter(|key| !key.is_empty()) {
-        let marks = key.starts_with(b"trusted.overlay.") || key.starts_with(b"user.overlay.");
-        if !marks && key != b"security.selinux" {
-            let length = fs::lgetxattr(path.as_slice(), key, value.as_mut_slice())?;
-            found.push((key.to_vec(), value[..length].to_vec()));
-        }
-    }
-    found.sort();
-    Ok(found)
+    let list = |keys: &mut [u8]| fs::llistxattr(path.as_slice(), keys);
+    let get = |key: &[u8], value: &mut [u8]| fs::lgetxattr(path.as_slice(), key, value);
+    tree::attributes(list, get, |key| !is_overlays_own(key) && key != b"security.selinux")
 }
 
 fn named(path: &Path, errno: Errno) -> anyhow::Error {

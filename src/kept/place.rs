@@ -13,7 +13,7 @@ use rustix::io::Errno;
 
 use super::differ::attributes;
 use crate::error::{Result, fault};
-use crate::image::unpack::tree::{kind, look, through_proc};
+use crate::image::unpack::tree::{kind, look, names, through_proc};
 
 /// Files with several names in the upper: where the first is now.
 pub(super) type Links = HashMap<u64, PathBuf>;
@@ -167,11 +167,8 @@ fn remove_in(parent: BorrowedFd<'_>, name: &[u8]) -> Call<()> {
     if fs::fstat(&directory)?.st_dev != fs::fstat(parent)?.st_dev {
         return Err(Errno::BUSY);
     }
-    let entries: Vec<Vec<u8>> = fs::Dir::read_from(&directory)?
-        .map(|entry| entry.map(|entry| entry.file_name().to_bytes().to_vec()))
-        .collect::<Call<_>>()?;
-    for entry in entries.iter().filter(|entry| *entry != b"." && *entry != b"..") {
-        remove_in(directory.as_fd(), entry)?;
+    for entry in names(&directory)? {
+        remove_in(directory.as_fd(), &entry)?;
     }
     fs::unlinkat(parent, name, AtFlags::REMOVEDIR)
 }

@@ -103,6 +103,19 @@ impl Member {
     }
 }
 
+/// Parent and last part of a clean path.
+pub(crate) fn split(path: &[u8]) -> (&[u8], &[u8]) {
+    match path.iter().rposition(|byte| *byte == b'/') {
+        Some(slash) => (&path[..slash], &path[slash + 1..]),
+        None => (b"", path),
+    }
+}
+
+/// The reverse of [`split`].
+pub(crate) fn join(parent: &[u8], name: &[u8]) -> Vec<u8> {
+    if parent.is_empty() { name.to_vec() } else { [parent, b"/", name].concat() }
+}
+
 /// A member's name for an error: readable, on one line, not longer than a line should be.
 pub(crate) fn show(path: &[u8]) -> String {
     const LONGEST: usize = 160;

@@ -8,10 +8,10 @@ use std::path::Path;
 
 use rustix::fs::{self, FileType, Mode, OFlags, Stat};
 
-use super::super::tar::{Archive, Input, Kind, Member, show};
-use super::place::{blocked_text, split};
+use super::super::tar::{Archive, Input, Kind, Member, join, show, split};
+use super::place::blocked_text;
 use super::rights::{Marks, Rights, is_overlays_own};
-use super::tree::{Blocked, Tree, is_whiteout, kind, look, through_proc};
+use super::tree::{Blocked, Tree, is_whiteout, kind, look, names, through_proc};
 use super::{Limits, Step, Tally, step};
 use crate::error::{Result, fault};
 
@@ -305,16 +305,11 @@ impl Check {
             }
         };
         let mut below = Vec::new();
-        for entry in fs::Dir::read_from(&directory)? {
-            let entry = entry?;
-            let name = entry.file_name().to_bytes();
-            if matches!(name, b"." | b"..") {
-                continue;
-            }
-            let full = if path.is_empty() { name.to_vec() } else { [path, b"/", name].concat() };
+        for name in names(&directory)? {
+            let full = join(path, &name);
             if !self.known.contains(&full) {
                 self.found.tell(&full, "is not in the archive");
-            } else if look(directory.as_fd(), name)?.is_some_and(|stat| kind(&stat) == FileType::Directory) {
+            } else if look(directory.as_fd(), &name)?.is_some_and(|stat| kind(&stat) == FileType::Directory) {
                 below.push(full);
             }
         }

@@ -8,14 +8,13 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{self, Mode, XattrFlags};
-use rustix::io::Errno;
 
 use super::super::lookup::Merged;
 use super::super::tar::Time;
 use super::place::blocked_text;
 use super::refuse;
 use super::rights::{Call, Marks, Rights, failed, group, is_overlays_own, owner};
-use super::tree::{Tree, timestamps};
+use super::tree::{Tree, attributes, timestamps};
 use crate::error::{Result, fault};
 
 /// Gives the directories `implied` of the layer at `root` the metadata that `below` (lowest first) shows at their paths.
@@ -41,17 +40,10 @@ fn copy(model: &OwnedFd, directory: &OwnedFd, rights: Rights) -> Call {
     if rights.owners {
         fs::fchown(directory, owner(stat.st_uid), group(stat.st_gid))?;
     }
-    let mut list = vec![0u8; 64 << 10];
-    let mut value = vec![0u8; 64 << 10];
-    let length = match fs::flistxattr(model, list.as_mut_slice()) {
-        Ok(length) => length,
-        Err(Errno::OPNOTSUPP) => 0,
-        Err(errno) => return Err(errno),
-    };
-    let keys = list[..length].split(|byte| *byte == 0);
-    for key in keys.filter(|key| !key.is_empty() && !is_overlays_own(key)) {
-        let length = fs::fgetxattr(model, key, value.as_mut_slice())?;
-        fs::fsetxattr(directory, key, &value[..length], XattrFlags::empty())?;
+    let list = |keys: &mut [u8]| fs::flistxattr(model, keys);
+    let get = |key: &[u8], value: &mut [u8]| fs::fgetxattr(model, key, value);
+    for (key, value) in attributes(list, get, |key| !is_overlays_own(key))? {
+        fs::fsetxattr(directory, key, &value, XattrFlags::empty())?;
     }
     fs::fchmod(directory, Mode::from_raw_mode(stat.st_mode & 0o7777))?;
     let nanoseconds = u32::try_from(stat.st_mtime_nsec).unwrap_or(0);

@@ -18,7 +18,7 @@ pub(crate) mod tree;
 
 pub(crate) use compare::compare;
 pub(crate) use inherit::inherit;
-pub(crate) use rights::Marks;
+pub(crate) use rights::{Marks, is_overlays_own};
 
 use serde::{Deserialize, Serialize};
 

@@ -8,7 +8,7 @@ use std::os::unix::fs::FileExt;
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 
-use super::super::tar::{Archive, Input, Kind, Member, Time, show};
+use super::super::tar::{Archive, Input, Kind, Member, Time, show, split};
 use super::finish::Finish;
 use super::rights::{Birth, Call, Rights, dress, failed, group, owner, xattr};
 use super::tree::{Blocked, Tree, is_whiteout, kind, look, timestamps};
@@ -327,14 +327,6 @@ impl Placer {
         tally.skipped_devices = self.skipped_devices;
         tally.skipped_xattrs = self.skipped_xattrs;
         Ok(implied)
-    }
-}
-
-/// Parent and last part of a clean path.
-pub(super) fn split(path: &[u8]) -> (&[u8], &[u8]) {
-    match path.iter().rposition(|byte| *byte == b'/') {
-        Some(slash) => (&path[..slash], &path[slash + 1..]),
-        None => (b"", path),
     }
 }
 

@@ -148,7 +148,7 @@ pub(super) fn xattr(path: &[u8], key: &[u8], rights: Rights, set: impl FnOnce(&[
 }
 
 /// Attributes that overlayfs itself gives meaning to: never taken from an archive.
-pub(super) fn is_overlays_own(key: &[u8]) -> bool {
+pub(crate) fn is_overlays_own(key: &[u8]) -> bool {
     key.starts_with(b"trusted.overlay.") || key.starts_with(b"user.overlay.")
 }
 

@@ -177,6 +177,49 @@ pub(crate) fn is_whiteout(stat: &Stat) -> bool {
     kind(stat) == FileType::CharacterDevice && stat.st_rdev == 0
 }
 
+/// The names in an open directory, sorted, without those of itself and its parent.
+pub(crate) fn names(directory: impl AsFd) -> Result<Vec<Vec<u8>>, Errno> {
+    let mut names = Vec::new();
+    // Opened anew, since it may be open as a place only (O_PATH).
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    for entry in fs::Dir::new(fs::openat(directory, c".", flags, Mode::empty())?)? {
+        let entry = entry?;
+        let name = entry.file_name().to_bytes();
+        if !matches!(name, b"." | b"..") {
+            names.push(name.to_vec());
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Attributes of one file: name and value, sorted.
+pub(crate) type Attributes = Vec<(Vec<u8>, Vec<u8>)>;
+
+/// The attributes whose names are `wanted`, none where the file system has none. `list` and `get` are the calls of whichever form
+/// names the file, xattr(7).
+pub(crate) fn attributes(
+    list: impl FnOnce(&mut [u8]) -> Result<usize, Errno>,
+    get: impl Fn(&[u8], &mut [u8]) -> Result<usize, Errno>,
+    wanted: impl Fn(&[u8]) -> bool,
+) -> Result<Attributes, Errno> {
+    // The most that the kernel gives of either.
+    let mut keys = vec![0u8; 64 << 10];
+    let length = match list(&mut keys) {
+        Ok(length) => length,
+        Err(Errno::OPNOTSUPP) => 0,
+        Err(errno) => return Err(errno),
+    };
+    let mut found = Vec::new();
+    let mut value = vec![0u8; 64 << 10];
+    for key in keys[..length].split(|byte| *byte == 0).filter(|key| !key.is_empty() && wanted(key)) {
+        let length = get(key, &mut value)?;
+        found.push((key.to_vec(), value[..length].to_vec()));
+    }
+    found.sort();
+    Ok(found)
+}
+
 /// A path that names `name` in `base` for the calls that take no directory descriptor. The last part is not followed by
 /// the `l…xattr` calls that it is used with.
 pub(crate) fn through_proc(base: BorrowedFd<'_>, name: &[u8]) -> Vec<u8> {

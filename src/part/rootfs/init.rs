@@ -9,6 +9,7 @@ use rustix::fs::{CWD, FileType, Mode, Stat, XattrFlags};
 use super::assemble::{Assembly, own};
 use super::{InitEntry, InitKind};
 use crate::error::Result;
+use crate::image::unpack::tree::is_whiteout;
 
 impl Assembly<'_> {
     /// Fills the init layer. Directories on the way get the owner and mode that the layers have there.
@@ -87,6 +88,5 @@ impl Assembly<'_> {
 /// What the topmost layer that has `path` has there; `None` also where that is a whiteout.
 fn find(lowers: &[PathBuf], path: &Path) -> Option<Stat> {
     let stat = lowers.iter().rev().find_map(|lower| rustix::fs::lstat(lower.join(path)).ok())?;
-    let whiteout = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice && stat.st_rdev == 0;
-    (!whiteout).then_some(stat)
+    (!is_whiteout(&stat)).then_some(stat)
 }
