@@ -10,7 +10,7 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::process::Pid;
 
 use crate::error::Result;
-use crate::signals::{self, Arrived, Signals};
+use crate::signals::{Arrived, Signals};
 use crate::sync::{ParentEnd, ToChild, ToParent};
 
 mod terminal;
@@ -34,10 +34,9 @@ pub(crate) struct Relay<'a> {
     pidfd: &'a OwnedFd,
     signals: &'a Signals,
     terminal: Option<Terminal>,
-    /// There is no stub: signals go to the payload itself, the socket closes when it is executed.
-    as_pid1: bool,
-    /// The payload where it is this process's child: it leads its session, so its process group has the same number.
-    group: Option<Pid>,
+    /// The payload where it is this process's child: there is no stub, signals go to it, the socket closes when it is executed. It
+    /// leads its session, so its process group has the same number.
+    payload: Option<Pid>,
     socket_open: bool,
     interrupted: Option<Instant>,
     /// A signal to end was passed on.
@@ -57,18 +56,16 @@ impl<'a> Relay<'a> {
         pidfd: &'a OwnedFd,
         signals: &'a Signals,
         master: Option<OwnedFd>,
-        as_pid1: bool,
+        payload: Option<Pid>,
     ) -> Result<Relay<'a>> {
         set_socket_timeout(end, Timeout::Send, Some(STUB_PATIENCE)).context("limit the wait for the stub")?;
-        let group = if as_pid1 { signals::child_of(pidfd) } else { None };
         let terminal = master.map(Terminal::new).transpose()?;
         Ok(Relay {
             end,
             pidfd,
             signals,
             terminal,
-            as_pid1,
-            group,
+            payload,
             socket_open: true,
             interrupted: None,
             asked: false,
@@ -167,7 +164,7 @@ impl<'a> Relay<'a> {
             }
             None => {
                 self.socket_open = false;
-                if self.as_pid1 {
+                if self.payload.is_some() {
                     seen(&ToParent::Executed);
                 }
             }
@@ -214,12 +211,13 @@ impl<'a> Relay<'a> {
 
     fn send(&self, signal: Signal, group: bool) {
         let number = signal as i32;
-        if self.as_pid1 {
+        if let Some(leader) = self.payload {
             if let Some(signal) = rustix::process::Signal::from_named_raw(number) {
                 // ESRCH: it has just ended, which the poll will see. Its number is its own until this process has waited for it.
-                let _ = match self.group.filter(|_| group) {
-                    Some(leader) => rustix::process::kill_process_group(leader, signal),
-                    None => rustix::process::pidfd_send_signal(self.pidfd, signal),
+                let _ = if group {
+                    rustix::process::kill_process_group(leader, signal)
+                } else {
+                    rustix::process::pidfd_send_signal(self.pidfd, signal)
                 };
             }
             return;

@@ -335,7 +335,8 @@ impl Running<'_> {
     /// Stays until the payload has ended.
     fn supervise(mut self, signals: &Signals, master: Option<OwnedFd>, timings: &mut Timings) -> Result<u8> {
         self.reap_helper();
-        let mut relay = Relay::new(&self.end, &self.pidfd, signals, master, self.plan.process.as_pid1)?;
+        let payload = self.plan.process.as_pid1.then_some(self.pid);
+        let mut relay = Relay::new(&self.end, &self.pidfd, signals, master, payload)?;
         let reported = relay.until_end(&mut |event| {
             if matches!(event, ToParent::Executed) {
                 timings.mark("payload executed");

@@ -1,11 +1,10 @@
 //! Signals of the launcher: taken from a descriptor, so that none is lost between clone and wait.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use anyhow::Context;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
-use rustix::process::{Pid, WaitId, WaitIdOptions};
 
 use crate::error::Result;
 use crate::sys;
@@ -104,14 +103,4 @@ impl AsFd for Signals {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.taken.as_fd()
     }
-}
-
-/// The child behind `pidfd` by its number, which its process group has too; `None` when it cannot be told for certain.
-pub(crate) fn child_of(pidfd: &OwnedFd) -> Option<Pid> {
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
-    let number = info.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()?;
-    let pid = Pid::from_raw(number).filter(|_| number > 1)?;
-    // With a /proc of another PID namespace the number would be somebody else's: only a child of ours can be waited for.
-    let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-    rustix::process::waitid(WaitId::Pid(pid), look).ok().map(|_| pid)
 }
