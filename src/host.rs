@@ -41,8 +41,6 @@ pub(crate) struct Host {
     pub(crate) subordinate_ids: Option<(IdRange, IdRange)>,
     /// IDs that somebody owns already: of /etc/subuid, /etc/subgid, /etc/passwd and /etc/group.
     pub(crate) taken_ids: Vec<IdRange>,
-    /// Content of /etc/hosts.
-    pub(crate) hosts: String,
     /// Content of /etc/resolv.conf, wherever it really is.
     pub(crate) resolv_conf: Vec<u8>,
     /// What the host view needs to know; read only when it is the root.
@@ -110,6 +108,8 @@ pub(crate) struct HostView {
     pub(crate) secrets: Vec<(PathBuf, bool)>,
     /// Entries of / and of every directory below which something is mounted.
     pub(crate) entries: BTreeMap<PathBuf, Vec<(OsString, Kind)>>,
+    /// Content of /etc/hosts.
+    pub(crate) hosts: String,
     /// Mount points that are files, not directories.
     pub(crate) file_mounts: Vec<PathBuf>,
 }
@@ -142,7 +142,6 @@ impl Host {
             environment: std::env::vars_os().collect(),
             subordinate_ids: own(&subuid).zip(own(&subgid)).filter(|_| uid != 0 && has_map_tools()),
             taken_ids: taken_ids(&[&subuid, &subgid], &[&passwd, &group]),
-            hosts: std::fs::read_to_string("/etc/hosts").unwrap_or_default(),
             resolv_conf: std::fs::read("/etc/resolv.conf").unwrap_or_default(),
             view: HostView::default(),
         })
@@ -153,6 +152,7 @@ impl Host {
     /// # Errors
     /// When a local directory that holds a mount cannot be listed for another reason than permission.
     pub(crate) fn read_view(&mut self) -> Result<()> {
+        self.view.hosts = std::fs::read_to_string("/etc/hosts").unwrap_or_default();
         self.view.secrets = crate::part::secrets::existing(self);
         self.view.file_mounts = self
             .mounts

@@ -17,7 +17,7 @@ use crate::part::process::{self, ProcessPlan};
 use crate::part::rootfs::{self, RootPlan};
 use crate::part::users::{self, UserPlan};
 use crate::spec::{RootSource, Spec};
-use crate::systemd::{self, CgroupMode, Setting};
+use crate::systemd::{self, Assignment, CgroupMode, Setting};
 
 /// One sandbox, decided.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -191,14 +191,10 @@ fn unit(spec: &Spec, host: &Host) -> Result<(UnitPlan, Vec<String>)> {
     let cgroup = host.cgroup.ok_or_else(|| {
         fault("/sys/fs/cgroup: no cgroup hierarchy is mounted").hint("mount -t cgroup2 cgroup2 /sys/fs/cgroup")
     })?;
-    let mut assignments = spec.unit.assignments.clone();
-    let stop_signal = spec.unit.stop_signal.iter();
-    assignments.extend(
-        stop_signal
-            .filter(|stop| !assignments.iter().any(|a| a.property() == stop.property()))
-            .cloned()
-            .collect::<Vec<_>>(),
-    );
+    let asked = &spec.unit.assignments;
+    let is_asked = |stop: &&Assignment| asked.iter().any(|other| other.property() == stop.property());
+    let stop_signal = spec.unit.stop_signal.as_ref().filter(|stop| !is_asked(stop));
+    let assignments: Vec<_> = asked.iter().chain(stop_signal).cloned().collect();
     let translated = systemd::translate(&assignments, cgroup)?;
     let user = spec.unit.user.unwrap_or(host.uid != 0);
     let unit = UnitPlan {

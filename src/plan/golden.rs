@@ -41,9 +41,9 @@ fn host() -> Host {
         environment: [("TERM".into(), "xterm".into()), ("LANG".into(), "C.UTF-8".into())].into(),
         view: crate::host::HostView {
             secrets: vec![("/boot".into(), true), ("/etc/shadow".into(), false), ("/var/log".into(), true)],
+            hosts: "127.0.0.1 localhost\n".into(),
             ..Default::default()
         },
-        hosts: "127.0.0.1 localhost\n".into(),
         ..Host::default()
     }
 }

@@ -302,7 +302,7 @@ fn init_files(spec: &Spec, host: &Host) -> Vec<InitEntry> {
     let name = &spec.hostname;
     let own = format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{name}\n");
     let hosts = match spec.root.source {
-        RootSource::HostView => format!("{}127.0.1.1\t{name}\n", with_newline(&host.hosts)),
+        RootSource::HostView => format!("{}127.0.1.1\t{name}\n", with_newline(&host.view.hosts)),
         RootSource::Layers(_) => own,
     };
     let file = |path: &str, content: String| InitEntry { path: path.into(), what: InitKind::File(content) };
