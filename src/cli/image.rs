@@ -239,8 +239,7 @@ fn inspect(args: &ImageArgs, roots: &Roots, images: &[String]) -> Result<u8> {
     let mut all = Vec::new();
     for typed in images {
         let image = image::resolve(typed, roots)?;
-        let ours = !typed.starts_with("docker:") && !typed.starts_with("podman:");
-        let store = if ours { Some(Store::open(&roots.store)?) } else { None };
+        let store = if image::is_foreign(typed) { None } else { Some(Store::open(&roots.store)?) };
         all.push(view::details(&image, store.as_ref())?);
     }
     if args.json {

@@ -32,7 +32,7 @@ struct Which {
 
 impl Which {
     fn open(&self) -> Result<Kept> {
-        let store = self.store.clone().map_or_else(Store::default_path, Ok)?;
+        let store = Store::path(self.store.clone())?;
         Kept::open(&store, &self.name)
     }
 }

@@ -32,6 +32,11 @@ impl Digest {
         self.hex().chars().take(12).collect()
     }
 
+    /// Where a blob is in an OCI layout (OCI image spec, image-layout.md), and in the store.
+    pub(crate) fn blob_name(&self) -> String {
+        format!("blobs/sha256/{}", self.hex())
+    }
+
     /// Reads 64 hex digits, a file name of the store.
     pub(crate) fn from_hex(hex: &str) -> Option<Digest> {
         let digits = hex.as_bytes();
@@ -43,6 +48,27 @@ impl Digest {
             *byte = nibble(pair[0])? << 4 | nibble(pair[1])?;
         }
         Some(Digest(bytes))
+    }
+}
+
+/// The one of `ids` that begins with the four or more hex digits `typed`; `None` when there is none, or these are no digits. `what`
+/// is what errors call it.
+///
+/// # Errors
+/// When it may be one of several.
+pub(crate) fn by_prefix(what: &str, typed: &str, ids: impl FnOnce() -> Result<Vec<Digest>>) -> Result<Option<Digest>> {
+    let hex = typed.strip_prefix("sha256:").unwrap_or(typed);
+    if hex.len() < 4 || hex.len() > 64 || !hex.bytes().all(|digit| nibble(digit).is_some()) {
+        return Ok(None);
+    }
+    let mut matching: Vec<Digest> = ids()?.into_iter().filter(|id| id.hex().starts_with(hex)).collect();
+    matching.sort();
+    match matching.as_slice() {
+        [] => Ok(None),
+        [id] => Ok(Some(*id)),
+        [one, other, ..] => Err(fault(format!("image {what}: stands for {} and {}", one.short(), other.short()))
+            .hint("give more digits")
+            .into()),
     }
 }
 

@@ -51,7 +51,7 @@ pub(crate) fn to_archive(store: &Store, images: &[Export], output: impl Write, p
     }
     for digest in blobs_of(store, images)? {
         let size = store.blob(&digest)?.length();
-        archive.member(&member(&blob_name(&digest), Kind::File, size))?;
+        archive.member(&member(&digest.blob_name(), Kind::File, size))?;
         copy(store, &digest, &mut Data(&mut archive), progress)?;
     }
     for (name, bytes) in [
@@ -77,10 +77,6 @@ impl<W: Write> Write for Data<'_, W> {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
-}
-
-fn blob_name(digest: &Digest) -> String {
-    format!("blobs/sha256/{}", digest.hex())
 }
 
 /// Everything that the images need, each once, in an order that does not change.
@@ -159,9 +155,9 @@ fn docker_manifest(store: &Store, images: &[Export]) -> Result<Vec<u8>> {
             .filter(|name| matches!(name.version(), Version::Tag(_)))
             .map(Reference::to_string)
             .collect();
-        let layers: Vec<String> = manifest.layers.iter().map(|layer| blob_name(&layer.digest)).collect();
+        let layers: Vec<String> = manifest.layers.iter().map(|layer| layer.digest.blob_name()).collect();
         entries.push(
-            serde_json::json!({ "Config": blob_name(&manifest.config.digest), "RepoTags": tags, "Layers": layers }),
+            serde_json::json!({ "Config": manifest.config.digest.blob_name(), "RepoTags": tags, "Layers": layers }),
         );
     }
     Ok(serde_json::to_vec(&entries)?)

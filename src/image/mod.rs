@@ -62,7 +62,7 @@ use crate::error::Result;
 pub(crate) use ingest::Arrived;
 pub(crate) use layer::under;
 pub(crate) use readers::Wanted;
-pub(crate) use resolve::{ResolvedImage, Roots, resolve};
+pub(crate) use resolve::{ResolvedImage, Roots, is_foreign, resolve};
 pub(crate) use unpack::Marks;
 
 /// Brings the images that a file or directory has into the store.

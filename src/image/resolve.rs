@@ -33,18 +33,12 @@ pub(crate) struct Roots {
     pub(crate) store: PathBuf,
     /// Docker's, for `docker:NAME`.
     pub(crate) docker: PathBuf,
-    /// Podman's, for `podman:NAME`.
-    pub(crate) podman: PathBuf,
 }
 
 impl Roots {
     /// Where they are on this machine for this user, unless `store` or `docker` say otherwise.
     pub(crate) fn new(store: Option<PathBuf>, docker: Option<PathBuf>) -> Result<Roots> {
-        Ok(Roots {
-            store: store.map_or_else(Store::default_path, Ok)?,
-            docker: docker.unwrap_or_else(docker::default_root),
-            podman: podman::default_root(),
-        })
+        Ok(Roots { store: Store::path(store)?, docker: docker.unwrap_or_else(docker::default_root) })
     }
 }
 
@@ -57,9 +51,14 @@ pub(crate) fn resolve(typed: &str, roots: &Roots) -> Result<ResolvedImage> {
         return docker::resolve(name, &roots.docker);
     }
     if let Some(name) = typed.strip_prefix("podman:") {
-        return podman::resolve(name, &roots.podman);
+        return podman::resolve(name, &podman::default_root());
     }
     Store::open(&roots.store)?.resolve(typed)
+}
+
+/// Whether what was typed is an image in somebody else's store, which nothing can be added to.
+pub(crate) fn is_foreign(typed: &str) -> bool {
+    typed.starts_with("docker:") || typed.starts_with("podman:")
 }
 
 impl Store {

@@ -17,7 +17,7 @@ use crate::image::progress::Progress;
 use crate::image::reference::Reference;
 use crate::image::store::Writer;
 use crate::image::stream::Section;
-use crate::image::{Arrived, clock, pack};
+use crate::image::{self, Arrived, clock, pack};
 use crate::part::users;
 
 /// What a commit is told.
@@ -41,7 +41,7 @@ impl Kept {
     pub(crate) fn commit(&self, told: Told, progress: &dyn Progress) -> Result<Arrived> {
         let refused = |why: &str, hint: String| fault(format!("{}: {why}", self.name)).hint(hint);
         let id = match &self.record.base {
-            Base::Image { id, typed } if !typed.starts_with("docker:") && !typed.starts_with("podman:") => id,
+            Base::Image { id, typed } if !image::is_foreign(typed) => id,
             Base::Image { .. } => {
                 return Err(refused(
                     "it stands on an image in another store, to which nothing can be added",

@@ -121,8 +121,8 @@ impl Kept {
         if layer.upper.is_some() || layer.keep == Some(false) || layer.share.contains(&Namespace::Mount) {
             return Ok(None);
         }
-        let root = layer.store.clone().map_or_else(Store::default_path, Ok)?;
-        match fs::symlink_metadata(root.join("kept").join(name)) {
+        let root = Store::path(layer.store.clone())?;
+        match fs::symlink_metadata(directory_of(&root, name)) {
             Ok(_) => Kept::open(&root, name).map(Some),
             Err(_) => Ok(None),
         }
@@ -133,8 +133,7 @@ impl Kept {
     /// # Errors
     /// When there is none.
     pub(crate) fn open(root: &Path, name: &str) -> Result<Kept> {
-        let path = root.join("kept").join(name).join("root.json");
-        if !is_name(name) || !path.is_file() {
+        if !is_name(name) || !directory_of(root, name).join("root.json").is_file() {
             let mut names = names(root);
             names.sort();
             let hint = if names.is_empty() {
@@ -144,8 +143,7 @@ impl Kept {
             };
             return Err(fault(format!("{name}: no kept root in {}", root.display())).hint(hint).into());
         }
-        let bytes = fs::read(&path).with_context(|| path.display().to_string())?;
-        let record = serde_json::from_slice(&bytes).with_context(|| path.display().to_string())?;
+        let record = read_record(root, name)?;
         Ok(Kept { name: name.to_owned(), store: open_store(root)?, record, is_new: false })
     }
 
@@ -155,7 +153,7 @@ impl Kept {
                 format!("--name {name:?}: a kept root's name is letters, digits, -, . and _, and begins with no dot");
             return Err(fault(line).into());
         }
-        let root = layer.store.clone().map_or_else(Store::default_path, Ok)?;
+        let root = Store::path(layer.store.clone())?;
         let base = match (image, &layer.image) {
             (Some(image), Some(typed)) => Base::Image { typed: by_id(typed, &image.id), id: image.id },
             _ => directories(layer)?.map_or(Base::Host, Base::Layers),
@@ -221,7 +219,7 @@ impl Kept {
     }
 
     fn directory(&self) -> PathBuf {
-        self.store.root().join("kept").join(&self.name)
+        directory_of(self.store.root(), &self.name)
     }
 
     fn data(&self) -> PathBuf {
@@ -326,10 +324,7 @@ impl Kept {
 pub(crate) fn images(root: &Path) -> Result<Vec<(String, Digest)>> {
     let mut images = Vec::new();
     for name in names(root) {
-        let path = root.join("kept").join(&name).join("root.json");
-        let bytes = fs::read(&path).with_context(|| path.display().to_string())?;
-        let record: Record = serde_json::from_slice(&bytes).with_context(|| path.display().to_string())?;
-        if let Base::Image { id, .. } = record.base {
+        if let Base::Image { id, .. } = read_record(root, &name)?.base {
             images.push((name, id));
         }
     }
@@ -369,6 +364,17 @@ fn directories(layer: &Layer) -> Result<Option<Vec<PathBuf>>> {
 fn now() -> (u64, u32) {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     (since.as_secs(), since.subsec_nanos())
+}
+
+/// The directory of the kept root `name` in the store at `root`.
+fn directory_of(root: &Path, name: &str) -> PathBuf {
+    root.join("kept").join(name)
+}
+
+fn read_record(root: &Path, name: &str) -> Result<Record> {
+    let path = directory_of(root, name).join("root.json");
+    let bytes = fs::read(&path).with_context(|| path.display().to_string())?;
+    serde_json::from_slice(&bytes).with_context(|| path.display().to_string())
 }
 
 fn write_record(path: &Path, record: &Record) -> Result<()> {

@@ -70,7 +70,8 @@ fn remove_tree(path: &Path) -> Result<()> {
     std::fs::remove_dir_all(path).with_context(|| format!("remove {}", path.display()))
 }
 
-fn open_up(directory: &Path) {
+/// Lets its owner into every directory of a tree that is to be removed. What cannot be opened, the removal names.
+pub(crate) fn open_up(directory: &Path) {
     drop(std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o700)));
     for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::super::config::ImageConfig;
-use super::super::digest::{Digest, chain_ids};
+use super::super::digest::{Digest, by_prefix, chain_ids};
 use super::super::lookup::is_single_part;
 use super::super::reference::Reference;
 use super::super::resolve::ResolvedImage;
@@ -126,25 +126,13 @@ fn find(typed: &str, root: &Path, directory: &Path) -> Result<(Digest, String)> 
             return Ok((*id, name.familiar()));
         }
     }
-    let hex = typed.strip_prefix("sha256:").unwrap_or(typed);
-    if hex.len() >= 4 && hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
+    let ids = || {
         let content = directory.join("imagedb/content/sha256");
         let entries = fs::read_dir(&content).map_err(|error| unreadable(&content, &error))?;
-        let mut ids: Vec<Digest> = entries
-            .flatten()
-            .filter_map(|entry| entry.file_name().to_str().and_then(Digest::from_hex))
-            .filter(|id| id.hex().starts_with(hex))
-            .collect();
-        ids.sort();
-        match ids.as_slice() {
-            [id] => return Ok((*id, id.short())),
-            [] => {}
-            [one, other, ..] => {
-                return Err(fault(format!("image docker:{typed}: stands for {} and {}", one.short(), other.short()))
-                    .hint("give more digits")
-                    .into());
-            }
-        }
+        Ok(entries.flatten().filter_map(|entry| entry.file_name().to_str().and_then(Digest::from_hex)).collect())
+    };
+    if let Some(id) = by_prefix(&format!("docker:{typed}"), typed, ids)? {
+        return Ok((id, id.short()));
     }
     let names: Vec<&str> = known
         .repositories

@@ -192,16 +192,16 @@ impl Partial {
                 .open(path)
                 .map_err(named)?;
             file.lock().map_err(named)?;
+            // While we waited, it may have been moved away and another one made.
+            let same =
+                std::fs::metadata(path).is_ok_and(|stat| file.metadata().is_ok_and(|own| own.ino() == stat.ino()));
             if done() {
                 // Made by this very call, perhaps.
-                if std::fs::metadata(path).is_ok_and(|stat| file.metadata().is_ok_and(|own| own.ino() == stat.ino())) {
+                if same {
                     std::fs::remove_file(path).map_err(named)?;
                 }
                 return Ok(None);
             }
-            // While we waited, it may have been moved away and another one made.
-            let same =
-                std::fs::metadata(path).is_ok_and(|stat| file.metadata().is_ok_and(|own| own.ino() == stat.ino()));
             if same {
                 return Ok(Some(Partial { file, have: 0, hasher: Hasher::default() }));
             }

@@ -202,18 +202,13 @@ impl Files {
 
     /// A document by its digest, which is checked.
     pub(super) fn document(&self, digest: &Digest) -> Result<Vec<u8>> {
-        let bytes = self.read(&blob_name(digest))?;
+        let bytes = self.read(&digest.blob_name())?;
         let found = Digest::of(&bytes);
         if found != *digest {
             return Err(fault(format!("blob {digest}: its bytes have the digest {found}")).into());
         }
         Ok(bytes)
     }
-}
-
-/// Where a layout has a blob.
-pub(super) fn blob_name(digest: &Digest) -> String {
-    format!("blobs/sha256/{}", digest.hex())
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use super::super::digest::Digest;
 use super::super::ingest::{Bytes, Config, Image, Layer};
 use super::super::manifest::{CONTAINERD_NAME, Descriptor, Index, Manifest, Platform, REF_NAME};
 use super::super::reference::Reference;
-use super::files::{Files, blob_name};
+use super::files::Files;
 use crate::error::{Result, fault};
 
 /// How deep indexes may lie in indexes.
@@ -78,7 +78,7 @@ fn image(files: &Files, what: &str, digest: &Digest, name: Reference) -> Result<
     let config = Config::Given(files.document(&manifest.config.digest).map_err(within)?);
     let mut layers = Vec::new();
     for layer in &manifest.layers {
-        let section = files.open(&blob_name(&layer.digest)).map_err(within)?;
+        let section = files.open(&layer.digest.blob_name()).map_err(within)?;
         if section.length() != layer.size {
             return Err(fault(format!(
                 "{what}: blob {} has {} bytes, its manifest says {}",

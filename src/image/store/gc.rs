@@ -46,8 +46,8 @@ impl Store {
         Ok(removed)
     }
 
-    /// Takes a name away, and with its last name the image, unless a sandbox runs on it or a kept root stands on it. `Ok(None)` when the name is not
-    /// there.
+    /// Takes a name away, and with its last name the image, unless a sandbox runs on it or a kept root stands on it. `Ok(None)` when the
+    /// name is not there.
     pub(crate) fn remove_reference(&self, name: &Reference, lock: &StoreLock) -> Result<Option<Removed>> {
         let Some(target) = self.target(name)? else {
             return Ok(None);
@@ -68,7 +68,7 @@ impl Store {
     pub(crate) fn remove_image(&self, id: &Digest, lock: &StoreLock) -> Result<Removed> {
         if self.in_use(id)? {
             return Err(fault(format!("image {}: a running sandbox uses it", id.short()))
-                .hint("stop the sandbox first; sandbox ps shows it")
+                .hint("stop the sandbox first: systemctl status sandbox.slice shows its unit")
                 .into());
         }
         if let Some((name, _)) = kept::images(&self.root)?.into_iter().find(|(_, image)| image == id) {

@@ -59,7 +59,7 @@ pub(crate) struct StoreLock {
 impl Store {
     /// Where a store is when nobody says: `/var/lib/sandbox` for root, `$XDG_DATA_HOME/sandbox` (or
     /// `~/.local/share/sandbox`) for others.
-    pub(crate) fn default_path() -> Result<PathBuf> {
+    fn default_path() -> Result<PathBuf> {
         if rustix::process::geteuid().is_root() {
             return Ok("/var/lib/sandbox".into());
         }
@@ -73,6 +73,11 @@ impl Store {
                 .hint("say where with --store DIR")
                 .into()),
         }
+    }
+
+    /// Where the store is: as asked, or where it is when nobody says.
+    pub(crate) fn path(asked: Option<PathBuf>) -> Result<PathBuf> {
+        asked.map_or_else(Store::default_path, Ok)
     }
 
     /// Opens the store at `root`; makes it where there is none yet. An existing directory that is no store is refused
@@ -163,7 +168,7 @@ impl Store {
 
     /// The file of a blob, which may not be there.
     pub(crate) fn blob_path(&self, digest: &Digest) -> PathBuf {
-        self.root.join("blobs/sha256").join(digest.hex())
+        self.root.join(digest.blob_name())
     }
 
     /// Whether a blob is there.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::super::config::ImageConfig;
-use super::super::digest::{Digest, chain_ids};
+use super::super::digest::{self, Digest, chain_ids};
 use super::super::reference::{Reference, Version};
 use super::{Store, StoreLock, read_json};
 use crate::error::{Result, fault};
@@ -166,19 +166,9 @@ impl Store {
     }
 
     fn find_by_id(&self, typed: &str) -> Result<Option<Target>> {
-        let hex = typed.strip_prefix("sha256:").unwrap_or(typed);
-        if hex.len() < 4 || hex.len() > 64 || !hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
-            return Ok(None);
-        }
-        let mut matching = self.images()?.into_iter().filter(|id| id.hex().starts_with(hex));
-        let Some(id) = matching.next() else {
+        let Some(id) = digest::by_prefix(&format!("{typed:?}"), typed, || self.images())? else {
             return Ok(None);
         };
-        if let Some(other) = matching.next() {
-            return Err(fault(format!("image {typed:?}: stands for {} and {}", id.short(), other.short()))
-                .hint("give more digits")
-                .into());
-        }
         let record = self.image(&id)?;
         match record.manifests.last() {
             Some(manifest) => Ok(Some(Target { image: id, manifest: *manifest })),

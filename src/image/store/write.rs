@@ -17,6 +17,7 @@ use super::super::reference::Reference;
 use super::super::unpack::Marks;
 use super::{ImageRecord, LayerRecord, Store, StoreLock, Target, sync_directory};
 use crate::error::{Result, fault};
+use crate::part::scratch;
 
 /// The name of an unfinished download starts with this.
 const PARTIAL: &str = "partial-";
@@ -265,20 +266,9 @@ pub(super) fn remove_tree(path: &Path) -> std::io::Result<()> {
     }
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-            open_up(path)?;
+            scratch::open_up(path);
             fs::remove_dir_all(path)
         }
         other => other,
     }
-}
-
-fn open_up(path: &Path) -> std::io::Result<()> {
-    fs::set_permissions(path, std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
-    for entry in fs::read_dir(path)? {
-        let entry = entry?;
-        if entry.file_type()?.is_dir() {
-            open_up(&entry.path())?;
-        }
-    }
-    Ok(())
 }

@@ -123,7 +123,7 @@ impl Placer {
         if member.kind == Kind::Hardlink {
             return self.hardlink(member, parent, name);
         }
-        let base = self.tree.directory(parent).map_err(|blocked| blocked_error(member, parent, &blocked))?;
+        let base = base_of(&mut self.tree, member, parent)?;
         let made = match member.kind {
             Kind::File => return self.file(member, parent, name, archive),
             Kind::Symlink => fs::symlinkat(member.link.as_slice(), base, name),
@@ -164,7 +164,7 @@ impl Placer {
         archive: &mut Archive<R>,
     ) -> Result<Call> {
         let rights = self.rights;
-        let base = self.tree.directory(parent).map_err(|blocked| blocked_error(member, parent, &blocked))?;
+        let base = base_of(&mut self.tree, member, parent)?;
         let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let mode = rights.mode(member);
         let (right_mode, right_owner) = (self.birth.gives_mode(mode), self.birth.gives_owner(member));
@@ -216,20 +216,19 @@ impl Placer {
             Ok(_) => return Err(outside(&"which this layer does not have")),
             Err(errno) => return Err(outside(&errno)),
         }
-        let base = self.tree.directory(parent).map_err(|blocked| blocked_error(member, parent, &blocked))?;
+        let base = base_of(&mut self.tree, member, parent)?;
         Ok(fs::linkat(&from, target_name, base, name, AtFlags::empty()))
     }
 
     fn directory(&mut self, member: &Member, path: &[u8], parent: &[u8], name: &[u8]) -> Result<()> {
-        let base = self.tree.directory(parent).map_err(|blocked| blocked_error(member, parent, &blocked))?;
+        let base = base_of(&mut self.tree, member, parent)?;
         match fs::mkdirat(base, name, Mode::RWXU) {
             Ok(()) => {}
             Err(Errno::EXIST) => {
                 let there = look(base, name).map_err(|errno| failed(&member.path, "stat", errno))?;
                 if there.is_none_or(|stat| kind(&stat) != FileType::Directory) {
                     self.clear_whiteout(member, parent, name)?;
-                    let base =
-                        self.tree.directory(parent).map_err(|blocked| blocked_error(member, parent, &blocked))?;
+                    let base = base_of(&mut self.tree, member, parent)?;
                     fs::mkdirat(base, name, Mode::RWXU).map_err(|errno| failed(&member.path, "mkdir", errno))?;
                     self.mark_opaque(path, member);
                 }
@@ -243,7 +242,7 @@ impl Placer {
     /// Removes a whiteout that this layer made at a name which it now fills. Anything else there is a second member of
     /// that name.
     fn clear_whiteout(&mut self, member: &Member, parent: &[u8], name: &[u8]) -> Result<()> {
-        let base = self.tree.directory(parent).map_err(|blocked| blocked_error(member, parent, &blocked))?;
+        let base = base_of(&mut self.tree, member, parent)?;
         match look(base, name).map_err(|errno| failed(&member.path, "stat", errno))? {
             Some(stat) if is_whiteout(&stat) => {
                 fs::unlinkat(base, name, AtFlags::empty())
@@ -265,14 +264,14 @@ impl Placer {
             Err(Blocked::Missing | Blocked::NotDirectory) => self.make_parents(member, path)?,
             Err(blocked) => return Err(blocked_error(member, path, &blocked)),
         }
-        self.tree.directory(path).map_err(|blocked| blocked_error(member, path, &blocked))
+        base_of(&mut self.tree, member, path)
     }
 
     fn make_parents(&mut self, member: &Member, path: &[u8]) -> Result<()> {
         let ends = path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at).chain([path.len()]);
         for end in ends {
             let (parent, name) = split(&path[..end]);
-            let base = self.tree.directory(parent).map_err(|blocked| blocked_error(member, parent, &blocked))?;
+            let base = base_of(&mut self.tree, member, parent)?;
             match fs::mkdirat(base, name, Mode::RWXU) {
                 Ok(()) => {
                     self.directories.insert(path[..end].to_vec(), Finish::implied(member.mtime, false));
@@ -337,6 +336,11 @@ pub(super) fn blocked_text(blocked: &Blocked) -> String {
         Blocked::NotDirectory => "which leads through something that is no directory".into(),
         Blocked::Error(errno) => errno.to_string(),
     }
+}
+
+/// The directory that a member goes into.
+fn base_of<'a>(tree: &'a mut Tree, member: &Member, path: &[u8]) -> Result<BorrowedFd<'a>> {
+    tree.directory(path).map_err(|blocked| blocked_error(member, path, &blocked))
 }
 
 fn blocked_error(member: &Member, path: &[u8], blocked: &Blocked) -> anyhow::Error {
