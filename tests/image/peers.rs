@@ -131,6 +131,14 @@ fn a_directory_replaced_by_a_link() {
     assert_eq!(merged(path, &layers(image(&store), "l:2")), show(&path.join("b/rootfs")));
 }
 
+/// The store with the layout as `web:1`, and that exported as `out.tar`.
+fn exported(path: &Path) -> PathBuf {
+    let store = path.join("store");
+    run(image(&store).args(["import", "--tag", "web:1"]).arg(path.join("l")));
+    run(image(&store).args(["export", "web:1", "--output"]).arg(path.join("out.tar")));
+    store
+}
+
 #[test]
 fn exports_are_taken_by_others() {
     if !can_run(&["umoci", "skopeo", "podman", "setcap"]) {
@@ -138,9 +146,7 @@ fn exports_are_taken_by_others() {
     }
     let base = made();
     let path = base.path();
-    let store = path.join("store");
-    run(image(&store).args(["import", "--tag", "web:1"]).arg(path.join("l")));
-    run(image(&store).args(["export", "web:1", "--output"]).arg(path.join("out.tar")));
+    let store = exported(path);
     run(image(&store).args(["export", "web:1", "--format=oci-dir", "--output"]).arg(path.join("od")));
     // Every blob of the layout, byte for byte.
     shell(path, "for b in $(ls od/blobs/sha256); do cmp od/blobs/sha256/$b l/blobs/sha256/$b; done");
@@ -209,9 +215,7 @@ fn dockers_own_store_and_archives() {
     }
     let base = made();
     let path = base.path();
-    let store = path.join("store");
-    run(image(&store).args(["import", "--tag", "web:1"]).arg(path.join("l")));
-    run(image(&store).args(["export", "web:1", "--output"]).arg(path.join("out.tar")));
+    let store = exported(path);
     let server = dockerd(path);
     docker(path, "load -qi out.tar");
     docker(path, "save -o saved.tar web:1");
