@@ -110,7 +110,9 @@ fn like(source: &Path, stat: &Stat, parent: BorrowedFd<'_>, name: &[u8]) -> Call
     let owner = (Uid::from_raw(stat.st_uid), Gid::from_raw(stat.st_gid));
     fs::chownat(parent, name, Some(owner.0), Some(owner.1), AtFlags::SYMLINK_NOFOLLOW)?;
     let path = through_proc(parent, name);
-    let wanted = attributes(CWD, source.as_os_str().as_bytes())?;
+    let (Some(holder), Some(source)) = (source.parent(), source.file_name()) else { return Err(Errno::INVAL) };
+    let holder = fs::open(holder, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let wanted = attributes(holder.as_fd(), source.as_bytes())?;
     for (key, _) in attributes(parent, name)? {
         if !wanted.iter().any(|(other, _)| *other == key) {
             fs::lremovexattr(path.as_slice(), key.as_slice())?;
