@@ -198,7 +198,7 @@ fn submounts(bed: &Bed) {
         assert!(below.0.join("new").exists());
         bed.run(["--bind", &flag(&dir, ":/b:ro")], "! touch /b/mem/more 2>/dev/null").output().succeeded();
     } else {
-        outcome.refused(125, ["--bind"]);
+        outcome.refused(125, ["map the owners of bind"]);
     }
 }
 

@@ -25,7 +25,8 @@
 //!   `unit::processes("x.scope")`, `unit::cgroup_of(pid, "memory")`.
 //! - `let before = HostState::take(); …; bed.nothing_left(&before)`: mounts, units, cgroups, /run and PID 1's descriptors.
 //!
-//! Environment: `SANDBOX_BIN` (else cargo's), `SANDBOX_TEST_SLOW` (a factor for every time limit, 8 under emulation).
+//! Environment: `SANDBOX_BIN` (else cargo's), `SANDBOX_TEST_SLOW` (a factor for every time limit, 8 under emulation),
+//! `SANDBOX_TEST_TIMES` (set: how long each test took, on stderr).
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -71,6 +72,7 @@ use std::io::Write;
 use std::panic::PanicHookInfo;
 use std::process::ExitCode;
 use std::sync::{PoisonError, RwLock};
+use std::time::Instant;
 
 struct Test {
     name: &'static str,
@@ -129,7 +131,12 @@ fn trial(test: Test, facts: &'static Facts) -> Trial {
         let _all = test.alone.then(|| TURN.write().unwrap_or_else(PoisonError::into_inner));
         let _one = (!test.alone).then(|| TURN.read().unwrap_or_else(PoisonError::into_inner));
         NAME.set(test.name);
+        let start = Instant::now();
         (test.run)(&Bed::new(facts));
+        if std::env::var_os("SANDBOX_TEST_TIMES").is_some() {
+            let _ = std::io::stderr()
+                .write_all(format!("{:8.2} s {}\n", start.elapsed().as_secs_f64(), test.name).as_bytes());
+        }
         Ok(Completion::Completed)
     })
 }

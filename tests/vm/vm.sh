@@ -36,7 +36,7 @@ payload() { # payload DIR LANE: the files of the second disk, but for what it ru
   [ -z "${SANDBOX_BIN:-}" ] || cp "$SANDBOX_BIN" "$1/sandbox"
   cat > "$1/run" << RUN
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root USER=root LANG=C.UTF-8
-export SANDBOX_BIN=/usr/local/bin/sandbox SANDBOX_TEST_LANE=$2 SANDBOX_TEST_MUST_RUN=1 SANDBOX_TEST_SLOW=\${SANDBOX_TEST_SLOW:-8}
+export SANDBOX_BIN=/usr/local/bin/sandbox SANDBOX_TEST_LANE=$2 SANDBOX_TEST_MUST_RUN=1 SANDBOX_TEST_SLOW=${SANDBOX_TEST_SLOW:-12}
 export SANDBOX_TEST_PROMISES="$(promises_of "$2")" RUST_BACKTRACE=0
 [ ! -e /payload/sandbox ] || cp /payload/sandbox /usr/local/bin/sandbox
 systemctl is-system-running --wait > /dev/null || systemctl --failed --no-legend --plain

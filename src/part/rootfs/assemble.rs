@@ -34,7 +34,11 @@ impl Ids<'_> {
         if id < crate::part::users::RANGE || self.base == 0 { self.base.saturating_add(id) } else { id }
     }
 
+    /// Who owns what the root is made of. Where a plain user's map has no root it is the one user that there is: this process's.
     pub(super) fn root(&self) -> (Uid, Gid) {
+        if !rustix::process::geteuid().is_root() {
+            return (rustix::process::geteuid(), rustix::process::getegid());
+        }
         (Uid::from_raw(self.base), Gid::from_raw(self.base))
     }
 }
@@ -213,9 +217,10 @@ impl Assembly<'_> {
     fn tmpfs(&mut self, tmpfs: &Tmpfs) -> Result<()> {
         let mount = match tmpfs.size {
             Some(size) => {
-                let id = self.ids.base.to_string();
+                let (uid, gid) = self.ids.root();
+                let [uid, gid] = [uid.as_raw(), gid.as_raw()].map(|id| id.to_string());
                 let mode = format!("{:o}", tmpfs.mode);
-                let options = [("mode", mode), ("uid", id.clone()), ("gid", id), ("size", size.to_string())];
+                let options = [("mode", mode), ("uid", uid), ("gid", gid), ("size", size.to_string())];
                 let attributes = MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOSUID;
                 new_file_system("tmpfs", &options, attributes)?
             }
