@@ -5,6 +5,8 @@
 #   tests/run.sh [PART…] FILTER     only tests with FILTER in their name
 # Trees and images are cached in $SANDBOX_TEST_CACHE (/var/cache/sandbox-test), since a CI run starts from a fresh clone.
 set -euo pipefail
+# Who starts this in the background (nohup, &) leaves signals ignored that tests send; a shell cannot undo that for itself.
+[ -n "${SANDBOX_TEST_SIGNALS:-}" ] || SANDBOX_TEST_SIGNALS=1 exec env --default-signal=HUP,INT,QUIT bash "$(realpath "$0")" "$@"
 cd "$(dirname "$(realpath "$0")")/.."
 export SANDBOX_TEST_CACHE=${SANDBOX_TEST_CACHE:-/var/cache/sandbox-test}
 target=x86_64-unknown-linux-gnu

@@ -1,6 +1,8 @@
 #!/bin/bash
 # selftest.sh — what lab.sh promises: exact statuses, clean streams, and nothing left behind, however a lab ends.
 set -u
+# Who starts this in the background leaves SIGINT ignored, which a shell cannot undo for itself.
+[ -n "${SELFTEST_SIGNALS:-}" ] || SELFTEST_SIGNALS=1 exec env --default-signal=HUP,INT,QUIT bash "$0" "$@"
 here=$(dirname "$(realpath "$0")")
 lab=$here/lab.sh
 failed=0 passed=0
