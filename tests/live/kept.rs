@@ -229,8 +229,14 @@ fn apply(bed: &Bed) {
          A {at}/replaced/new\nD {at}/replaced/old\nC {at}/swap\nD {at}/tree"
     );
     assert_eq!(shown.replace("C /srv\n", ""), wanted);
-    // First one path only.
-    kept.does("apply", &["--yes", &format!("{at}/other")]).succeeded();
+    // First one path only, and only when the answer is yes.
+    let ask = |answer: &str| {
+        let words = ["apply", "--store", text(&kept.store), &kept.name, &format!("{at}/other")];
+        bed.sandbox(words).pty(24, 80).stdin(answer).output()
+    };
+    assert!(ask("n\n").exited(125).text().contains("Apply 1 change to this machine? [y/N]"));
+    before.unchanged(&dir);
+    ask("y\n").succeeded();
     assert_eq!(
         (fs::read_to_string(dir.join("other")).unwrap(), fs::read_to_string(dir.join("file")).unwrap()),
         ("o\n".into(), "old\n".into())
