@@ -1,9 +1,9 @@
 #!/bin/bash
 # docker.sh — one image of a real dockerd, run by `docker run` and by `sandbox run` from every place that it can come from, in the lab:
-# dockerd's own store, docker save, an OCI layout of skopeo, docker-registry on 127.0.0.1, and the layout that umoci unpacks. The trees
+# dockerd's own store, podman's, docker save, an OCI layout of skopeo, docker-registry on 127.0.0.1, and the layout that umoci unpacks. The trees
 # that are seen inside are compared entry by entry: kind, mode, owner, size, times to the nanosecond, links, attributes, contents.
 #   tests/lab/docker.sh      needs root; SANDBOX_BIN names the program, else the debug build is made
-# The lab is a copy-on-write view of this machine, so docker.io, docker-registry, skopeo, umoci, attr, libcap2-bin and busybox-static
+# The lab is a copy-on-write view of this machine, so docker.io, podman, docker-registry, skopeo, umoci, attr, libcap2-bin and busybox-static
 # are installed here; their services are not started here. dockerd's store is on a disk directory, since overlay2 wants one.
 set -euo pipefail
 here=$(dirname "$(realpath "$0")")
@@ -113,6 +113,11 @@ inside() {
   docker load -qi out.tar > /dev/null
   [ "$(docker image inspect -f '{{.Id}}' web:1)" = "$id" ] || { echo "DIFFERENT: the image's ID after export and docker load"; failed=1; }
   in_docker > back.txt; compare "export, docker load, docker run" docker.txt back.txt
+  # podman's overlay driver refuses a graph root on an overlay, as the lab's own / is; on a disk directory it works.
+  podman --root "$stage/podman" --runroot "$stage/podman-run" --storage-driver overlay load -qi saved.tar > /dev/null
+  printf '[storage]\ndriver = "overlay"\ngraphroot = "%s/podman"\nrunroot = "%s/podman-run"\n' "$stage" "$stage" > storage.conf
+  CONTAINERS_STORAGE_CONF=$stage/storage.conf in_sandbox --image podman:web:1 > podman.txt
+  compare "podman's own store, in place" docker.txt podman.txt
   # A commit of ours is an image to Docker.
   "$sandbox" run -q --store "$store" --name web --keep --image web:1 -- /bin/sh -c 'echo kept > /srv/kept; /bin/busybox rm /bin/made'
   "$sandbox" commit --store "$store" -q web web:2 --change 'CMD ["/bin/busybox", "sleep", "1000"]' > /dev/null
@@ -129,8 +134,8 @@ if [ "${1:-}" = --inside ]; then inside "$2" "$3"; exit; fi
 # --- outside ----------------------------------------------------------------------------------------------------------------------
 
 [ "$(id -u)" = 0 ] || { echo "docker.sh: needs root" >&2; exit 125; }
-for program in dockerd docker-registry skopeo umoci getfattr setcap busybox; do
-  command -v $program > /dev/null || { echo "docker.sh: $program is missing: apt install docker.io docker-registry skopeo umoci attr libcap2-bin busybox-static" >&2; exit 125; }
+for program in dockerd podman docker-registry skopeo umoci getfattr setcap busybox; do
+  command -v $program > /dev/null || { echo "docker.sh: $program is missing: apt install docker.io podman docker-registry skopeo umoci attr libcap2-bin busybox-static" >&2; exit 125; }
 done
 cd "$here/../.."
 if [ -z "${SANDBOX_BIN:-}" ]; then
