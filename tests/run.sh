@@ -42,8 +42,9 @@ install_missing() {
   ! wants lab || needed+=(systemd dbus libpam-systemd dbus-user-session util-linux iproute2 procps mmdebstrap e2fsprogs xz-utils)
   ! wants vm || needed+=(qemu-system-x86 mmdebstrap e2fsprogs xz-utils zstd)
   ! wants check || needed+=(shellcheck)
-  # What tests/image compares with.
+  # What tests/image and lab/docker.sh compare with.
   ! wants unit || needed+=("${peers[@]}" libcap2-bin openssl xz-utils)
+  ! wants lab || needed+=("${peers[@]}" libcap2-bin attr busybox-static)
   command -v apt-get > /dev/null || die "no apt-get here; install by other means: ${needed[*]}, then --unit works without it"
   for package in "${needed[@]}"; do
     dpkg-query -W -f '${db:Status-Status}\n' "$package" 2> /dev/null | grep -qx installed || missing+=("$package")
@@ -230,6 +231,7 @@ if wants lab || wants vm; then
       step lab-tree lab tree "$filter"
       # shellcheck disable=SC2086  # a list of words
       [ -n "$filter" ] || step lab-cow lab cow $cow_areas
+      [ -n "$filter" ] || SANDBOX_BIN=$stage/sandbox step lab-docker tests/lab/docker.sh
     fi
     ! wants vm || vms
   fi

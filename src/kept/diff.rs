@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{self, Mode, OFlags};
+use rustix::process::{Resource, Rlimit};
 use serde::{Serialize, Serializer};
 
 use super::differ::Differ;
@@ -64,6 +65,7 @@ impl Kept {
     /// # Errors
     /// When something cannot be looked at; for a plain user's, when this is not done within their map.
     pub(crate) fn changes(&self) -> Result<Vec<Change>> {
+        raise_file_limit();
         let image = self.image()?;
         let mut changes = Vec::new();
         for (at, upper) in self.uppers()? {
@@ -99,6 +101,15 @@ impl Kept {
             return Err(fault(format!("{typed}: is image {}, not {}", image.id.short(), id.short())).into());
         }
         Ok(Some(image))
+    }
+}
+
+/// A walk down a stack has every layer's directory open on every level: more than the 1024 files that a process usually may have.
+fn raise_file_limit() {
+    let limit = rustix::process::getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(errno) = rustix::process::setrlimit(Resource::Nofile, raised) {
+        log::debug!("raise the number of open files: {errno}");
     }
 }
 

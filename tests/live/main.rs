@@ -47,6 +47,8 @@ mod commandline;
 mod confinement;
 mod facts;
 mod hostview;
+mod images;
+mod kept;
 mod leaks;
 mod limits;
 mod namespaces;
@@ -94,6 +96,8 @@ fn all() -> Vec<Test> {
         commandline::tests(),
         confinement::tests(),
         hostview::tests(),
+        images::tests(),
+        kept::tests(),
         leaks::tests(),
         process::tests(),
         rootfs::tests(),

@@ -362,3 +362,18 @@ pub(super) fn create(file_system: &OwnedFd, attributes: MountAttrFlags) -> Resul
     }
     Ok(rustix::mount::fsmount(file_system, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_points_as_file_names_and_back() {
+        for (path, name) in
+            [("/", "-"), ("/srv", "srv"), ("/srv/a b", "srv-a b"), ("/a-b/c_d,e:f", "a_2db-c_5fd_2ce_3af")]
+        {
+            assert_eq!(escape(Path::new(path)), name);
+            assert_eq!(unescape(name), Path::new(path));
+        }
+    }
+}
