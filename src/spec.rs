@@ -244,7 +244,7 @@ fn userns(layer: &Layer, share: &[Namespace]) -> Result<Userns> {
 }
 
 /// The name that a command gives its sandbox: its file name, with what no unit or host may be called left out.
-fn name_of(program: &OsStr) -> String {
+pub(crate) fn name_of(program: &OsStr) -> String {
     let file = Path::new(program).file_name().unwrap_or(program).to_string_lossy().into_owned();
     let name: String = file.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(48).collect();
     let name = name.trim_matches('-').to_ascii_lowercase();

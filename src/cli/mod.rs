@@ -88,6 +88,12 @@ pub(crate) fn main() -> Result<u8> {
     }
 }
 
+/// The definition of the whole command line.
+#[cfg(test)]
+pub(crate) fn command() -> clap::Command {
+    <Arguments as clap::CommandFactory>::command()
+}
+
 /// Help and version are printed; what is wrong becomes one line and a hint, like every other error.
 fn usage(error: &clap::Error) -> Result<u8> {
     if !error.use_stderr() {

@@ -25,7 +25,7 @@ mod wire;
 pub(crate) use bus::Bus;
 pub(crate) use cgroup::CgroupMode;
 pub(crate) use own::OwnSetting;
-pub(crate) use property::{Asked, Assignment, Setting};
+pub(crate) use property::{Asked, Assignment, Setting, subject};
 pub(crate) use reach::Socket;
 pub(crate) use scope::{PendingScope, ScopeRequest};
 pub(crate) use translate::translate;
