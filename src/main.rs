@@ -26,6 +26,7 @@ mod sys;
 mod systemd;
 mod timings;
 mod unit;
+mod unit_file;
 mod value;
 
 use std::io::Write;

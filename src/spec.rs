@@ -1,6 +1,6 @@
 //! [`Spec`]: the whole request, typed and checked. "X needs Y" lives here and nowhere else.
 
-mod limits;
+pub(crate) mod limits;
 mod process;
 mod root;
 
@@ -314,7 +314,7 @@ const UNIT_SUFFIXES: &[&str] = &[
     ".scope",
 ];
 
-fn unit_name(flag: &str, name: &str, suffix: &str) -> Result<String> {
+pub(crate) fn unit_name(flag: &str, name: &str, suffix: &str) -> Result<String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || ":-_.\\".contains(c);
     let stem = name.strip_suffix(suffix).unwrap_or(name);
     if let Some(other) = UNIT_SUFFIXES.iter().find(|s| stem.ends_with(**s)) {

@@ -50,7 +50,7 @@ fn man(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// File name and text of each page: the program's own, and one for each command that the help lists.
+/// File name and text of each page: the program's own, and one for each command that the help lists, and for those below it.
 fn pages() -> Result<Vec<(String, Vec<u8>)>> {
     let mut program = super::Arguments::command();
     program.build();
@@ -92,7 +92,14 @@ mod tests {
     fn every_listed_command_has_a_page_and_the_hidden_one_has_none() {
         let pages = pages().unwrap();
         let names: Vec<&str> = pages.iter().map(|(name, _)| name.as_str()).collect();
-        for name in ["sandbox.1", "sandbox-run.1", "sandbox-image.1", "sandbox-image-import.1", "sandbox-doctor.1"] {
+        for name in [
+            "sandbox.1",
+            "sandbox-run.1",
+            "sandbox-image.1",
+            "sandbox-image-import.1",
+            "sandbox-unit-install.1",
+            "sandbox-doctor.1",
+        ] {
             assert!(names.contains(&name), "{name}: {names:?}");
         }
         assert!(!names.iter().any(|name| name.contains("generate") || name.contains("help")), "{names:?}");
@@ -100,6 +107,7 @@ mod tests {
         for text in ["cpu\\-shares", "Exit status"] {
             assert!(run.contains(text), "{text}: {run}");
         }
+        assert!(!names.iter().any(|name| name.contains("generate") || name.contains("help")));
         assert!(!String::from_utf8_lossy(&pages[0].1).contains("generate"));
     }
 

@@ -147,6 +147,11 @@ pub(crate) fn subject(text: &str) -> Option<&str> {
     Some(translate::modern(name))
 }
 
+/// Whether a unit file has a property in `[Unit]`.
+pub(super) fn of_every_unit(property: &str) -> bool {
+    Property::named(property).is_some_and(Property::of_every_unit)
+}
+
 /// Which kind of cgroup can enforce a property.
 pub(super) fn reach(property: &str) -> table::Reach {
     Property::named(property).map_or(table::Reach::Unit, |known| known.reach)
