@@ -26,8 +26,13 @@ pub(crate) struct UnitFile {
 }
 
 /// What `[Service]` says where the profile says nothing.
-const DEFAULTS: &[(&str, &str)] =
-    &[("Slice", "sandbox.slice"), ("KillMode", "mixed"), ("TimeoutStopSec", "10s"), ("OOMPolicy", "continue")];
+const DEFAULTS: &[(&str, &str)] = &[
+    ("NotifyAccess", "all"),
+    ("Slice", "sandbox.slice"),
+    ("KillMode", "mixed"),
+    ("TimeoutStopSec", "10s"),
+    ("OOMPolicy", "continue"),
+];
 
 /// 128 + n of the signals that systemd calls a clean end: HUP, INT, PIPE, TERM. `sandbox` reports its payload's death so.
 const CLEAN: &str = "129 130 141 143";
@@ -41,7 +46,7 @@ impl UnitFile {
     pub(crate) fn new(profile: &Profile, program: &Path, mode: CgroupMode, user: bool) -> Result<UnitFile> {
         let layer = check(profile)?;
         let name = match &layer.unit {
-            Some(name) => spec::unit_name("--unit", name, ".scope")?.replace(".scope", ".service"),
+            Some(name) => spec::unit_name("--unit", name.trim_end_matches(".scope"), ".service")?,
             None => format!("sandbox-{}.service", layer.name.as_deref().unwrap_or_default()),
         };
         let directives = directives(profile, &layer, mode)?;
@@ -56,7 +61,7 @@ impl UnitFile {
             writeln!(text, "{}={}", directive.name, directive.value)?;
         }
         let words = [program, Path::new("run"), Path::new("--profile"), &profile.path].map(word);
-        writeln!(text, "\n[Service]\nType=notify\nNotifyAccess=all\nExecStart={}", words.join(" "))?;
+        writeln!(text, "\n[Service]\nType=notify\nExecStart={}", words.join(" "))?;
         for (name, value) in DEFAULTS {
             if !directives.iter().any(|directive| directive.name == *name) {
                 writeln!(text, "{name}={value}")?;
@@ -162,8 +167,8 @@ After=network.target
 
 [Service]
 Type=notify
-NotifyAccess=all
 ExecStart=/usr/bin/sandbox run --profile \"/etc/sandbox/my web.toml\"
+NotifyAccess=all
 TimeoutStopSec=10s
 OOMPolicy=continue
 SuccessExitStatus=129 130 141 143

@@ -50,7 +50,7 @@ fn man(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// File name and text of each page: the program's own, and one for each command that the help lists, and for those below it.
+/// File name and text of each page: the program's own, and one for each command that the help lists.
 fn pages() -> Result<Vec<(String, Vec<u8>)>> {
     let mut program = super::Arguments::command();
     program.build();
@@ -107,7 +107,6 @@ mod tests {
         for text in ["cpu\\-shares", "Exit status"] {
             assert!(run.contains(text), "{text}: {run}");
         }
-        assert!(!names.iter().any(|name| name.contains("generate") || name.contains("help")));
         assert!(!String::from_utf8_lossy(&pages[0].1).contains("generate"));
     }
 

@@ -26,7 +26,7 @@ fn refused(text: &str) -> (String, String) {
 }
 
 /// Flags of `run` that say how it is called, not what the sandbox is.
-const NOT_SETTINGS: &[&str] = &["detach", "dry-run", "json", "profile", "timings"];
+const NOT_SETTINGS: &[&str] = &["dry-run", "json", "profile", "timings"];
 
 /// The long names of all flags of `run`, and `command`.
 fn flags() -> Vec<String> {

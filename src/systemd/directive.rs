@@ -19,7 +19,7 @@ pub(crate) struct Directive {
 }
 
 /// What our units say themselves; another answer would break them.
-const OURS: &[&str] = &["Type", "NotifyAccess", "ExecStart"];
+const OURS: &[&str] = &["Type", "ExecStart"];
 
 impl Directive {
     /// The directive for a `-p NAME=VALUE` on a machine whose cgroups are laid out as `mode` says; `None` for what `sandbox run`
