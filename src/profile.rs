@@ -81,12 +81,19 @@ impl Profile {
     /// Puts file and line in front of an error that a setting of this profile led to.
     pub(crate) fn blame(&self, error: anyhow::Error) -> anyhow::Error {
         let text = crate::error::line(&error);
-        let named = |origin: &&Origin| text.contains(&format!("--{} ", origin.key)) || origin.key == "property";
-        let said = |origin: &&Origin| !origin.value.is_empty() && text.contains(&origin.value);
+        let flag = |origin: &&Origin| text.contains(&format!("--{} ", origin.key));
+        let said = |origin: &&Origin| {
+            let value = origin.value.trim_start_matches("./");
+            !value.is_empty() && text.contains(value)
+        };
         let unknown = |origin: &&Origin| {
             origin.value.split_once('=').is_some_and(|(name, _)| text.contains(&format!("`{name}`")))
         };
-        let found = self.origins.iter().rev().filter(named).find(|origin| said(origin) || unknown(origin));
+        let property = |origin: &&Origin| origin.key == "property" && (said(origin) || unknown(origin));
+        let newest_first = || self.origins.iter().rev();
+        let mut of_flag = newest_first().filter(flag);
+        let only = of_flag.next().filter(|_| of_flag.next().is_none());
+        let found = newest_first().filter(flag).find(said).or(only).or_else(|| newest_first().find(property));
         match found {
             Some(origin) => error.context(format!("{}:{}", origin.file.display(), origin.line)),
             None => error,

@@ -45,15 +45,22 @@ impl UnitFile {
     /// When the profile is no complete request, or asks for something that a unit file cannot say.
     pub(crate) fn new(profile: &Profile, program: &Path, mode: CgroupMode, user: bool) -> Result<UnitFile> {
         let layer = check(profile)?;
+        if layer.command.is_empty() {
+            return Err(fault(format!("{}: a unit needs a command, and there is none in it", profile.path.display()))
+                .hint("command = [\"PROGRAM\", \"ARGUMENT\"]")
+                .into());
+        }
         let name = match &layer.unit {
             Some(name) => spec::unit_name("--unit", name.trim_end_matches(".scope"), ".service")?,
             None => format!("sandbox-{}.service", layer.name.as_deref().unwrap_or_default()),
         };
         let directives = directives(profile, &layer, mode)?;
         let command: Vec<String> = layer.command.iter().map(|word| word.to_string_lossy().into_owned()).collect();
-        let description = layer.description.clone().unwrap_or_else(|| command.join(" "));
+        let asked = directives.iter().find(|directive| directive.name == "Description");
+        let described = asked.map_or_else(|| line(&command.join(" ")), |directive| directive.value.clone());
+        let description = layer.description.as_deref().map_or(described, line);
         let mut text = format!("{MARK} from {}\n[Unit]\n", profile.path.display());
-        writeln!(text, "Description={}", line(&description))?;
+        writeln!(text, "Description={description}")?;
         writeln!(text, "Documentation=man:sandbox-run(1)")?;
         for directive in
             directives.iter().filter(|directive| directive.of_every_unit && directive.name != "Description")
@@ -80,19 +87,17 @@ impl UnitFile {
     }
 }
 
-/// Checks that a profile is a complete request; the result is its settings under no flags.
+/// Checks a profile's settings, as they are under no flags; a command may be missing, flags give one.
 ///
 /// # Errors
 /// With file, line and key.
 pub(crate) fn check(profile: &Profile) -> Result<Layer> {
     let layer = profile.under(Layer::default());
-    if layer.command.is_empty() {
-        return Err(fault(format!("{}: there is no command in it", profile.path.display()))
-            .hint("command = [\"PROGRAM\", \"ARGUMENT\"], or give it as a flag: sandbox run --profile … -- CMD")
-            .into());
-    }
     let mut request = layer.clone();
     request.property.retain(|text| !systemd::only_in_a_unit_file(text));
+    if request.command.is_empty() {
+        request.command.push("command".into());
+    }
     Spec::from_layer(request).map_err(|error| profile.blame(error))?;
     Ok(layer)
 }
@@ -196,7 +201,7 @@ WantedBy=multi-user.target
     #[test]
     fn what_is_no_request_makes_no_unit() {
         let table = [
-            ("memory = \"1G\"", "no command"),
+            ("memory = \"1G\"", "a unit needs a command"),
             ("command = [\"a\"]\nmemory = \"1X\"", "my web.toml:2: --memory 1X"),
             ("command = [\"a\"]\nproperty = [\n\"After=a\\nUser=b\"]", "control character"),
             ("command = [\"a\"]\nproperty = [\"Type=oneshot\"]", "my web.toml:2: Type=oneshot"),

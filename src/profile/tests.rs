@@ -237,6 +237,8 @@ fn an_error_of_a_value_is_where_the_value_is() {
     let table = [
         ("command = [\"x\"]\nmemory = \"5X\"", "p.toml:2: --memory 5X"),
         ("command = [\"x\"]\n\nproperty = [\n\"CPUWeight=5\",\n\"MemoryMux=5\"]", "p.toml:5: `MemoryMux`"),
+        ("command = [\"x\"]\nbind = [\"/etc\", \"./gone\"]", "p.toml:2: --bind "),
+        ("command = [\"x\"]\n\nupper = \"gone/root\"", "p.toml:3: --upper "),
         ("command = [\"x\"]\n[property]\nTasksMax = \"x\"", "p.toml:3: TasksMax=x"),
     ];
     for (text, want) in table {

@@ -52,6 +52,7 @@ mod limits;
 mod namespaces;
 mod pressure;
 mod process;
+mod profiles;
 mod rootfs;
 mod signals;
 mod snapshot;
@@ -96,6 +97,7 @@ fn all() -> Vec<Test> {
         hostview::tests(),
         leaks::tests(),
         process::tests(),
+        profiles::tests(),
         rootfs::tests(),
         limits::tests(),
         namespaces::tests(),
