@@ -44,6 +44,7 @@ install_missing() {
   ! wants check || needed+=(shellcheck)
   # What tests/image compares with.
   ! wants unit || needed+=("${peers[@]}" libcap2-bin openssl xz-utils)
+  if wants lab && [ -z "$filter" ]; then needed+=(dpkg-dev binutils lintian man-db); fi
   command -v apt-get > /dev/null || die "no apt-get here; install by other means: ${needed[*]}, then --unit works without it"
   for package in "${needed[@]}"; do
     dpkg-query -W -f '${db:Status-Status}\n' "$package" 2> /dev/null | grep -qx installed || missing+=("$package")
@@ -230,6 +231,7 @@ if wants lab || wants vm; then
       step lab-tree lab tree "$filter"
       # shellcheck disable=SC2086  # a list of words
       [ -n "$filter" ] || step lab-cow lab cow $cow_areas
+      [ -n "$filter" ] || step package tests/package.sh "$stage/sandbox" "$stage"
     fi
     ! wants vm || vms
   fi

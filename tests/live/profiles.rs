@@ -18,7 +18,7 @@ pub(crate) fn tests() -> Vec<Test> {
         alone("profiles/example_database", needs![root, systemd, disk], example_database),
         test("profiles/example_build", needs![root, systemd], example_build),
         test("profiles/example_untrusted", needs![root, systemd], example_untrusted),
-        test("profiles/example_rootless", needs![user_manager, disk], example_rootless),
+        test("profiles/example_rootless", needs![user_manager, disk, kernel_min(5, 11)], example_rootless),
     ]
 }
 
