@@ -15,8 +15,7 @@ put 755 "$program" /usr/bin
 [ "$(basename "$program")" = sandbox ] || mv "$root/usr/bin/$(basename "$program")" "$root/usr/bin/sandbox"
 strip --strip-unneeded "$root/usr/bin/sandbox"
 
-put 644 units/*.service units/*.slice /usr/lib/systemd/system
-for timer in units/*.timer; do [ ! -e "$timer" ] || put 644 "$timer" /usr/lib/systemd/system; done
+put 644 units/*.service units/*.slice units/*.timer /usr/lib/systemd/system
 put 644 examples/top.toml /usr/share/sandbox
 put 644 packaging/apparmor/sandbox /usr/share/sandbox/apparmor
 install -d "$root/etc/sandbox"

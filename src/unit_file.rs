@@ -34,6 +34,9 @@ const DEFAULTS: &[(&str, &str)] = &[
     ("OOMPolicy", "continue"),
 ];
 
+/// Longer descriptions, in characters, are cut off.
+const DESCRIPTION_MAX: usize = 80;
+
 /// 128 + n of the signals that systemd calls a clean end: HUP, INT, PIPE, TERM. `sandbox` reports its payload's death so.
 const CLEAN: &str = "129 130 141 143";
 
@@ -45,10 +48,13 @@ impl UnitFile {
     /// When the profile is no complete request, or asks for something that a unit file cannot say.
     pub(crate) fn new(profile: &Profile, program: &Path, mode: CgroupMode, user: bool) -> Result<UnitFile> {
         let layer = check(profile)?;
-        if layer.command.is_empty() {
-            return Err(fault(format!("{}: a unit needs a command, and there is none in it", profile.path.display()))
-                .hint("command = [\"PROGRAM\", \"ARGUMENT\"]")
-                .into());
+        if layer.command.is_empty() && layer.image.is_none() {
+            return Err(fault(format!(
+                "{}: a unit needs a command or an image, and there is none in it",
+                profile.path.display()
+            ))
+            .hint("command = [\"PROGRAM\", \"ARGUMENT\"]")
+            .into());
         }
         let name = match &layer.unit {
             Some(name) => spec::unit_name("--unit", name.trim_end_matches(".scope"), ".service")?,
@@ -57,7 +63,7 @@ impl UnitFile {
         let directives = directives(profile, &layer, mode)?;
         let command: Vec<String> = layer.command.iter().map(|word| word.to_string_lossy().into_owned()).collect();
         let asked = directives.iter().find(|directive| directive.name == "Description");
-        let described = asked.map_or_else(|| line(&command.join(" ")), |directive| directive.value.clone());
+        let described = asked.map_or_else(|| line(&brief(&command, &layer)), |directive| directive.value.clone());
         let description = layer.description.as_deref().map_or(described, line);
         let mut text = format!("{MARK} from {}\n[Unit]\n", profile.path.display());
         writeln!(text, "Description={description}")?;
@@ -114,6 +120,15 @@ fn directives(profile: &Profile, layer: &Layer, mode: CgroupMode) -> Result<Vec<
         list.extend(directive.filter(|directive| !list.contains(directive)));
     }
     Ok(list)
+}
+
+/// What a unit runs, on one line of systemctl's list.
+fn brief(command: &[String], layer: &Layer) -> String {
+    let words = if command.is_empty() { layer.image.clone().unwrap_or_default() } else { command.join(" ") };
+    match words.char_indices().nth(DESCRIPTION_MAX) {
+        Some((end, _)) => format!("{}…", &words[..end]),
+        None => words,
+    }
 }
 
 /// A text as the value of a line, where systemd looks for specifiers.
@@ -201,7 +216,7 @@ WantedBy=multi-user.target
     #[test]
     fn what_is_no_request_makes_no_unit() {
         let table = [
-            ("memory = \"1G\"", "a unit needs a command"),
+            ("memory = \"1G\"", "a unit needs a command or an image"),
             ("command = [\"a\"]\nmemory = \"1X\"", "my web.toml:2: --memory 1X"),
             ("command = [\"a\"]\nproperty = [\n\"After=a\\nUser=b\"]", "control character"),
             ("command = [\"a\"]\nproperty = [\"Type=oneshot\"]", "my web.toml:2: Type=oneshot"),

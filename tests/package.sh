@@ -45,7 +45,9 @@ use_it() {
   [ "$(completes sandbox run --memor)" = --memory ] || fail "bash completes --memor to $(completes sandbox run --memor)"
   grep -q -e --memory /usr/share/zsh/vendor-completions/_sandbox || fail "zsh has no completions"
   grep -q -e memory /usr/share/fish/vendor_completions.d/sandbox.fish || fail "fish has no completions"
-  systemd-analyze verify --man=yes sandbox@top.service sandbox.slice
+  systemd-analyze verify --man=yes sandbox@top.service sandbox.slice sandbox-gc.service sandbox-gc.timer
+  systemctl enable --now sandbox-gc.timer
+  systemctl start sandbox-gc.service || fail "sandbox-gc.service: $(systemctl status --no-pager sandbox-gc.service)"
   sandbox unit check top
 }
 
