@@ -38,6 +38,9 @@ fn flags_override(bed: &Bed) {
     assert_eq!(bed.sandbox(flags).output().succeeded().text(), "base");
     let plan = bed.sandbox(flags).arg("--dry-run").arg("-p").arg("MemoryMax=32M").output().succeeded().text();
     assert!(plan.contains("MemoryMax=33554432") && plan.contains("TasksMax=30"), "{plan}");
+    // Another unit: systemd may not have forgotten the first yet.
+    let unit = format!("{unit}2");
+    let flags = ["run", "--profile", path, "--unit", &unit, "--slice", &slice];
     let line = "echo $A; hostname";
     let outcome = bed.sandbox(flags).arg("-EA=flag").arg("--").arg("sh").arg("-c").arg(line).output().succeeded();
     assert_eq!(outcome.text(), "flag\nweb");
