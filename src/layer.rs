@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use clap::{ArgAction, Args, ValueEnum};
 
 /// Who makes the unit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Manager {
     /// systemd where it is PID 1; elsewhere none, with a warning, unless a limit, slice or unit was asked for
@@ -31,7 +31,7 @@ pub(crate) enum Userns {
 }
 
 /// A namespace that can be shared with the host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Namespace {
     /// mount points
@@ -53,7 +53,7 @@ pub(crate) enum Namespace {
 }
 
 /// The network inside.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Network {
     /// a loopback interface and nothing else
@@ -63,7 +63,7 @@ pub(crate) enum Network {
 }
 
 /// What happens to the whole sandbox when the kernel kills a process in it for memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum OomPolicy {
     /// the other processes go on
@@ -74,8 +74,9 @@ pub(crate) enum OomPolicy {
     Kill,
 }
 
-/// One source of settings.
-#[derive(Debug, Clone, Default, Args)]
+/// One source of settings. Its keys in a profile are the long names of the flags.
+#[derive(Debug, Clone, Default, Args, serde::Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct Layer {
     /// Name of the unit, to the letter: NAME gives NAME.scope [default: sandbox-NAME-ID.scope]
     #[arg(long, short = 'u', value_name = "NAME", help_heading = "Unit")]
@@ -164,9 +165,11 @@ pub(crate) struct Layer {
     pub(crate) layer: Vec<PathBuf>,
     /// A file or directory of the host, as it is: writes reach the host unless it is ro
     #[arg(long, short = 'v', visible_alias = "volume", value_name = "SRC[:DST[:ro]]", help_heading = "Root")]
+    #[serde(deserialize_with = "crate::profile::texts")]
     pub(crate) bind: Vec<OsString>,
     /// An empty directory in memory
     #[arg(long, value_name = "DST[:SIZE]", help_heading = "Root")]
+    #[serde(deserialize_with = "crate::profile::texts")]
     pub(crate) tmpfs: Vec<OsString>,
     /// Nothing of the root can be written; binds and tmpfs can
     #[arg(long, help_heading = "Root", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
@@ -175,6 +178,7 @@ pub(crate) struct Layer {
     ///
     /// Memory is at most half of the machine's, and counts against the unit's limit.
     #[arg(long, value_name = "tmpfs[:SIZE]|DIR", help_heading = "Root")]
+    #[serde(deserialize_with = "crate::profile::text")]
     pub(crate) upper: Option<OsString>,
     /// Show what the view of the host hides
     ///
@@ -213,6 +217,7 @@ pub(crate) struct Layer {
         value_name = "NAME[=VALUE]",
         help_heading = "Process"
     )]
+    #[serde(deserialize_with = "crate::profile::texts")]
     pub(crate) setenv: Vec<OsString>,
     /// Working directory [default: the caller's where it can be seen inside, else /]
     #[arg(long, short = 'w', visible_alias = "workdir", value_name = "DIR", help_heading = "Process")]
@@ -244,19 +249,24 @@ pub(crate) struct Layer {
 
     /// Directories of the root that are made where they are missing; an image asks for them.
     #[arg(skip)]
+    #[serde(skip)]
     pub(crate) directories: Vec<PathBuf>,
     /// The signal that an image wants to be stopped with, where a unit is there to send it.
     #[arg(skip)]
+    #[serde(skip)]
     pub(crate) stop_signal: Option<String>,
     /// Where the kept root has its writes.
     #[arg(skip)]
+    #[serde(skip)]
     pub(crate) keep_at: Option<PathBuf>,
     /// The layers have overlayfs' marks in user.overlay.* attributes, as a plain user's store has.
     #[arg(skip)]
+    #[serde(skip)]
     pub(crate) user_marks: bool,
 
     /// The command and its arguments
     #[arg(value_name = "CMD", trailing_var_arg = true)]
+    #[serde(deserialize_with = "crate::profile::texts")]
     pub(crate) command: Vec<OsString>,
 }
 

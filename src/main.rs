@@ -1,6 +1,6 @@
 //! `sandbox`: a command in a container that systemd owns.
 //!
-//! The way through the code: arguments → [`layer::Layer`] → [`spec::Spec`] → (with [`host::Host`]) [`plan::Plan`] →
+//! The way through the code: arguments and [`profile`] → [`layer::Layer`] → [`spec::Spec`] → (with [`host::Host`]) [`plan::Plan`] →
 //! [`run::run`] → exit status. Decisions happen before the plan, effects after it.
 
 mod child;
@@ -12,9 +12,11 @@ mod host;
 mod image;
 mod kept;
 mod layer;
+mod nearest;
 mod part;
 mod pid1;
 mod plan;
+mod profile;
 mod relay;
 mod run;
 mod signals;
@@ -24,6 +26,7 @@ mod sys;
 mod systemd;
 mod timings;
 mod unit;
+mod unit_file;
 mod value;
 
 use std::io::Write;

@@ -1,6 +1,6 @@
 //! [`Spec`]: the whole request, typed and checked. "X needs Y" lives here and nowhere else.
 
-mod limits;
+pub(crate) mod limits;
 mod process;
 mod root;
 
@@ -244,7 +244,7 @@ fn userns(layer: &Layer, share: &[Namespace]) -> Result<Userns> {
 }
 
 /// The name that a command gives its sandbox: its file name, with what no unit or host may be called left out.
-fn name_of(program: &OsStr) -> String {
+pub(crate) fn name_of(program: &OsStr) -> String {
     let file = Path::new(program).file_name().unwrap_or(program).to_string_lossy().into_owned();
     let name: String = file.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).take(48).collect();
     let name = name.trim_matches('-').to_ascii_lowercase();
@@ -314,7 +314,7 @@ const UNIT_SUFFIXES: &[&str] = &[
     ".scope",
 ];
 
-fn unit_name(flag: &str, name: &str, suffix: &str) -> Result<String> {
+pub(crate) fn unit_name(flag: &str, name: &str, suffix: &str) -> Result<String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || ":-_.\\".contains(c);
     let stem = name.strip_suffix(suffix).unwrap_or(name);
     if let Some(other) = UNIT_SUFFIXES.iter().find(|s| stem.ends_with(**s)) {

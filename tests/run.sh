@@ -45,6 +45,7 @@ install_missing() {
   # What tests/image and lab/docker.sh compare with.
   ! wants unit || needed+=("${peers[@]}" libcap2-bin openssl xz-utils)
   ! wants lab || needed+=("${peers[@]}" libcap2-bin attr busybox-static)
+  if wants lab && [ -z "$filter" ]; then needed+=(dpkg-dev binutils lintian man-db); fi
   command -v apt-get > /dev/null || die "no apt-get here; install by other means: ${needed[*]}, then --unit works without it"
   for package in "${needed[@]}"; do
     dpkg-query -W -f '${db:Status-Status}\n' "$package" 2> /dev/null | grep -qx installed || missing+=("$package")
@@ -232,6 +233,7 @@ if wants lab || wants vm; then
       # shellcheck disable=SC2086  # a list of words
       [ -n "$filter" ] || step lab-cow lab cow $cow_areas
       [ -n "$filter" ] || SANDBOX_BIN=$stage/sandbox step lab-docker tests/lab/docker.sh
+      [ -n "$filter" ] || step package tests/package.sh "$stage/sandbox" "$stage"
     fi
     ! wants vm || vms
   fi

@@ -92,7 +92,14 @@ mod tests {
     fn every_listed_command_has_a_page_and_the_hidden_one_has_none() {
         let pages = pages().unwrap();
         let names: Vec<&str> = pages.iter().map(|(name, _)| name.as_str()).collect();
-        for name in ["sandbox.1", "sandbox-run.1", "sandbox-image.1", "sandbox-image-import.1", "sandbox-doctor.1"] {
+        for name in [
+            "sandbox.1",
+            "sandbox-run.1",
+            "sandbox-image.1",
+            "sandbox-image-import.1",
+            "sandbox-unit-install.1",
+            "sandbox-doctor.1",
+        ] {
             assert!(names.contains(&name), "{name}: {names:?}");
         }
         assert!(!names.iter().any(|name| name.contains("generate") || name.contains("help")), "{names:?}");

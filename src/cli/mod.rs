@@ -5,6 +5,7 @@ mod generate;
 mod image;
 mod kept;
 mod run;
+mod unit;
 
 use clap::{Parser, Subcommand};
 
@@ -62,6 +63,8 @@ enum Command {
     /// It answers for the user who runs it. Some things can only be known by trying: they are tried in short-lived child
     /// processes with namespaces of their own, and nothing stays behind.
     Doctor(doctor::Arguments),
+    /// Make systemd units from profiles
+    Unit(unit::Arguments),
     /// Write man pages or shell completions, for packages
     #[command(hide = true)]
     Generate(generate::Arguments),
@@ -84,8 +87,15 @@ pub(crate) fn main() -> Result<u8> {
         Command::Apply(arguments) => kept::apply(&arguments),
         Command::Discard(arguments) => kept::discard(&arguments),
         Command::Doctor(arguments) => doctor::main(&arguments),
+        Command::Unit(arguments) => unit::main(&arguments),
         Command::Generate(arguments) => generate::main(&arguments),
     }
+}
+
+/// The definition of the whole command line.
+#[cfg(test)]
+pub(crate) fn command() -> clap::Command {
+    <Arguments as clap::CommandFactory>::command()
 }
 
 /// Help and version are printed; what is wrong becomes one line and a hint, like every other error.

@@ -9,6 +9,7 @@ use crate::host::Host;
 use crate::kept::{self, Choice};
 use crate::layer::Layer;
 use crate::plan::Plan;
+use crate::profile::Profile;
 use crate::spec::{RootSource, Spec};
 use crate::timings::Timings;
 
@@ -29,6 +30,8 @@ Examples:
       What an image says to run, on its layers, limited.
   sandbox run --name web --keep --image debian -- bash
       With writes that stay: the next run --name web goes on with them.
+  sandbox run --profile web -m 1G
+      What web.toml says, but with another limit.
   sandbox run --dry-run -m 1G -- make
       What would be done, with every decision.
 
@@ -42,6 +45,12 @@ when it was not found.";
 pub(super) struct Arguments {
     #[command(flatten)]
     pub(super) layer: Layer,
+    /// A profile whose settings hold where no flag says otherwise
+    ///
+    /// A TOML file with the long flags as keys. A bare name is looked up as NAME.toml in ./, ~/.config/sandbox, /etc/sandbox and
+    /// /usr/share/sandbox; a path has a / in it. `sandbox unit check NAME` shows what is in it.
+    #[arg(long, value_name = "NAME|PATH", help_heading = "Unit")]
+    profile: Option<String>,
     /// Show every decision, and start nothing
     #[arg(long, help_heading = "Look")]
     dry_run: bool,
@@ -56,8 +65,16 @@ pub(super) struct Arguments {
 /// Runs it.
 pub(super) fn main(arguments: Arguments) -> Result<u8> {
     let mut timings = Timings::begin();
-    let Choice { layer, image, kept } = kept::choose(arguments.layer)?;
-    let spec = Spec::from_layer(layer)?;
+    let profile = arguments.profile.as_deref().map(Profile::load).transpose()?;
+    let layer = match &profile {
+        Some(profile) => profile.under(arguments.layer),
+        None => arguments.layer,
+    };
+    let Choice { layer, image, kept } = kept::choose(layer)?;
+    let spec = Spec::from_layer(layer).map_err(|error| match &profile {
+        Some(profile) => profile.blame(error),
+        None => error,
+    })?;
     let mut host = Host::read()?;
     if spec.root.source == RootSource::HostView {
         host.read_view()?;

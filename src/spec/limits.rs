@@ -16,25 +16,32 @@ pub(super) fn assignments(layer: &Layer) -> Result<(Vec<Assignment>, Vec<OwnSett
             Asked::Own(setting) => own.push(setting),
         }
     }
-    let mut flag = |flag: &str, value: &str, property: String| -> Result<()> {
-        let asked = format!("{flag} {value}");
-        let assignment = Assignment::parse(&property).with_context(|| asked.clone())?;
-        assignments.push(assignment.asked_as(asked));
-        Ok(())
-    };
+    for (asked, property) in flags(layer)? {
+        assignments.push(Assignment::parse(&property).with_context(|| asked.clone())?.asked_as(asked));
+    }
+    Ok((assignments, own))
+}
+
+/// The limit flags: as typed, each with the property it stands for.
+///
+/// # Errors
+/// When two of them say the same thing, or one needs another.
+pub(crate) fn flags(layer: &Layer) -> Result<Vec<(String, String)>> {
+    let mut list = Vec::new();
+    let mut flag = |flag: &str, value: &str, property: String| list.push((format!("{flag} {value}"), property));
     if let Some(memory) = &layer.memory {
-        flag("--memory", memory, format!("MemoryMax={memory}"))?;
+        flag("--memory", memory, format!("MemoryMax={memory}"));
     }
     if let Some(shares) = &layer.cpu_shares {
-        flag("--cpu-shares", shares, format!("CPUShares={shares}"))?;
+        flag("--cpu-shares", shares, format!("CPUShares={shares}"));
     }
     if let Some(cpus) = &layer.cpuset_cpus {
-        flag("--cpuset-cpus", cpus, format!("AllowedCPUs={cpus}"))?;
+        flag("--cpuset-cpus", cpus, format!("AllowedCPUs={cpus}"));
     }
     if let Some(pids) = &layer.pids_limit {
         // Docker's words for no limit are 0 and -1.
         let tasks = if matches!(pids.as_str(), "0" | "-1") { "infinity" } else { pids };
-        flag("--pids-limit", pids, format!("TasksMax={tasks}"))?;
+        flag("--pids-limit", pids, format!("TasksMax={tasks}"));
     }
     if let Some(oom) = layer.oom {
         let policy = match oom {
@@ -42,12 +49,10 @@ pub(super) fn assignments(layer: &Layer) -> Result<(Vec<Assignment>, Vec<OwnSett
             OomPolicy::Stop => "stop",
             OomPolicy::Kill => "kill",
         };
-        flag("--oom", policy, format!("OOMPolicy={policy}"))?;
+        flag("--oom", policy, format!("OOMPolicy={policy}"));
     }
-    for (asked, property) in cpu_quota(layer)? {
-        assignments.push(Assignment::parse(&property).with_context(|| asked.clone())?.asked_as(asked));
-    }
-    Ok((assignments, own))
+    list.extend(cpu_quota(layer)?);
+    Ok(list)
 }
 
 /// `--cpus`, or `--cpu-quota` in each `--cpu-period`: the flags as typed, each with the property it stands for.

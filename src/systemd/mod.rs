@@ -13,6 +13,7 @@
 
 mod bus;
 mod cgroup;
+mod directive;
 mod own;
 mod property;
 mod reach;
@@ -24,8 +25,9 @@ mod wire;
 
 pub(crate) use bus::Bus;
 pub(crate) use cgroup::CgroupMode;
-pub(crate) use own::OwnSetting;
-pub(crate) use property::{Asked, Assignment, Setting};
+pub(crate) use directive::Directive;
+pub(crate) use own::{OwnSetting, only_in_a_unit_file};
+pub(crate) use property::{Asked, Assignment, Setting, subject};
 pub(crate) use reach::Socket;
 pub(crate) use scope::{PendingScope, ScopeRequest};
 pub(crate) use translate::translate;

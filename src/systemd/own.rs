@@ -162,6 +162,12 @@ pub(super) fn names() -> impl Iterator<Item = &'static str> {
     SERVICE.iter().map(|(name, _)| *name)
 }
 
+/// Whether `NAME=VALUE` is of a property that belongs into a unit file, and nowhere else.
+pub(crate) fn only_in_a_unit_file(text: &str) -> bool {
+    let name = text.split('=').next().unwrap_or_default();
+    SERVICE.iter().any(|(known, service)| *known == name && *service == Unit)
+}
+
 /// Reads a property of services; `None` when there is none of that name.
 pub(super) fn parse(name: &str, value: &str) -> Option<Result<OwnSetting>> {
     let (name, service) = SERVICE.iter().find(|(known, _)| *known == name)?;

@@ -8,8 +8,10 @@ mod table;
 use serde::Serialize;
 
 use crate::error::{Result, fault};
+use crate::nearest::nearest;
 
 use super::own::{self, OwnSetting};
+use super::translate;
 use table::Property;
 
 /// The value of a property as the bus carries it; the comment gives its D-Bus signature.
@@ -134,6 +136,22 @@ pub(crate) fn since(name: &str) -> Option<u16> {
         .filter(|v| *v > 247)
 }
 
+/// What a `-p NAME=VALUE` sets, the same for a property's old name and its new one (`MemoryLimit`, `MemoryMax`), so that a layer of
+/// settings can take the place of another; `None` for a list, which goes on where the other ends.
+pub(crate) fn subject(text: &str) -> Option<&str> {
+    let name = match Asked::parse(text).ok()? {
+        Asked::Unit(Assignment(setting)) if setting.value.is_list() => return None,
+        Asked::Own(OwnSetting::Environment(_)) => return None,
+        Asked::Unit(_) | Asked::Own(_) => text.split_once('=')?.0,
+    };
+    Some(translate::modern(name))
+}
+
+/// Whether a unit file has a property in `[Unit]`.
+pub(super) fn of_every_unit(property: &str) -> bool {
+    Property::named(property).is_some_and(Property::of_every_unit)
+}
+
 /// Which kind of cgroup can enforce a property.
 pub(super) fn reach(property: &str) -> table::Reach {
     Property::named(property).map_or(table::Reach::Unit, |known| known.reach)
@@ -143,31 +161,14 @@ pub(super) use table::Reach;
 
 fn unknown(name: &str) -> anyhow::Error {
     let names = table::PROPERTIES.iter().map(|known| known.name).chain(own::names());
-    let nearest = names.map(|known| (distance(name, known), known)).min();
     let message = format!("`{name}` is not a property that a scope takes");
-    match nearest {
-        Some((edits, near)) if edits <= name.len() / 3 + 1 => {
-            fault(message).hint(format!("did you mean {near}=?")).into()
-        }
-        _ => fault(format!(
+    match nearest(name, names) {
+        Some(near) => fault(message).hint(format!("did you mean {near}=?")).into(),
+        None => fault(format!(
             "{message}: accepted are those of systemd.resource-control(5), systemd.kill(5) and systemd.scope(5)"
         ))
         .into(),
     }
-}
-
-/// The number of edits between two names, without regard to case (Levenshtein).
-fn distance(a: &str, b: &str) -> usize {
-    let (a, b) = (a.to_ascii_lowercase(), b.to_ascii_lowercase());
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, y) in b.bytes().enumerate() {
-            let edits = (diagonal + usize::from(x != y)).min(row[j] + 1).min(row[j + 1] + 1);
-            diagonal = std::mem::replace(&mut row[j + 1], edits);
-        }
-    }
-    row[b.len()]
 }
 
 #[cfg(test)]

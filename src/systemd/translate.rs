@@ -106,6 +106,11 @@ const TO_V1: &[(&str, &str, Formula)] = &[
     ("IOWriteBandwidthMax", "BlockIOWriteBandwidth", same),
 ];
 
+/// The name of a property on cgroup v2; its own where that is no other.
+pub(super) fn modern(name: &str) -> &str {
+    TO_V2.iter().find(|(old, ..)| *old == name).map_or(name, |(_, new, _)| new)
+}
+
 fn rename(asked: &Setting, mode: CgroupMode) -> Setting {
     let names = if mode == CgroupMode::Unified { TO_V2 } else { TO_V1 };
     let Some((_, name, formula)) = names.iter().find(|(old, ..)| *old == asked.name) else {

@@ -54,6 +54,7 @@ mod limits;
 mod namespaces;
 mod pressure;
 mod process;
+mod profiles;
 mod rootfs;
 mod signals;
 mod snapshot;
@@ -100,6 +101,7 @@ fn all() -> Vec<Test> {
         kept::tests(),
         leaks::tests(),
         process::tests(),
+        profiles::tests(),
         rootfs::tests(),
         limits::tests(),
         namespaces::tests(),

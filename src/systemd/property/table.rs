@@ -90,6 +90,12 @@ impl Property {
         PROPERTIES.iter().find(|property| property.name == name)
     }
 
+    /// Whether a unit file has it in `[Unit]`, and not in the section of the unit's type.
+    pub(super) fn of_every_unit(&self) -> bool {
+        let first = PROPERTIES.iter().position(|property| property.name == FIRST_OF_EVERY_UNIT);
+        PROPERTIES.iter().position(|property| property == self) >= first
+    }
+
     /// The name on the bus where the kind does not decide otherwise.
     pub(super) fn bus_name(&self) -> String {
         match self.kind {
@@ -167,6 +173,9 @@ const JOB_MODE: Kind = Kind::Choice(&[
 ]);
 const OOMD: Kind = Kind::Choice(&["auto", "kill"]);
 const PRESSURE: Kind = Kind::Choice(&["auto", "on", "off", "skip", "yes", "no"]);
+
+/// In [`PROPERTIES`] the settings of systemd.unit(5) begin here.
+const FIRST_OF_EVERY_UNIT: &str = "Description";
 
 /// The table.
 pub(super) const PROPERTIES: &[Property] = &[
