@@ -9,10 +9,11 @@ use rustix::process::{DumpableBehavior, Signal};
 use crate::error::{Fault, Result, fault};
 use crate::exit;
 use crate::layer::Namespace;
-use crate::part::caps;
+use crate::part::caps::{self, Capabilities};
+use crate::part::journal::Streams;
 use crate::part::mounts;
 use crate::part::network;
-use crate::part::process::Identity;
+use crate::part::process::{Identity, ProcessPlan};
 use crate::part::rootfs::assemble::{Ids, assemble};
 use crate::part::streams;
 use crate::part::terminal;
@@ -23,8 +24,8 @@ use crate::sync::{ChildEnd, Failure, ToChild, ToParent};
 use crate::sys;
 
 /// Runs the child to its end. What fails is reported to the launcher, which prints it; nothing is printed here.
-pub(crate) fn enter(plan: &Plan, end: &ChildEnd, locks: &[BorrowedFd<'_>]) -> ! {
-    let status = steps(plan, end, locks).unwrap_or_else(|error| {
+pub(crate) fn enter(plan: &Plan, end: &ChildEnd, streams: &Streams, kept: &[BorrowedFd<'_>]) -> ! {
+    let status = steps(plan, end, streams, kept).unwrap_or_else(|error| {
         // If the launcher is gone there is nobody to tell.
         drop(end.send(&ToParent::Failed(Failure::from_error(&error))));
         // The launcher ends this process when systemd has it in its unit: a dead one that systemd puts there never leaves it, and
@@ -36,9 +37,10 @@ pub(crate) fn enter(plan: &Plan, end: &ChildEnd, locks: &[BorrowedFd<'_>]) -> ! 
     sys::exit_now(status)
 }
 
-fn steps(plan: &Plan, end: &ChildEnd, locks: &[BorrowedFd<'_>]) -> Result<u8> {
-    // The locks stay: the range of IDs and a kept upper are in use as long as this process lives, also when its launcher is killed.
-    let keep: Vec<_> = [end.as_fd()].into_iter().chain(locks.iter().copied()).collect();
+fn steps(plan: &Plan, end: &ChildEnd, streams: &Streams, kept: &[BorrowedFd<'_>]) -> Result<u8> {
+    streams.take()?;
+    // Locks stay: the range of IDs and a kept upper are in use as long as this process lives, also when its launcher is killed.
+    let keep: Vec<_> = [end.as_fd()].into_iter().chain(kept.iter().copied()).collect();
     sys::close_all_but(&keep).context("close inherited descriptors")?;
     // A session of its own: no terminal of the caller can be pushed input (TIOCSTI), and its ^C, or whoever kills a whole process
     // group, reaches the launcher alone.
@@ -76,12 +78,16 @@ fn steps(plan: &Plan, end: &ChildEnd, locks: &[BorrowedFd<'_>]) -> Result<u8> {
         mounts::mount_cgroup()?;
     }
     if plan.process.as_pid1 {
-        return Err(become_payload(plan, &identity, terminal.as_ref(), Some(end)));
+        return Err(plan.payload().become_it(&identity, terminal.as_ref(), Some(end)));
     }
     pid1::supervise(plan, end, &identity, terminal)
 }
 
-fn leave_keyring() -> Result<()> {
+/// Leaves the caller's keys behind.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn leave_keyring() -> Result<()> {
     match sys::new_session_keyring() {
         // A kernel without keyrings, or a filter around us that hides them: then nobody inside reaches one either.
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOSYS | libc::EPERM)) => Ok(()),
@@ -135,59 +141,74 @@ fn await_unit(plan: &Plan, end: &ChildEnd) {
 
 /// Gives the streams up: who reads what comes out of the sandbox is not to wait for this process. The socket takes their places,
 /// since the numbers must not become those of something else.
-fn leave_streams(end: &ChildEnd) {
+pub(crate) fn leave_streams(end: &ChildEnd) {
     let _ = rustix::stdio::dup2_stdin(end);
     let _ = rustix::stdio::dup2_stdout(end);
     let _ = rustix::stdio::dup2_stderr(end);
 }
 
-/// The last steps, in the process that becomes the payload; returns only why it could not. `launcher` is given where that, not the
-/// stub, is the parent.
-pub(crate) fn become_payload(
-    plan: &Plan,
-    identity: &Identity,
-    terminal: Option<&OwnedFd>,
-    launcher: Option<&ChildEnd>,
-) -> anyhow::Error {
-    match prepare_payload(plan, identity, terminal, launcher) {
-        Ok(()) => Fault::into(plan.process.exec(identity)),
-        Err(error) => error,
+/// What a process needs to know to become a payload: the sandbox's own, or a further one of `exec`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Payload<'a> {
+    /// The process.
+    pub(crate) process: &'a ProcessPlan,
+    /// Capabilities that remain.
+    pub(crate) capabilities: &'a Capabilities,
+}
+
+impl Plan {
+    /// The payload of this plan.
+    pub(crate) fn payload(&self) -> Payload<'_> {
+        Payload { process: &self.process, capabilities: &self.capabilities }
     }
 }
 
-fn prepare_payload(
-    plan: &Plan,
-    identity: &Identity,
-    terminal: Option<&OwnedFd>,
-    launcher: Option<&ChildEnd>,
-) -> Result<()> {
-    // One apart from the stub's; without a stub it has its own already.
-    if launcher.is_none() {
-        rustix::process::setsid().context("make a session")?;
+impl Payload<'_> {
+    /// The last steps, in the process that becomes the payload; returns only why it could not. `launcher` is given where that, not
+    /// the stub, is the parent.
+    pub(crate) fn become_it(
+        &self,
+        identity: &Identity,
+        terminal: Option<&OwnedFd>,
+        launcher: Option<&ChildEnd>,
+    ) -> anyhow::Error {
+        match self.prepare(identity, terminal, launcher) {
+            Ok(()) => Fault::into(self.process.exec(identity)),
+            Err(error) => error,
+        }
     }
-    if let Some(terminal) = terminal {
-        terminal::take(terminal, identity.uid)?;
-    } else if identity.uid != 0 {
-        streams::give(identity.uid, identity.gid);
+
+    fn prepare(&self, identity: &Identity, terminal: Option<&OwnedFd>, launcher: Option<&ChildEnd>) -> Result<()> {
+        // One apart from the stub's; without a stub it has its own already.
+        if launcher.is_none() {
+            rustix::process::setsid().context("make a session")?;
+        }
+        if let Some(terminal) = terminal {
+            terminal::take(terminal, identity.uid)?;
+        } else if identity.uid != 0 {
+            streams::give(identity.uid, identity.gid);
+        }
+        sys::default_signals().context("reset signals")?;
+        // The bounding set while this is still root of its user namespace, the sets in force after the user switch has shrunk them.
+        self.capabilities.apply()?;
+        self.process.apply(identity)?;
+        self.capabilities.limit()?;
+        // Cleared by the user switch, so here; the stub, or with --as-pid1 the launcher, is the parent.
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
+            .context("tie the payload to its parent")?;
+        // A parent that died before is not told of; the stub's end would be this process's own.
+        if launcher.is_some_and(ChildEnd::launcher_is_gone) {
+            return Err(fault("the launcher is gone").into());
+        }
+        // Last but the system call filter: execve gives no new privileges, set-user-ID bits have no effect.
+        rustix::thread::set_no_new_privs(true).context("set no_new_privs")
     }
-    sys::default_signals().context("reset signals")?;
-    // The bounding set while this is still root of its user namespace, the sets in force after the user switch has shrunk them.
-    plan.capabilities.apply()?;
-    plan.process.apply(identity)?;
-    plan.capabilities.limit()?;
-    // Cleared by the user switch, so here; the stub, or with --as-pid1 the launcher, is the parent.
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("tie the payload to its parent")?;
-    // A parent that died before is not told of; the stub's end would be this process's own.
-    if launcher.is_some_and(ChildEnd::launcher_is_gone) {
-        return Err(fault("the launcher is gone").into());
-    }
-    // Last but the system call filter: execve gives no new privileges, set-user-ID bits have no effect.
-    rustix::thread::set_no_new_privs(true).context("set no_new_privs")
 }
 
 /// Gives up what the stub does not need once the payload is its own process.
-pub(crate) fn shrink_stub(end: &ChildEnd) -> Result<()> {
+pub(crate) fn shrink_stub(end: &ChildEnd, listen: i32) -> Result<()> {
     leave_streams(end);
+    sys::close_listen_fds(listen).context("close the payload's sockets")?;
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("hide the stub's memory")?;
     caps::limit_stub()
 }

@@ -19,6 +19,28 @@ pub(crate) fn from_waitid(exited: Option<i32>, signaled: Option<i32>) -> u8 {
     number.and_then(|number| u8::try_from(number).ok()).unwrap_or(FAILED)
 }
 
+/// How a payload ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Ended {
+    /// The exit status that stands for it.
+    pub(crate) status: u8,
+    /// The signal that ended it.
+    pub(crate) signal: Option<i32>,
+}
+
+impl Ended {
+    /// Reads a status of wait(2).
+    pub(crate) fn from_wait_status(status: i32) -> Ended {
+        let signal = libc::WIFSIGNALED(status).then(|| libc::WTERMSIG(status));
+        Ended { status: from_wait_status(status), signal }
+    }
+
+    /// The same for the two halves that waitid(2) tells.
+    pub(crate) fn from_waitid(exited: Option<i32>, signaled: Option<i32>) -> Ended {
+        Ended { status: from_waitid(exited, signaled), signal: signaled.filter(|_| exited.is_none()) }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

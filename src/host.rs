@@ -1,7 +1,7 @@
 //! Facts of this machine, read once before anything is decided. Tests make their own [`Host`].
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io::IsTerminal;
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
@@ -10,6 +10,7 @@ use anyhow::Context;
 
 use crate::error::Result;
 use crate::part::account;
+use crate::part::service::{Listen, OwnService};
 use crate::systemd::CgroupMode;
 
 /// What was read of this machine.
@@ -45,6 +46,12 @@ pub(crate) struct Host {
     pub(crate) resolv_conf: Vec<u8>,
     /// What the host view needs to know; read only when it is the root.
     pub(crate) view: HostView,
+    /// The service whose main process the launcher is.
+    pub(crate) service: Option<OwnService>,
+    /// Sockets that were passed to the launcher.
+    pub(crate) listen: Option<Listen>,
+    /// Standard output, and standard error, are the stream to the journal that systemd made.
+    pub(crate) journal_streams: (bool, bool),
 }
 
 /// A contiguous range of user or group IDs.
@@ -127,6 +134,7 @@ impl Host {
         let user = account::by_uid(&passwd, uid).map_or_else(|| uid.to_string(), |entry| entry.name);
         let [subuid, subgid] =
             ["/etc/subuid", "/etc/subgid"].map(|path| std::fs::read_to_string(path).unwrap_or_default());
+        let environment = std::env::vars_os().collect();
         let own = |text: &str| subordinate_ranges(text).into_iter().find(|(owner, _)| *owner == user).map(|(_, r)| r);
         Ok(Host {
             uid,
@@ -139,7 +147,10 @@ impl Host {
             booted_by_systemd: Path::new("/run/systemd/system").is_dir(),
             mounts: visible(&parse_mountinfo(&mounts)),
             terminal: std::io::stdin().is_terminal() && std::io::stdout().is_terminal(),
-            environment: std::env::vars_os().collect(),
+            service: OwnService::read(&environment),
+            listen: Listen::read(&environment),
+            journal_streams: journal_streams(environment.get(OsStr::new("JOURNAL_STREAM"))),
+            environment,
             subordinate_ids: own(&subuid).zip(own(&subgid)).filter(|_| uid != 0 && has_map_tools()),
             taken_ids: taken_ids(&[&subuid, &subgid], &[&passwd, &group]),
             resolv_conf: std::fs::read("/etc/resolv.conf").unwrap_or_default(),
@@ -299,6 +310,22 @@ fn has_map_tools() -> bool {
     ["newuidmap", "newgidmap"]
         .iter()
         .all(|tool| std::env::split_paths(&path).any(|directory| directory.join(tool).is_file()))
+}
+
+/// Whether standard error is the stream to the journal that systemd made: there a line may begin with its priority.
+pub(crate) fn logs_to_journal() -> bool {
+    journal_streams(std::env::var_os("JOURNAL_STREAM").as_ref()).1
+}
+
+/// `JOURNAL_STREAM` is the device and inode of a stream, systemd.exec(5).
+fn journal_streams(stream: Option<&OsString>) -> (bool, bool) {
+    let stream = stream.and_then(|text| text.to_str()).and_then(|text| text.split_once(':'));
+    let Some((device, inode)) = stream.and_then(|(a, b)| Some((a.parse::<u64>().ok()?, b.parse::<u64>().ok()?))) else {
+        return (false, false);
+    };
+    let is_it =
+        |found: rustix::io::Result<rustix::fs::Stat>| found.is_ok_and(|s| (s.st_dev, s.st_ino) == (device, inode));
+    (is_it(rustix::fs::fstat(rustix::stdio::stdout())), is_it(rustix::fs::fstat(rustix::stdio::stderr())))
 }
 
 /// systemd names its internal library by its version: `libsystemd-shared-252.so`, on some distributions with their own after it.

@@ -74,6 +74,26 @@ pub(crate) enum OomPolicy {
     Kill,
 }
 
+/// Where what the payload writes goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Log {
+    /// to where the caller's standard output and error go
+    Caller,
+    /// to the journal, under the sandbox's unit; with --pty to both
+    Journal,
+}
+
+/// When a service counts as started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Notify {
+    /// when the command has been executed
+    Exec,
+    /// when the command says so, as sd_notify(3) does it
+    Payload,
+}
+
 /// One source of settings. Its keys in a profile are the long names of the flags.
 #[derive(Debug, Clone, Default, Args, serde::Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -108,6 +128,19 @@ pub(crate) struct Layer {
     /// Who makes the unit [default: auto]
     #[arg(long, value_name = "WHO", value_enum, help_heading = "Unit")]
     pub(crate) manager: Option<Manager>,
+
+    /// Run in the background, as a service, and print the unit's name
+    ///
+    /// It returns when the command has been executed. The unit is NAME.service; its output is in the journal (sandbox logs NAME).
+    /// Properties of services can be set with it: -p Restart=on-failure, WatchdogSec=, TimeoutStartSec= and the like.
+    #[arg(long, short = 'd', help_heading = "Unit", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
+    pub(crate) detach: Option<bool>,
+    /// Where output goes [default: caller; for a service its own journal streams]
+    #[arg(long, value_name = "WHERE", value_enum, help_heading = "Unit")]
+    pub(crate) log: Option<Log>,
+    /// When a service counts as started [default: exec]
+    #[arg(long, value_name = "WHO", value_enum, help_heading = "Unit")]
+    pub(crate) notify: Option<Notify>,
 
     /// Memory limit: bytes, or with K, M, G, T (MemoryMax=)
     #[arg(long, short = 'm', value_name = "SIZE", help_heading = "Limits")]
@@ -321,6 +354,9 @@ impl Layer {
             pty: self.pty.or(under.pty),
             pipe: self.pipe.or(under.pipe),
             interactive: self.interactive.or(under.interactive),
+            detach: self.detach.or(under.detach),
+            log: self.log.or(under.log),
+            notify: self.notify.or(under.notify),
             quiet: self.quiet.or(under.quiet),
             directories: append(under.directories, self.directories),
             keep_at: self.keep_at.or(under.keep_at),

@@ -5,13 +5,16 @@
 
 mod child;
 mod cli;
+mod detach;
 mod doctor;
+mod enter;
 mod error;
 mod exit;
 mod host;
 mod image;
 mod kept;
 mod layer;
+mod living;
 mod nearest;
 mod part;
 mod pid1;
@@ -21,6 +24,7 @@ mod relay;
 mod run;
 mod signals;
 mod spec;
+mod state;
 mod sync;
 mod sys;
 mod systemd;
@@ -52,14 +56,24 @@ fn log_to_stderr() {
                 log::Level::Info => "info",
                 log::Level::Debug | log::Level::Trace => "debug",
             };
-            writeln!(out, "sandbox: {level}: {}", error::plain(&record.args().to_string()))
+            let priority = match record.level() {
+                _ if !host::logs_to_journal() => "",
+                log::Level::Error => "<3>",
+                log::Level::Warn => "<4>",
+                log::Level::Info => "<6>",
+                log::Level::Debug | log::Level::Trace => "<7>",
+            };
+            writeln!(out, "{priority}sandbox: {level}: {}", error::plain(&record.args().to_string()))
         })
         .init();
 }
 
 /// Prints an error; the exit status it leads to.
 fn report(error: &anyhow::Error) -> u8 {
-    let (text, status) = report_text(error);
+    let (mut text, status) = report_text(error);
+    if host::logs_to_journal() {
+        text = text.lines().map(|line| format!("<3>{line}\n")).collect();
+    }
     // Without a standard error there is nobody to tell.
     drop(std::io::stderr().write_all(text.as_bytes()));
     status

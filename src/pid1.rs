@@ -28,18 +28,8 @@ pub(crate) fn supervise(plan: &Plan, end: &ChildEnd, identity: &Identity, termin
     let signals = watch_signals()?;
     // Where the PID namespace is the host's, orphans of the payload come to the stub all the same.
     rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1)).context("become a subreaper")?;
-    let (started, report) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("make a pipe")?;
-    let payload = match sys::clone_process(0).context("fork the payload")? {
-        sys::Side::Child => {
-            drop(started);
-            let error = child::become_payload(plan, identity, terminal.as_ref(), None);
-            report_failure(report, &error);
-            sys::exit_now(crate::exit::FAILED)
-        }
-        sys::Side::Parent(pid, _) => pid,
-    };
-    drop(report);
-    child::shrink_stub(end)?;
+    let (payload, started) = start(|| plan.payload().become_it(identity, terminal.as_ref(), None))?;
+    child::shrink_stub(end, plan.service.listen.as_ref().map_or(0, |listen| listen.count))?;
     if let Some(failure) = read_failure(started)? {
         return Err(failure.into_error());
     }
@@ -51,6 +41,38 @@ pub(crate) fn supervise(plan: &Plan, end: &ChildEnd, identity: &Identity, termin
     // Open until here: without anybody that has it open its master is hung up, which looks like the end, while what still runs inside
     // may open it again.
     drop(terminal);
+    Ok(0)
+}
+
+/// Forks a process that becomes a payload by `become_it`, which returns only why it could not. Its number, and the pipe through which
+/// [`read_failure`] reads that.
+fn start(become_it: impl FnOnce() -> anyhow::Error) -> Result<(Pid, OwnedFd)> {
+    let (started, report) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("make a pipe")?;
+    match sys::clone_process(0).context("fork the payload")? {
+        sys::Side::Child => {
+            drop(started);
+            report_failure(report, &become_it());
+            sys::exit_now(crate::exit::FAILED)
+        }
+        sys::Side::Parent(pid, _) => Ok((pid, started)),
+    }
+}
+
+/// Does for a process of `exec` what the stub does for the payload: starts it, relays signals, reports its status. This process is in
+/// the unit but not in the PID namespace, so nobody inside sees it.
+///
+/// # Errors
+/// When the process cannot be started, with its own reason.
+pub(crate) fn attend(end: &ChildEnd, become_it: impl FnOnce() -> anyhow::Error) -> Result<u8> {
+    let signals = watch_signals()?;
+    let (payload, started) = start(become_it)?;
+    child::leave_streams(end);
+    if let Some(failure) = read_failure(started)? {
+        return Err(failure.into_error());
+    }
+    end.send(&ToParent::Executed).context("tell the launcher")?;
+    let status = Stub { end, signals, payload, in_unit: true, own_pids: false }.watch()?;
+    end.send(&ToParent::Exited(status)).context("tell the launcher")?;
     Ok(0)
 }
 

@@ -11,10 +11,12 @@ use crate::error::{Result, fault};
 use crate::host::Host;
 use crate::layer::{Manager, Namespace};
 use crate::part::caps::Capabilities;
+use crate::part::journal::{self, LogPlan};
 use crate::part::mounts::KernelMounts;
 use crate::part::namespaces::Namespaces;
 use crate::part::process::{self, ProcessPlan};
 use crate::part::rootfs::{self, RootPlan};
+use crate::part::service::{self, OwnService, ServicePlan};
 use crate::part::users::{self, UserPlan};
 use crate::spec::{RootSource, Spec};
 use crate::systemd::{self, Assignment, CgroupMode, Setting};
@@ -40,18 +42,39 @@ pub(crate) struct Plan {
     pub(crate) capabilities: Capabilities,
     /// The payload.
     pub(crate) process: ProcessPlan,
+    /// What passes between the service manager and the payload.
+    pub(crate) service: ServicePlan,
+    /// What goes to the journal.
+    pub(crate) log: Option<LogPlan>,
     /// One line each, printed on stderr unless `--quiet`: where a default had to give way.
     pub(crate) warnings: Vec<String>,
     /// One line each, shown by `--dry-run`: what was asked and goes out under another name.
     pub(crate) notes: Vec<String>,
 }
 
-/// The unit that systemd is asked for.
+/// How the unit comes to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum UnitKind {
+    /// A scope of its own, around a child of the launcher.
+    Scope,
+    /// A service of its own, whose main process will be another launcher.
+    Service,
+    /// The service whose main process the launcher is.
+    Own {
+        /// It was made with every property of the request.
+        complete: bool,
+    },
+}
+
+/// The unit around the payload.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct UnitPlan {
+    /// How it comes to be.
+    pub(crate) kind: UnitKind,
     /// The caller's own manager, not the system's.
     pub(crate) user: bool,
-    /// Name, with `.scope`.
+    /// Name, with its suffix.
     pub(crate) name: String,
     /// Slice, with `.slice`.
     pub(crate) slice: String,
@@ -82,7 +105,7 @@ impl Plan {
         let (unit, notes) = match manager(spec, host, &mut warnings)? {
             Manager::None => (None, Vec::new()),
             Manager::Auto | Manager::Systemd => {
-                let (unit, notes) = unit(spec, host)?;
+                let (unit, notes) = unit(spec, host, &mut warnings)?;
                 (Some(unit), notes)
             }
         };
@@ -91,12 +114,16 @@ impl Plan {
         warnings.extend(fallback);
         check_sys_admin(spec, &users, &mut warnings)?;
         let shares = |namespace| spec.shares(namespace);
-        let root = if namespaces.has(Namespace::Mount) {
+        let service = service::plan(spec, host, namespaces.has(Namespace::Mount), &mut warnings);
+        let mut root = if namespaces.has(Namespace::Mount) {
             let (net, pid) = (shares(Namespace::Net), shares(Namespace::Pid));
             Some(rootfs::plan(spec, host, users.owners(), net, pid, &mut warnings)?)
         } else {
             None
         };
+        if let Some(root) = &mut root {
+            root.operations.extend(service.operations());
+        }
         let own_cgroup = namespaces.has(Namespace::Cgroup) && host.cgroup == Some(CgroupMode::Unified);
         let kernel_mounts = KernelMounts::plan(
             shares(Namespace::Pid),
@@ -105,15 +132,20 @@ impl Plan {
             own_cgroup && root.is_some(),
             users.maps_tty_group(),
         );
+        let process = process::plan(spec, host, &users, &service);
+        let names = unit.as_ref().map(|unit| (unit.name.as_str(), unit.user));
+        let log = journal::plan(spec, host, names, process.terminal);
         Ok(Plan {
             name: spec.name.clone(),
+            log,
             unit,
             namespaces,
             hostname: spec.hostname.clone(),
             root,
             kernel_mounts,
             capabilities: spec.capabilities.clone(),
-            process: process::plan(spec, host, &users),
+            process,
+            service,
             users,
             warnings: if spec.process.quiet { Vec::new() } else { warnings },
             notes,
@@ -187,7 +219,7 @@ fn asked_of_unit(spec: &Spec) -> Option<String> {
     name.or_else(slice).or_else(limit).or_else(user)
 }
 
-fn unit(spec: &Spec, host: &Host) -> Result<(UnitPlan, Vec<String>)> {
+fn unit(spec: &Spec, host: &Host, warnings: &mut Vec<String>) -> Result<(UnitPlan, Vec<String>)> {
     let cgroup = host.cgroup.ok_or_else(|| {
         fault("/sys/fs/cgroup: no cgroup hierarchy is mounted").hint("mount -t cgroup2 cgroup2 /sys/fs/cgroup")
     })?;
@@ -196,11 +228,34 @@ fn unit(spec: &Spec, host: &Host) -> Result<(UnitPlan, Vec<String>)> {
     let stop_signal = spec.unit.stop_signal.as_ref().filter(|stop| !is_asked(stop));
     let assignments: Vec<_> = asked.iter().chain(stop_signal).cloned().collect();
     let translated = systemd::translate(&assignments, cgroup)?;
-    let user = spec.unit.user.unwrap_or(host.uid != 0);
+    let user = match &host.service {
+        Some(service) => service.user,
+        None => spec.unit.user.unwrap_or(host.uid != 0),
+    };
+    let (kind, name, slice) = match &host.service {
+        Some(service) => {
+            warnings.extend(not_ours_to_name(spec, service));
+            (UnitKind::Own { complete: service.detached }, service.unit.clone(), service.slice.clone())
+        }
+        None => {
+            let (kind, suffix) =
+                if spec.unit.detach { (UnitKind::Service, "service") } else { (UnitKind::Scope, "scope") };
+            let name = spec.unit.name.clone().unwrap_or_else(|| format!("sandbox-{}-{}.{suffix}", spec.name, host.id));
+            (kind, name, spec.unit.slice.clone().unwrap_or_else(|| "sandbox.slice".into()))
+        }
+    };
+    if kind == UnitKind::Scope
+        && let Some(setting) = translated.settings.iter().find(|setting| setting.is_for_services())
+    {
+        return Err(fault(format!("{}: a scope has no property {}=", setting.asked, setting.property))
+            .hint("--detach makes a service, which has it; so has a unit file: `sandbox unit install`")
+            .into());
+    }
     let unit = UnitPlan {
+        kind,
         user,
-        name: spec.unit.name.clone().unwrap_or_else(|| format!("sandbox-{}-{}.scope", spec.name, host.id)),
-        slice: spec.unit.slice.clone().unwrap_or_else(|| "sandbox.slice".into()),
+        name,
+        slice,
         description: spec.unit.description.clone().unwrap_or_else(|| description(&spec.command)),
         settings: translated.settings,
         cgroup,
@@ -209,6 +264,17 @@ fn unit(spec: &Spec, host: &Host) -> Result<(UnitPlan, Vec<String>)> {
         timeout_stop_usec: TIMEOUT_STOP_USEC,
     };
     Ok((unit, translated.notes))
+}
+
+/// In a service the unit and its slice are chosen already.
+fn not_ours_to_name(spec: &Spec, service: &OwnService) -> Vec<String> {
+    let stem = |name: &str| name.rsplit_once('.').map_or(name, |(stem, _)| stem).to_owned();
+    let name = spec.unit.name.as_ref().filter(|name| stem(name) != stem(&service.unit));
+    let slice = spec.unit.slice.as_ref().filter(|slice| **slice != service.slice);
+    let line = |flag: &str, asked: &String| {
+        format!("{flag} {asked} is left out: this is {} in {} already", service.unit, service.slice)
+    };
+    name.map(|name| line("--unit", name)).into_iter().chain(slice.map(|slice| line("--slice", slice))).collect()
 }
 
 /// The command as a shell would read it, on one line.
@@ -234,10 +300,9 @@ impl fmt::Display for Plan {
         match &self.unit {
             None => row("unit", "none: no limits")?,
             Some(unit) => {
-                row(
-                    "unit",
-                    &format!("{} in {} ({} manager)", unit.name, unit.slice, if unit.user { "user" } else { "system" }),
-                )?;
+                let manager = if unit.user { "user" } else { "system" };
+                let own = if matches!(unit.kind, UnitKind::Own { .. }) { ", as its main process" } else { "" };
+                row("unit", &format!("{} in {} ({manager} manager{own})", unit.name, unit.slice))?;
                 row("description", &unit.description)?;
                 for setting in &unit.settings {
                     row("property", &setting.to_string())?;
@@ -267,6 +332,9 @@ impl fmt::Display for Plan {
         }
         row("environment", environment.trim_end())?;
         row("command", &description(&self.process.command))?;
+        if let Some(log) = &self.log {
+            row("log", &log.to_string())?;
+        }
         for warning in &self.warnings {
             row("warning", warning)?;
         }

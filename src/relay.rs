@@ -10,6 +10,7 @@ use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use rustix::process::Pid;
 
 use crate::error::Result;
+use crate::part::journal::TerminalLog;
 use crate::signals::{Arrived, Signals};
 use crate::sync::{ParentEnd, ToChild, ToParent};
 
@@ -103,6 +104,13 @@ impl<'a> Relay<'a> {
             {
                 self.pass_on(arrived);
             }
+        }
+    }
+
+    /// From now on what the terminal shows goes to the journal, too.
+    pub(crate) fn log_to(&mut self, log: TerminalLog) {
+        if let Some(terminal) = &mut self.terminal {
+            terminal.log = Some(log);
         }
     }
 

@@ -12,8 +12,9 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 
 use crate::child;
 use crate::error::{Result, fault};
-use crate::exit;
+use crate::exit::{self, Ended};
 use crate::layer::Namespace;
+use crate::part::journal::{Streams, TerminalLog};
 use crate::part::rootfs::RootPlan;
 use crate::part::rootfs::assemble::{Ids, assemble};
 use crate::part::scratch;
@@ -22,18 +23,19 @@ use crate::part::users::{self, Claim, UserPlan};
 use crate::plan::Plan;
 use crate::relay::Relay;
 use crate::signals::Signals;
+use crate::state::StateFile;
 use crate::sync::{self, Failure, ParentEnd, ToChild, ToParent};
 use crate::sys::{self, Side};
 use crate::systemd::Bus;
 use crate::timings::Timings;
 use crate::unit::{self, Unit};
 
-/// Runs a sandbox from its start to its end; the exit status is the payload's. `leases` are locks on what it runs on: they are
-/// held as long as its first process lives.
+/// Runs a sandbox from its start to its end, which is the payload's. `leases` are locks on what it runs on: they are held as long as
+/// its first process lives.
 ///
 /// # Errors
 /// When the payload never ran: with the reason of whichever side failed first.
-pub(crate) fn run(plan: &Plan, leases: &[BorrowedFd<'_>], timings: &mut Timings) -> Result<u8> {
+pub(crate) fn run(plan: &Plan, leases: &[BorrowedFd<'_>], timings: &mut Timings) -> Result<Ended> {
     let signals = Signals::block()?;
     let upper = plan.root.as_ref().map(|root| lock_upper(root, &plan.users)).transpose()?.flatten();
     let claim = match &plan.users {
@@ -41,19 +43,25 @@ pub(crate) fn run(plan: &Plan, leases: &[BorrowedFd<'_>], timings: &mut Timings)
         UserPlan::Identity | UserPlan::Host | UserPlan::Maps { .. } => None,
     };
     let bus = plan.unit.as_ref().map(unit::connect).transpose()?;
+    let streams = plan.log.as_ref().map(Streams::open).transpose()?.unwrap_or_default();
+    let listen = plan.service.listen.as_ref().map_or(0, |listen| listen.count);
     let (end, child_end) = sync::pair().context("make a socket pair")?;
     let (pid, pidfd) = match sys::clone_process(plan.namespaces.clone_flags()).map_err(explain_clone)? {
         Side::Child => {
             let upper = upper.as_ref().map(|upper| upper.lock.as_fd());
             let claimed = claim.iter().map(|claim| claim.lock().as_fd());
-            let locks: Vec<_> = claimed.chain(upper).chain(leases.iter().copied()).collect();
-            child::enter(plan, &child_end, &locks)
+            let locks = claimed.chain(upper).chain(leases.iter().copied());
+            let kept: Vec<_> = locks.chain(sys::listen_fds(listen)).collect();
+            child::enter(plan, &child_end, &streams, &kept)
         }
         Side::Parent(pid, pidfd) => (pid, pidfd),
     };
-    drop(child_end);
+    drop((child_end, streams));
+    // A connection that was handed over ends when the payload ends it, not when this process does.
+    sys::close_listen_fds(listen).context("close the sockets that were handed over")?;
     timings.mark("clone3");
-    let mut running = Running { plan, end, pid, pidfd, helper: None, watcher: None, unit: None, ended: false };
+    let mut running =
+        Running { plan, end, pid, pidfd, helper: None, watcher: None, unit: None, state: None, ended: false };
     match running.start(claim.as_ref(), bus, &signals, timings) {
         Ok(master) => running.supervise(&signals, master, timings),
         Err(error) => Err(match signals.ended_by()? {
@@ -63,7 +71,8 @@ pub(crate) fn run(plan: &Plan, leases: &[BorrowedFd<'_>], timings: &mut Timings)
     }
 }
 
-fn interrupted(signal: nix::sys::signal::Signal) -> anyhow::Error {
+/// The error of a start that a signal ended.
+pub(crate) fn interrupted(signal: nix::sys::signal::Signal) -> anyhow::Error {
     let status = u8::try_from(128 + signal as i32).unwrap_or(exit::FAILED);
     fault(format!("interrupted by {signal} before the command ran")).status(status).into()
 }
@@ -165,6 +174,7 @@ struct Running<'a> {
     helper: Option<(Pid, OwnedFd)>,
     watcher: Option<Watcher>,
     unit: Option<Unit<'a>>,
+    state: Option<StateFile>,
     ended: bool,
 }
 
@@ -204,6 +214,11 @@ impl Running<'_> {
         self.start_helper(claim)?;
         self.plan.process.apply_from_outside(self.pid)?;
         timings.mark("id maps, helper");
+        // While systemd works.
+        match StateFile::write(self.plan, self.pid) {
+            Ok(state) => self.state = state,
+            Err(error) => log::warn!("sandbox ps will not show this one: {error:#}"),
+        }
         if let Some(unit) = &mut self.unit {
             unit.finish(self.pidfd.as_fd())?;
             timings.mark("unit started");
@@ -304,12 +319,13 @@ impl Running<'_> {
     }
 
     /// Waits for the end of the first process inside; the status it leads to.
-    fn wait_for_child(&mut self) -> Result<u8> {
+    fn wait_for_child(&mut self) -> Result<Ended> {
         let status = rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED)
             .context("wait for the child")?;
         self.ended = true;
         let parts = status.map(|status| (status.exit_status(), status.terminating_signal()));
-        Ok(parts.map_or(exit::FAILED, |(exited, signaled)| exit::from_waitid(exited, signaled)))
+        let (exited, signaled) = parts.unwrap_or_default();
+        Ok(Ended::from_waitid(exited, signaled))
     }
 
     /// Ends the first process inside, and with it all others; not before systemd is done with it, see [`child::enter`].
@@ -333,12 +349,16 @@ impl Running<'_> {
     }
 
     /// Stays until the payload has ended.
-    fn supervise(mut self, signals: &Signals, master: Option<OwnedFd>, timings: &mut Timings) -> Result<u8> {
+    fn supervise(mut self, signals: &Signals, master: Option<OwnedFd>, timings: &mut Timings) -> Result<Ended> {
         self.reap_helper();
         let payload = self.plan.process.as_pid1.then_some(self.pid);
         let mut relay = Relay::new(&self.end, &self.pidfd, signals, master, payload)?;
+        if let Some(log) = self.plan.log.as_ref().filter(|log| log.terminal) {
+            relay.log_to(TerminalLog::open(log)?);
+        }
         let reported = relay.until_end(&mut |event| {
             if matches!(event, ToParent::Executed) {
+                self.plan.service.executed();
                 timings.mark("payload executed");
             }
         });
@@ -348,8 +368,8 @@ impl Running<'_> {
         };
         let out_of_memory = self.unit.as_ref().and_then(Unit::oom_kills).filter(|kills| *kills > 0);
         drop(relay);
-        let status = match reported {
-            Some(status) => exit::from_wait_status(status),
+        let end = match reported {
+            Some(status) => Ended::from_wait_status(status),
             None => self.wait_for_child()?,
         };
         // With a kept upper the next sandbox may start at once: this one's overlay has to be gone.
@@ -357,11 +377,14 @@ impl Running<'_> {
             self.wait_for_child()?;
         }
         self.ended = true;
+        if let Some(state) = &self.state {
+            state.ended(end.status);
+        }
         timings.mark("ended");
         if let Some(kills) = out_of_memory.filter(|_| !self.plan.process.quiet) {
             log::warn!("out of memory: the kernel killed {kills} of the sandbox's processes (memory.events)");
         }
-        Ok(status)
+        Ok(end)
     }
 }
 

@@ -4,13 +4,15 @@ pub(crate) mod limits;
 mod process;
 mod root;
 
+pub(crate) use process::variable;
+
 use std::ffi::{OsStr, OsString};
 use std::path::{Component, Path, PathBuf};
 
 use anyhow::Context;
 
 use crate::error::{Result, fault};
-use crate::layer::{Layer, Manager, Namespace, Network, Userns};
+use crate::layer::{Layer, Log, Manager, Namespace, Network, Notify, Userns};
 use crate::part::caps::Capabilities;
 use crate::systemd::Assignment;
 use crate::value::{CpuSet, Rlimit};
@@ -41,8 +43,14 @@ pub(crate) struct Spec {
 /// What is asked of the unit.
 #[derive(Debug, Clone)]
 pub(crate) struct UnitSpec {
-    /// Unit name to the letter, with its `.scope`.
+    /// Unit name to the letter, with its `.scope`, or `.service` when detached.
     pub(crate) name: Option<String>,
+    /// In the background, as a service.
+    pub(crate) detach: bool,
+    /// Where output goes; `None`: as the caller's streams are.
+    pub(crate) log: Option<Log>,
+    /// When a service counts as started.
+    pub(crate) notify: Notify,
     /// Slice, with its `.slice`.
     pub(crate) slice: Option<String>,
     /// Text for humans.
@@ -202,6 +210,17 @@ impl Spec {
             )
             .into());
         }
+        if self.unit.detach && self.process.terminal == Some(true) {
+            return Err(fault("--detach leaves nobody to be at the terminal: it goes without --pty")
+                .hint("`sandbox exec -t NAME sh` gives a terminal in a running sandbox")
+                .into());
+        }
+        if self.unit.detach && self.unit.log == Some(Log::Caller) {
+            return Err(fault("--detach leaves no caller to log to: it goes without --log caller").into());
+        }
+        if self.unit.detach && self.unit.manager == Manager::None {
+            return Err(fault("--detach needs a unit: it goes without --manager none").into());
+        }
         if self.process.as_pid1 && self.shares(Namespace::Pid) {
             return Err(fault("--as-pid1 needs a PID namespace of its own: it goes without --share pid").into());
         }
@@ -279,8 +298,13 @@ fn hostname(layer: &Layer, name: &str, share: &[Namespace]) -> Result<String> {
 }
 
 fn unit(layer: &Layer, assignments: Vec<Assignment>) -> Result<UnitSpec> {
+    let detach = layer.detach.unwrap_or(false);
+    let suffix = if detach { ".service" } else { ".scope" };
     Ok(UnitSpec {
-        name: layer.unit.as_deref().map(|name| unit_name("--unit", name, ".scope")).transpose()?,
+        name: layer.unit.as_deref().map(|name| unit_name("--unit", name, suffix)).transpose()?,
+        detach,
+        log: layer.log,
+        notify: layer.notify.unwrap_or(Notify::Exec),
         slice: layer.slice.as_deref().map(|name| unit_name("--slice", name, ".slice")).transpose()?,
         description: layer.description.clone(),
         assignments,
@@ -320,7 +344,7 @@ pub(crate) fn unit_name(flag: &str, name: &str, suffix: &str) -> Result<String> 
     if let Some(other) = UNIT_SUFFIXES.iter().find(|s| stem.ends_with(**s)) {
         return Err(fault(format!("{flag} {name}: this unit is a {}, not a {other}", &suffix[1..]))
             .hint(if *other == ".service" {
-                "run in the foreground makes a scope; leave the suffix out"
+                "run in the foreground makes a scope: leave the suffix out, or add --detach"
             } else {
                 "leave the suffix out"
             })

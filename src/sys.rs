@@ -122,6 +122,21 @@ pub(crate) fn close_all_but(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
     close_range(first, RawFd::MAX)
 }
 
+/// Closes the `count` descriptors from 3 on, which were inherited and are nobody's in this process; sd_listen_fds(3).
+///
+/// # Errors
+/// What close_range(2) says.
+pub(crate) fn close_listen_fds(count: RawFd) -> io::Result<()> {
+    if count > 0 { close_range(3, 2 + count) } else { Ok(()) }
+}
+
+/// The same descriptors, borrowed for as long as nobody calls [`close_listen_fds`].
+pub(crate) fn listen_fds<'a>(count: RawFd) -> Vec<BorrowedFd<'a>> {
+    // SAFETY: they were open when this process started, since LISTEN_FDS was meant for it, and Rust gave their numbers to nothing
+    // else; the child, which alone asks for them, closes them only by its execve.
+    (3..3 + count).map(|fd| unsafe { BorrowedFd::borrow_raw(fd) }).collect()
+}
+
 fn close_range(first: RawFd, last: RawFd) -> io::Result<()> {
     // SAFETY: closing is memory-safe; that no owned descriptor of this process is used afterwards is what the child relies
     // on by calling this as its first step, before it owns anything but the descriptors it keeps.
@@ -163,6 +178,17 @@ pub(crate) fn set_controlling_terminal(terminal: BorrowedFd<'_>) -> io::Result<(
 pub(crate) fn unshare(flags: libc::c_int) -> io::Result<()> {
     // SAFETY: no flag that is passed here (namespaces only, never CLONE_FILES or CLONE_VM) shares or unshares memory.
     check(unsafe { libc::unshare(flags) } as libc::c_long).map(drop)
+}
+
+/// Enters the namespaces in `flags` (`CLONE_NEW*`) of the process behind a pidfd, or the one namespace behind a descriptor of
+/// /proc/PID/ns; setns(2). Never used by the launcher. The mount namespace brings the root and working directory of its top.
+///
+/// # Errors
+/// EPERM without CAP_SYS_ADMIN in the target's namespaces; EINVAL for a user namespace with several threads, and for a pidfd before
+/// Linux 5.8.
+pub(crate) fn setns(target: BorrowedFd<'_>, flags: libc::c_int) -> io::Result<()> {
+    // SAFETY: integers only; no flag that exists shares or unshares memory or descriptors.
+    check(unsafe { libc::setns(target.as_raw_fd(), flags) } as libc::c_long).map(drop)
 }
 
 /// A resource limit of a process; getrlimit(2). `u64::MAX` is no limit.
@@ -243,6 +269,15 @@ pub(crate) fn default_signals() -> io::Result<()> {
         }
     }
     nix::sys::signal::SigSet::empty().thread_set_mask().map_err(io::Error::from)
+}
+
+/// Ends this process by a signal, without a dump of its memory; returns only for a signal that does not end.
+pub(crate) fn die_by(signal: i32) {
+    let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+    if default_signals().is_ok() {
+        // SAFETY: raise takes an integer; the signal's action is the default one.
+        unsafe { libc::raise(signal) };
+    }
 }
 
 /// Ends this process at once, without running exit handlers or flushing what it inherited from its parent; _exit(2).

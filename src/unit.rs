@@ -1,4 +1,4 @@
-//! The unit around one sandbox: started while the child works, its limits verified, stopped where it has to be.
+//! The unit around one sandbox: started while the child works, or there already; its limits verified; stopped where it has to be.
 
 use std::fs::File;
 use std::os::fd::BorrowedFd;
@@ -8,8 +8,8 @@ use std::time::Duration;
 use rustix::process::Pid;
 
 use crate::error::Result;
-use crate::plan::UnitPlan;
-use crate::systemd::{self, Bus, CgroupMode, PendingScope, Report, ScopeRequest, Subject};
+use crate::plan::{UnitKind, UnitPlan};
+use crate::systemd::{self, Bus, CgroupMode, PendingScope, Report, ScopeRequest, Setting, Subject};
 
 /// A unit that is being started, and then runs.
 #[derive(Debug)]
@@ -35,8 +35,11 @@ impl<'a> Unit<'a> {
         interrupt: BorrowedFd<'_>,
     ) -> Result<Unit<'a>> {
         bus.interrupt_by(interrupt);
-        let pending = bus.begin_scope(&request(plan, pid, Some(pidfd)))?;
-        Ok(Unit { plan, pid, bus: Some(bus), pending: Some(pending), memory_events: None })
+        let pending = match plan.kind {
+            UnitKind::Own { .. } => None,
+            UnitKind::Scope | UnitKind::Service => Some(bus.begin_scope(&request(plan, pid, Some(pidfd)))?),
+        };
+        Ok(Unit { plan, pid, bus: Some(bus), pending, memory_events: None })
     }
 
     /// Waits until the process is in the unit.
@@ -65,7 +68,12 @@ impl<'a> Unit<'a> {
         let UnitPlan { user, name, settings, cgroup, .. } = self.plan;
         let subject = Subject { pid: self.pid, unit: name, settings, mode: *cgroup, user: *user };
         let mut bus = self.bus.take().map_or_else(|| connect(self.plan), Ok)?;
-        let report = systemd::verify(&mut bus, &subject)?;
+        let mut warnings = Vec::new();
+        if self.plan.kind == (UnitKind::Own { complete: false }) {
+            warnings = apply(&mut bus, self.plan)?;
+        }
+        let mut report = systemd::verify(&mut bus, &subject)?;
+        report.warnings.append(&mut warnings);
         // Held open, because the file is gone from the tree as soon as systemd sees the unit empty.
         let name = if *cgroup == CgroupMode::Unified { "memory.events" } else { "memory.oom_control" };
         self.memory_events = report.memory.as_ref().and_then(|directory| File::open(directory.join(name)).ok());
@@ -82,11 +90,36 @@ impl<'a> Unit<'a> {
 
     /// Stops it, with whatever is still in it.
     pub(crate) fn stop(&mut self) {
+        if matches!(self.plan.kind, UnitKind::Own { .. }) {
+            // It ends with this process, and systemd ends the rest.
+            return;
+        }
         let wait = Duration::from_micros(self.plan.timeout_stop_usec) + Duration::from_secs(5);
         if let Err(error) = connect(self.plan).and_then(|mut bus| bus.stop(&self.plan.name, wait)) {
             log::debug!("{error:#}");
         }
     }
+}
+
+/// Gives a unit that is there already the limits that were asked for; one line for each setting that only its file can change.
+fn apply(bus: &mut Bus, plan: &UnitPlan) -> Result<Vec<String>> {
+    let (live, fixed): (Vec<_>, Vec<_>) = plan.settings.iter().cloned().partition(Setting::is_live);
+    if !live.is_empty() {
+        bus.set_properties(&plan.name, true, &live)?;
+    }
+    // Stop settings are properties of the kind of unit, the rest of all units.
+    let mut differs = |setting: &&Setting| {
+        let mut is =
+            |interface| bus.unit_property(&plan.name, interface, &setting.name).is_ok_and(|v| v == setting.value);
+        !is("Service") && !is("Unit")
+    };
+    let line = |setting: &Setting| {
+        format!(
+            "{} is left out: it has to be in the unit file ({}=, `systemctl edit {}`)",
+            setting.asked, setting.property, plan.name
+        )
+    };
+    Ok(fixed.iter().filter(|setting| differs(setting)).map(line).collect())
 }
 
 /// Connects to the service manager that the plan names, and waits for nothing: its greeting comes while the caller does other work.

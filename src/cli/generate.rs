@@ -95,6 +95,8 @@ mod tests {
         for name in [
             "sandbox.1",
             "sandbox-run.1",
+            "sandbox-exec.1",
+            "sandbox-set-property.1",
             "sandbox-image.1",
             "sandbox-image-import.1",
             "sandbox-unit-install.1",

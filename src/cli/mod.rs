@@ -1,11 +1,23 @@
 //! The command line: one file a command, with its flags and its thin handler.
 
 mod doctor;
+mod exec;
 mod generate;
 mod image;
+mod inspect;
 mod kept;
+mod kill;
+mod logs;
+mod pause;
+mod ps;
+mod rm;
 mod run;
+mod set_property;
+mod stats;
+mod stop;
+mod text;
 mod unit;
+mod wait;
 
 use clap::{Parser, Subcommand};
 
@@ -32,6 +44,8 @@ Examples:
       With limits, in a unit that `systemctl status toptest.scope` shows.
   sandbox run --bind $PWD --network host -- make
       With a directory of this machine and its network.
+  sandbox run --detach --name web -p Restart=on-failure -- nginx -g 'daemon off;'
+      In the background; then sandbox ps, logs -f web, exec -t web sh, stop web.
   sandbox doctor
       Whether this machine has all that sandboxes need, and what mends it.
 
@@ -41,6 +55,30 @@ Examples:
 enum Command {
     /// Run a command in a new sandbox and exit with its status
     Run(Box<run::Arguments>),
+    /// Run one more command in a running sandbox: same unit, same namespaces, same confinement
+    Exec(exec::Arguments),
+    /// List running sandboxes
+    Ps(ps::Arguments),
+    /// Show everything of a sandbox: what was asked, what was decided, what is in force
+    Inspect(inspect::Arguments),
+    /// Show what sandboxes use: CPU, memory, tasks
+    Stats(stats::Arguments),
+    /// Show a sandbox's lines in the journal
+    Logs(logs::Arguments),
+    /// Wait until sandboxes have ended, and print their exit statuses
+    Wait(wait::Arguments),
+    /// Stop sandboxes: the stop signal, then after the unit's TimeoutStopSec SIGKILL
+    Stop(stop::Arguments),
+    /// Send a signal to a sandbox's command
+    Kill(kill::Arguments),
+    /// Stop every process of a sandbox where it is (cgroup v2)
+    Pause(pause::Arguments),
+    /// Let a paused sandbox go on
+    Resume(pause::Arguments),
+    /// Change limits of a running sandbox, and see that they are in force
+    SetProperty(set_property::Arguments),
+    /// Forget a failed detached sandbox
+    Rm(rm::Arguments),
     Image(Box<image::ImageArgs>),
     /// Show what a kept root changed: A added, C changed, D deleted
     ///
@@ -81,6 +119,18 @@ pub(crate) fn main() -> Result<u8> {
     };
     match arguments.command {
         Command::Run(arguments) => run::main(*arguments),
+        Command::Exec(arguments) => exec::main(arguments),
+        Command::Ps(arguments) => ps::main(&arguments),
+        Command::Inspect(arguments) => inspect::main(&arguments),
+        Command::Stats(arguments) => stats::main(&arguments),
+        Command::Logs(arguments) => logs::main(&arguments),
+        Command::Wait(arguments) => wait::main(&arguments),
+        Command::Stop(arguments) => stop::main(&arguments),
+        Command::Kill(arguments) => kill::main(&arguments),
+        Command::Pause(arguments) => pause::pause(&arguments),
+        Command::Resume(arguments) => pause::resume(&arguments),
+        Command::SetProperty(arguments) => set_property::main(&arguments),
+        Command::Rm(arguments) => rm::main(&arguments),
         Command::Image(arguments) => image::main(&arguments),
         Command::Diff(arguments) => kept::diff(&arguments),
         Command::Commit(arguments) => kept::commit(arguments),
@@ -96,6 +146,16 @@ pub(crate) fn main() -> Result<u8> {
 #[cfg(test)]
 pub(crate) fn command() -> clap::Command {
     <Arguments as clap::CommandFactory>::command()
+}
+
+/// Does it for each name, whatever becomes of the others; the last error is returned, those before it are printed.
+fn each(names: &[String], act: impl Fn(&str) -> Result<()>) -> Result<u8> {
+    let mut errors: Vec<anyhow::Error> = names.iter().filter_map(|name| act(name).err()).collect();
+    let last = errors.pop();
+    for error in &errors {
+        crate::report(error);
+    }
+    last.map_or(Ok(0), Err)
 }
 
 /// Help and version are printed; what is wrong becomes one line and a hint, like every other error.

@@ -7,8 +7,8 @@ use clap::Args;
 use crate::error::Result;
 use crate::host::Host;
 use crate::kept::{self, Choice};
-use crate::layer::Layer;
-use crate::plan::Plan;
+use crate::layer::{Layer, Manager};
+use crate::plan::{Plan, UnitKind};
 use crate::profile::Profile;
 use crate::spec::{RootSource, Spec};
 use crate::timings::Timings;
@@ -32,6 +32,8 @@ Examples:
       With writes that stay: the next run --name web goes on with them.
   sandbox run --profile web -m 1G
       What web.toml says, but with another limit.
+  sandbox run --detach --unit=web -p Restart=on-failure -- nginx -g 'daemon off;'
+      In the background; `sandbox ps`, `sandbox logs web` and so on find it.
   sandbox run --dry-run -m 1G -- make
       What would be done, with every decision.
 
@@ -64,6 +66,15 @@ pub(super) struct Arguments {
 
 /// Runs it.
 pub(super) fn main(arguments: Arguments) -> Result<u8> {
+    let quiet_end = arguments.dry_run;
+    start(arguments).inspect_err(|error| {
+        if !quiet_end {
+            crate::part::service::failed(error);
+        }
+    })
+}
+
+fn start(arguments: Arguments) -> Result<u8> {
     let mut timings = Timings::begin();
     let profile = arguments.profile.as_deref().map(Profile::load).transpose()?;
     let layer = match &profile {
@@ -76,6 +87,11 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
         None => error,
     })?;
     let mut host = Host::read()?;
+    if let Some(service) = &host.service
+        && (spec.unit.manager == Manager::None || !service.is_confirmed()?)
+    {
+        host.service = None;
+    }
     if spec.root.source == RootSource::HostView {
         host.read_view()?;
     }
@@ -89,14 +105,28 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
     for warning in &plan.warnings {
         log::warn!("{warning}");
     }
+    if let Some(unit) = plan.unit.as_ref().filter(|unit| unit.kind == UnitKind::Service) {
+        // The service takes the same locks.
+        drop((image, kept));
+        crate::detach::start(&spec, &host, &plan, unit)?;
+        std::io::stdout().write_all(format!("{}\n", unit.name).as_bytes())?;
+        return Ok(0);
+    }
     drop((spec, host));
     if let Some(kept) = &kept {
         kept.begin()?;
     }
     let leases: Vec<_> = image.iter().filter_map(|image| image.lease.lock()).collect();
-    let status = crate::run::run(&plan, &leases, &mut timings);
+    let ended = crate::run::run(&plan, &leases, &mut timings);
     if arguments.timings {
         std::io::stderr().write_all(timings.to_string().as_bytes())?;
     }
-    status
+    let ended = ended?;
+    if let Some(signal) = ended.signal
+        && plan.unit.as_ref().is_some_and(|unit| matches!(unit.kind, UnitKind::Own { .. }))
+    {
+        // What systemd makes of it is the same as for a service without us: Restart=on-abnormal, no failure where it asked for the end.
+        crate::sys::die_by(signal);
+    }
+    Ok(ended.status)
 }

@@ -43,6 +43,11 @@ impl Capabilities {
         Ok(Capabilities(all().filter(|(_, c)| kept.contains(*c)).map(|(name, _)| name).collect()))
     }
 
+    /// The names of all that are kept, without CAP_.
+    pub(crate) fn names(&self) -> impl Iterator<Item = &'static str> {
+        self.0.iter().copied()
+    }
+
     /// Whether the capability of this name, without CAP_, is kept.
     pub(crate) fn keeps(&self, name: &str) -> bool {
         self.0.contains(&name)

@@ -3,6 +3,7 @@
 pub(crate) mod account;
 pub(crate) mod caps;
 pub(crate) mod inside;
+pub(crate) mod journal;
 pub(crate) mod mounts;
 pub(crate) mod namespaces;
 pub(crate) mod network;
@@ -10,6 +11,7 @@ pub(crate) mod process;
 pub(crate) mod rootfs;
 pub(crate) mod scratch;
 pub(crate) mod secrets;
+pub(crate) mod service;
 pub(crate) mod streams;
 pub(crate) mod terminal;
 pub(crate) mod users;

@@ -20,6 +20,11 @@ impl Namespaces {
         )
     }
 
+    /// All of them.
+    pub(crate) fn list(&self) -> &[Namespace] {
+        &self.0
+    }
+
     /// Whether this one is its own.
     pub(crate) fn has(&self, namespace: Namespace) -> bool {
         self.0.contains(&namespace)
@@ -59,7 +64,7 @@ impl Namespaces {
 }
 
 /// `CLONE_NEWTIME` of linux/sched.h; libc has it for some targets only.
-const TIME: libc::c_int = 0x80;
+pub(crate) const TIME: libc::c_int = 0x80;
 
 impl std::fmt::Display for Namespaces {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

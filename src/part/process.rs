@@ -13,6 +13,7 @@ use crate::error::{Fault, Result, fault};
 use crate::exit;
 use crate::host::{Host, IdRange};
 use crate::part::account;
+use crate::part::service::{Listen, ServicePlan};
 use crate::part::users::UserPlan;
 use crate::spec::{RootSource, Spec};
 use crate::sys::{self, Rlimit};
@@ -58,6 +59,8 @@ pub(crate) struct ProcessPlan {
     /// What helps who asks for an ID that does not exist inside.
     #[serde(skip)]
     pub(crate) missing_id_hint: Option<&'static str>,
+    /// Sockets that it is to serve.
+    pub(crate) listen: Option<Listen>,
     /// Nothing but errors is printed.
     #[serde(skip)]
     pub(crate) quiet: bool,
@@ -75,7 +78,7 @@ fn variables<S: Serializer>(list: &[(OsString, OsString)], serializer: S) -> std
 }
 
 /// Decides how the payload starts.
-pub(crate) fn plan(spec: &Spec, host: &Host, users: &UserPlan) -> ProcessPlan {
+pub(crate) fn plan(spec: &Spec, host: &Host, users: &UserPlan, service: &ServicePlan) -> ProcessPlan {
     let process = &spec.process;
     // A map without root has one user and one group, which need not be the group that the account has inside.
     let only = users.only_ids();
@@ -88,12 +91,13 @@ pub(crate) fn plan(spec: &Spec, host: &Host, users: &UserPlan) -> ProcessPlan {
     let rlimits = process.rlimits.iter().map(|l| (l.resource, Rlimit { soft: l.soft, hard: l.hard })).collect();
     ProcessPlan {
         command: spec.command.clone(),
-        environment: environment(spec, host),
+        environment: environment(spec, host, service),
+        listen: service.listen.clone(),
         user: process.user.clone().unwrap_or_else(|| only.map_or(0, |(uid, _)| uid).to_string()),
         group: process.group.clone().or_else(|| only.map(|(_, gid)| gid.to_string())),
         directories,
         as_pid1: process.as_pid1,
-        terminal: process.terminal.unwrap_or(host.terminal),
+        terminal: process.terminal.unwrap_or(host.terminal && !spec.unit.detach),
         rlimits,
         nice: process.nice,
         oom_score_adjust: process.oom_score_adjust,
@@ -108,12 +112,13 @@ pub(crate) fn plan(spec: &Spec, host: &Host, users: &UserPlan) -> ProcessPlan {
 }
 
 /// PATH, TERM and container, then what was asked; a later value replaces an earlier one.
-fn environment(spec: &Spec, host: &Host) -> Vec<(OsString, OsString)> {
+fn environment(spec: &Spec, host: &Host, service: &ServicePlan) -> Vec<(OsString, OsString)> {
     let mut list: Vec<(OsString, OsString)> = vec![("PATH".into(), PATH.into())];
-    if let Some(term) = host.environment.get(OsStr::new("TERM")) {
+    if let Some(term) = host.environment.get(OsStr::new("TERM")).filter(|_| !spec.unit.detach) {
         list.push(("TERM".into(), term.clone()));
     }
     list.push(("container".into(), "sandbox".into()));
+    list.extend(service.environment());
     for (name, value) in &spec.process.environment {
         let Some(value) = value.as_ref().or_else(|| host.environment.get(name)) else {
             continue;
@@ -280,6 +285,11 @@ impl ProcessPlan {
             if !environment.iter().any(|(other, _)| other == name) {
                 environment.push((name.into(), value.into()));
             }
+        }
+        if let Some(Listen { count, names }) = &self.listen {
+            let pid = rustix::process::getpid().as_raw_nonzero().to_string();
+            environment.extend([("LISTEN_PID".into(), pid.into()), ("LISTEN_FDS".into(), count.to_string().into())]);
+            environment.extend(names.iter().map(|names| ("LISTEN_FDNAMES".into(), names.into())));
         }
         let strings = |list: Vec<Vec<u8>>| list.into_iter().filter_map(|s| CString::new(s).ok()).collect::<Vec<_>>();
         let argv = strings(self.command.iter().map(|arg| arg.as_bytes().to_vec()).collect());
@@ -454,7 +464,7 @@ mod tests {
         let host = Host { uid: caller, gid: caller, kernel: (6, 12), mounts, ..Host::default() };
         let spec = Spec::from_layer(layer).unwrap();
         let (users, _) = crate::part::users::plan(&spec, &host).unwrap();
-        plan(&spec, &host, &users)
+        plan(&spec, &host, &users, &ServicePlan::default())
     }
 
     #[test]

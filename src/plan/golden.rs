@@ -243,3 +243,28 @@ fn contradictions() {
         check(name, words, &host());
     }
 }
+
+#[test]
+fn in_the_background() {
+    let words = "-d --unit=web --slice=test -m 1G -p Restart=on-failure -p WatchdogSec=5 -- nginx";
+    check("detach", words, &host());
+    check("detach-refused", "-d -t --unit=web nginx", &host());
+    check("restart-of-a-scope", "-p Restart=on-failure nginx", &host());
+}
+
+#[test]
+fn in_a_service_already() {
+    let mut host = host();
+    host.service = Some(crate::part::service::OwnService {
+        unit: "sandbox@web.service".into(),
+        slice: "sandbox.slice".into(),
+        user: false,
+        detached: false,
+    });
+    host.journal_streams = (true, true);
+    host.listen = Some(crate::part::service::Listen { count: 1, names: Some("web".into()) });
+    let variables =
+        [("NOTIFY_SOCKET", "/run/systemd/notify"), ("CREDENTIALS_DIRECTORY", "/run/credentials/sandbox@web.service")];
+    host.environment.extend(variables.map(|(name, value)| (name.into(), value.into())));
+    check("own-service", "--unit=web --slice=test -m 1G -p TimeoutStopSec=5 -- nginx", &host);
+}

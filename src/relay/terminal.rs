@@ -13,6 +13,7 @@ use rustix::termios::{OptionalActions, Termios};
 
 use super::{Ready, Source};
 use crate::error::Result;
+use crate::part::journal::TerminalLog;
 
 /// Bytes under way in one direction at most.
 const BUFFER: usize = 16 << 10;
@@ -41,6 +42,8 @@ pub(super) struct Terminal {
     /// The settings that the caller's terminal had.
     before: Option<Termios>,
     raw: bool,
+    /// Who else gets what the terminal shows.
+    pub(super) log: Option<TerminalLog>,
 }
 
 impl Drop for Terminal {
@@ -86,6 +89,7 @@ impl Terminal {
             master_open: true,
             before: None,
             raw: false,
+            log: None,
         };
         terminal.follow_size();
         if std::io::stdin().is_terminal() {
@@ -232,7 +236,12 @@ impl Terminal {
         let mut bytes = [0; CHUNK];
         match rustix::io::read(&self.master, &mut bytes) {
             Ok(0) => self.master_open = false,
-            Ok(length) => self.to_caller.extend(&bytes[..length]),
+            Ok(length) => {
+                self.to_caller.extend(&bytes[..length]);
+                if let Some(log) = &mut self.log {
+                    log.write(&bytes[..length]);
+                }
+            }
             Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => {}
             // EIO: hung up although it is held.
             Err(_) => self.master_open = false,

@@ -96,7 +96,11 @@ fn terminal(layer: &Layer) -> Option<bool> {
     }
 }
 
-fn variable(text: &OsStr) -> Result<(OsString, Option<OsString>)> {
+/// Reads `NAME=VALUE`, or `NAME` for the caller's value.
+///
+/// # Errors
+/// When it is no name of a variable.
+pub(crate) fn variable(text: &OsStr) -> Result<(OsString, Option<OsString>)> {
     let bytes = text.as_bytes();
     let (name, value) = match bytes.iter().position(|b| *b == b'=') {
         Some(at) => (&bytes[..at], Some(OsStr::from_bytes(&bytes[at + 1..]).to_owned())),

@@ -95,6 +95,13 @@ impl Bus {
         })
     }
 
+    /// Connects to another user's service manager, for root: systemd's own socket takes root, a user's bus does not.
+    pub(crate) fn user_of(uid: u32) -> Result<Bus> {
+        let place = Place { path: format!("/run/user/{uid}/systemd/private").into(), daemon: false };
+        Bus::connect(vec![place], true)
+            .map_err(|why| fault(format!("the service manager of user {uid} cannot be reached: {why}")).into())
+    }
+
     /// Takes the first place that can be connected to; the error lists what was tried.
     pub(super) fn connect(mut places: Vec<Place>, user: bool) -> std::result::Result<Bus, String> {
         let mut tried = Vec::new();

@@ -81,6 +81,45 @@ impl CgroupPaths {
     }
 }
 
+/// The unit that a process is in, as its cgroup tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct UnitOfProcess {
+    /// With its suffix.
+    pub(crate) unit: String,
+    /// The slice it is in; `-.slice` at the top.
+    pub(crate) slice: String,
+    /// The user whose service manager it belongs to; `None`: the system's.
+    pub(crate) user: Option<u32>,
+    /// Its cgroup below the mount of systemd's own hierarchy, without a leading slash.
+    pub(crate) path: PathBuf,
+}
+
+impl UnitOfProcess {
+    /// Reads it; `None` where the process is gone or in no unit.
+    pub(crate) fn read(process: &str) -> Option<UnitOfProcess> {
+        let text = std::fs::read_to_string(format!("/proc/{process}/cgroup")).ok()?;
+        let paths = CgroupPaths::parse(&text);
+        // On v1 processes are tracked in the named hierarchy; a hybrid's unified one has the same paths.
+        let mode = if text.contains(":name=systemd:") { CgroupMode::Legacy } else { CgroupMode::Unified };
+        UnitOfProcess::of_path(paths.path(mode, None)?)
+    }
+
+    fn of_path(path: &Path) -> Option<UnitOfProcess> {
+        let names: Vec<&str> = path.iter().filter_map(|name| name.to_str()).collect();
+        let manager = |name: &str| name.strip_prefix("user@")?.strip_suffix(".service")?.parse::<u32>().ok();
+        let start = names.iter().rposition(|name| manager(name).is_some());
+        let is_unit = |name: &&str| name.ends_with(".service") || name.ends_with(".scope");
+        let at = names.iter().position(|name| is_unit(name) && manager(name).is_none())?;
+        let slice = at.checked_sub(1).and_then(|before| names.get(before)).filter(|name| name.ends_with(".slice"));
+        Some(UnitOfProcess {
+            unit: (*names.get(at)?).to_owned(),
+            slice: slice.map_or("-.slice", |name| *name).to_owned(),
+            user: start.filter(|start| *start < at).and_then(|start| manager(names.get(start)?)),
+            path: names.iter().take(at + 1).collect(),
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -96,6 +135,33 @@ mod tests {
         ];
         for ((root, unified), want) in table {
             assert_eq!(CgroupMode::of_file_systems(root, unified), want, "{root:?} {unified:?}");
+        }
+    }
+
+    #[test]
+    fn units_of_processes() {
+        let table = [
+            ("test.slice/a.scope", Some(("a.scope", "test.slice", None, "test.slice/a.scope"))),
+            ("a.service/below/it", Some(("a.service", "-.slice", None, "a.service"))),
+            (
+                "user.slice/user-7.slice/user@7.service/app.slice/b.service",
+                Some(("b.service", "app.slice", Some(7), "user.slice/user-7.slice/user@7.service/app.slice/b.service")),
+            ),
+            (
+                "user.slice/user-7.slice/session-1.scope",
+                Some(("session-1.scope", "user-7.slice", None, "user.slice/user-7.slice/session-1.scope")),
+            ),
+            (
+                "user.slice/user-7.slice/user@7.service/init.scope",
+                Some(("init.scope", "-.slice", Some(7), "user.slice/user-7.slice/user@7.service/init.scope")),
+            ),
+            ("", None),
+            ("user.slice", None),
+        ];
+        for (path, want) in table {
+            let found = UnitOfProcess::of_path(Path::new(path));
+            let found = found.as_ref().map(|f| (f.unit.as_str(), f.slice.as_str(), f.user, f.path.to_str().unwrap()));
+            assert_eq!(found, want, "{path}");
         }
     }
 

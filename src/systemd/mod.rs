@@ -14,21 +14,25 @@
 mod bus;
 mod cgroup;
 mod directive;
+mod look;
 mod own;
 mod property;
 mod reach;
 mod scope;
+mod service;
 mod show;
 mod translate;
 mod verify;
 mod wire;
 
 pub(crate) use bus::Bus;
-pub(crate) use cgroup::CgroupMode;
+pub(crate) use cgroup::{CgroupMode, UnitOfProcess};
 pub(crate) use directive::Directive;
+pub(crate) use look::{DownService, ListedUnit, Usage, join_cgroups};
 pub(crate) use own::{OwnSetting, only_in_a_unit_file};
-pub(crate) use property::{Asked, Assignment, Setting, subject};
+pub(crate) use property::{Asked, Assignment, KeptSetting, Setting, subject};
 pub(crate) use reach::Socket;
 pub(crate) use scope::{PendingScope, ScopeRequest};
+pub(crate) use service::{HINT, ServiceRequest};
 pub(crate) use translate::translate;
-pub(crate) use verify::{Report, Subject, verify};
+pub(crate) use verify::{Limit, Report, Subject, verify};

@@ -130,10 +130,8 @@ const SERVICE: &[(&str, Service)] = &[
     ("CacheDirectory", Unit),
     ("LogsDirectory", Unit),
     ("ConfigurationDirectory", Unit),
-    ("LogNamespace", Unit),
     ("LogExtraFields", Unit),
     ("LogLevelMax", Unit),
-    ("SyslogIdentifier", Unit),
     ("Personality", Unit),
     ("RestrictAddressFamilies", Unit),
     ("RestrictNamespaces", Unit),
@@ -148,13 +146,8 @@ const SERVICE: &[(&str, Service)] = &[
     ("ExecStop", Unit),
     ("ExecStopPost", Unit),
     ("ExecReload", Unit),
-    ("Restart", Unit),
-    ("RestartSec", Unit),
     ("RemainAfterExit", Unit),
     ("SuccessExitStatus", Unit),
-    ("TimeoutStartSec", Unit),
-    ("WatchdogSec", Unit),
-    ("NotifyAccess", Unit),
 ];
 
 /// The names that [`parse`] knows.
@@ -283,7 +276,7 @@ mod tests {
         let table = [
             ("PrivateNetwork", "--network none"),
             ("NoNewPrivileges", "leave it out"),
-            ("Restart", "unit install"),
+            ("RemainAfterExit", "unit install"),
             ("RootDirectory", "--rootfs"),
         ];
         for (name, hint) in table {

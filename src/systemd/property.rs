@@ -5,7 +5,7 @@
 mod convert;
 mod table;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::{Result, fault};
 use crate::nearest::nearest;
@@ -15,7 +15,7 @@ use super::translate;
 use table::Property;
 
 /// The value of a property as the bus carries it; the comment gives its D-Bus signature.
-#[derive(Debug, Clone, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) enum Value {
     /// `b`
     Bool(bool),
@@ -68,6 +68,42 @@ pub(crate) struct Setting {
     pub(crate) name: String,
     /// Its value on the bus.
     pub(crate) value: Value,
+}
+
+/// A setting as it is written down and read again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct KeptSetting {
+    asked: String,
+    property: String,
+    name: String,
+    value: Value,
+}
+
+impl From<&Setting> for KeptSetting {
+    fn from(setting: &Setting) -> KeptSetting {
+        let Setting { asked, property, name, value } = setting.clone();
+        KeptSetting { asked, property: property.to_owned(), name, value }
+    }
+}
+
+impl KeptSetting {
+    /// The setting; `None` where another version of this program knew a property that this one does not.
+    pub(crate) fn setting(&self) -> Option<Setting> {
+        let KeptSetting { asked, property, name, value } = self.clone();
+        Some(Setting { asked, property: Property::named(&property)?.name, name, value })
+    }
+}
+
+impl Setting {
+    /// Whether only services have it.
+    pub(crate) fn is_for_services(&self) -> bool {
+        reach(self.property) == Reach::Service
+    }
+
+    /// Whether systemd changes it in a unit that lives.
+    pub(crate) fn is_live(&self) -> bool {
+        !matches!(reach(self.property), Reach::Service | Reach::Unit)
+    }
 }
 
 /// A property that the user asked for, checked and typed, not yet translated for the cgroup version of this machine.

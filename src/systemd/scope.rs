@@ -11,6 +11,7 @@ use crate::error::{Result, fault};
 
 use super::bus::{Bus, WAIT, manager_call, object_call, unit_path, unknown_property};
 use super::property::{Setting, Value};
+use super::service::Request;
 use super::wire::{Call, Deadline, Exchange, Failure, Incoming};
 
 /// How long a clean-up after a failure may take; nobody is served by waiting for it longer.
@@ -67,13 +68,32 @@ enum Attempt {
     Retry,
 }
 
+impl Request for ScopeRequest<'_> {
+    fn name(&self) -> &str {
+        self.name
+    }
+
+    fn settings(&self) -> &[Setting] {
+        self.settings
+    }
+
+    fn properties<'a>(&'a self, left_out: &[&str]) -> Vec<(&'a str, Variant<'a>)> {
+        properties(self, left_out)
+    }
+}
+
 impl Bus {
     /// Sends the start and returns: what the caller does next happens while systemd works.
     pub(crate) fn begin_scope(&mut self, request: &ScopeRequest<'_>) -> Result<PendingScope> {
-        let deadline = Deadline::after(WAIT);
+        self.begin(request, WAIT)
+    }
+
+    /// The same for any kind of unit; the start may take `wait` at the longest.
+    pub(super) fn begin(&mut self, request: &dyn Request, wait: Duration) -> Result<PendingScope> {
+        let deadline = Deadline::after(wait);
         let mut pending = PendingScope { call: 0, deadline, left_out: Vec::new(), was_reset: false };
         self.send_start(request, &mut pending)
-            .map_err(|failure| self.explain(&format!("start {}", request.name), failure))?;
+            .map_err(|failure| self.explain(&format!("start {}", request.name()), failure))?;
         Ok(pending)
     }
 
@@ -81,24 +101,25 @@ impl Bus {
     ///
     /// # Errors
     /// When it has not, for whatever reason; nothing is left of the unit then.
-    pub(crate) fn finish_scope(
-        &mut self,
-        request: &ScopeRequest<'_>,
-        mut pending: PendingScope,
-    ) -> Result<StartedScope> {
+    pub(crate) fn finish_scope(&mut self, request: &ScopeRequest<'_>, pending: PendingScope) -> Result<StartedScope> {
+        self.finish(request, pending)
+    }
+
+    /// The same for any kind of unit.
+    pub(super) fn finish(&mut self, request: &dyn Request, mut pending: PendingScope) -> Result<StartedScope> {
         loop {
             match self.await_start(request, &mut pending)? {
                 Attempt::Done => {
-                    return Ok(StartedScope { object: unit_path(request.name), left_out: pending.left_out });
+                    return Ok(StartedScope { object: unit_path(request.name()), left_out: pending.left_out });
                 }
                 Attempt::Retry => self
                     .send_start(request, &mut pending)
-                    .map_err(|failure| self.explain(&format!("start {}", request.name), failure))?,
+                    .map_err(|failure| self.explain(&format!("start {}", request.name()), failure))?,
             }
         }
     }
 
-    fn send_start(&mut self, request: &ScopeRequest<'_>, pending: &mut PendingScope) -> Exchange<()> {
+    fn send_start(&mut self, request: &dyn Request, pending: &mut PendingScope) -> Exchange<()> {
         loop {
             match self.try_send_start(request, pending) {
                 Err(failure) if self.is_elsewhere(&failure) => self.next_place(failure)?,
@@ -107,12 +128,12 @@ impl Bus {
         }
     }
 
-    fn try_send_start(&mut self, request: &ScopeRequest<'_>, pending: &mut PendingScope) -> Exchange<()> {
+    fn try_send_start(&mut self, request: &dyn Request, pending: &mut PendingScope) -> Exchange<()> {
         self.greeted(pending.deadline)?;
-        self.match_jobs(request.name)?;
-        let properties = properties(request, &pending.left_out);
+        self.match_jobs(request.name())?;
+        let properties = request.properties(&pending.left_out);
         let nothing_else: Vec<(&str, Vec<(&str, Variant<'_>)>)> = Vec::new();
-        let body = (request.name, "fail", properties, nothing_else);
+        let body = (request.name(), "fail", properties, nothing_else);
         pending.call = self.wire.send(&manager_call("StartTransientUnit"), &body)?;
         Ok(())
     }
@@ -132,11 +153,14 @@ impl Bus {
         self.wire.send_along(&Call::daemon("AddMatch"), &(rule,))
     }
 
-    fn await_start(&mut self, request: &ScopeRequest<'_>, pending: &mut PendingScope) -> Result<Attempt> {
-        let name = request.name;
+    fn await_start(&mut self, request: &dyn Request, pending: &mut PendingScope) -> Result<Attempt> {
+        let name = request.name();
         match self.await_job(pending.call, pending.deadline) {
             Ok(result) if result == "done" => Ok(Attempt::Done),
             Ok(result) => {
+                if let Some(error) = request.explain(self, &result) {
+                    return Err(error);
+                }
                 self.clean_up(name);
                 let line = fault(format!("systemd did not start {name}: its job ended as `{result}`"));
                 let user = if self.user { " --user" } else { "" };
@@ -145,7 +169,7 @@ impl Bus {
             Err((Failure::Timeout, job)) => {
                 self.clean_up(name);
                 let job = job.map_or_else(String::new, |job| format!(" ({job})"));
-                let line = format!("systemd did not start {name} within {} s{job}; it was stopped", WAIT.as_secs());
+                let line = format!("systemd did not start {name} within {} s{job}; it was stopped", request.patience());
                 Err(fault(line).hint("systemctl list-jobs").into())
             }
             Err((failure, _)) => self.recover(request, pending, failure),
@@ -154,8 +178,8 @@ impl Bus {
 
     /// Decides whether a refused start is tried again: with less for an old systemd, after a failed leftover of the
     /// name was reset, or on another socket.
-    fn recover(&mut self, request: &ScopeRequest<'_>, pending: &mut PendingScope, failure: Failure) -> Result<Attempt> {
-        let what = format!("start {}", request.name);
+    fn recover(&mut self, request: &dyn Request, pending: &mut PendingScope, failure: Failure) -> Result<Attempt> {
+        let what = format!("start {}", request.name());
         if self.is_elsewhere(&failure) {
             self.next_place(failure).map_err(|failure| self.explain(&what, failure))?;
             return Ok(Attempt::Retry);
@@ -165,7 +189,7 @@ impl Bus {
             "UnknownProperty" | "PropertyReadOnly" => {
                 let dispensable =
                     ["PIDFDs", "OOMPolicy"].into_iter().find(|known| unknown_property(message) == Some(known));
-                let asked = |known: &str| request.settings.iter().any(|setting| setting.name == known);
+                let asked = |known: &str| request.settings().iter().any(|setting| setting.name == known);
                 match dispensable {
                     Some(known) if !asked(known) && !pending.left_out.contains(&known) => {
                         pending.left_out.push(known);
@@ -174,7 +198,7 @@ impl Bus {
                     _ => Err(self.explain(&what, failure)),
                 }
             }
-            "UnitExists" => self.unit_exists(request.name, pending),
+            "UnitExists" => self.unit_exists(request.name(), pending),
             _ => Err(self.explain(&what, failure)),
         }
     }
@@ -249,26 +273,22 @@ impl Bus {
     }
 
     /// Sends a signal to the processes of a unit: `whom` is `all` or `main`.
-    #[expect(dead_code, reason = "the commands on a living sandbox come with their own issue")]
     pub(crate) fn kill(&mut self, unit: &str, whom: &str, signal: i32) -> Result<()> {
         self.manager("KillUnit", &(unit, whom, signal))
             .map_err(|failure| self.explain(&format!("kill {unit}"), failure))
     }
 
     /// Stops the processes of a unit where they are; cgroup v2 only.
-    #[expect(dead_code, reason = "the commands on a living sandbox come with their own issue")]
     pub(crate) fn freeze(&mut self, unit: &str) -> Result<()> {
         self.manager("FreezeUnit", &(unit,)).map_err(|failure| self.explain(&format!("freeze {unit}"), failure))
     }
 
     /// Undoes [`Bus::freeze`].
-    #[expect(dead_code, reason = "the commands on a living sandbox come with their own issue")]
     pub(crate) fn thaw(&mut self, unit: &str) -> Result<()> {
         self.manager("ThawUnit", &(unit,)).map_err(|failure| self.explain(&format!("thaw {unit}"), failure))
     }
 
     /// Changes properties of a living unit: until the next boot when `runtime`, else for ever.
-    #[expect(dead_code, reason = "the commands on a living sandbox come with their own issue")]
     pub(crate) fn set_properties(&mut self, unit: &str, runtime: bool, settings: &[Setting]) -> Result<()> {
         let properties: Vec<_> =
             settings.iter().map(|setting| (setting.name.as_str(), variant(&setting.value))).collect();
@@ -287,6 +307,14 @@ impl Bus {
     pub(crate) fn unit_property(&mut self, unit: &str, interface: &str, name: &str) -> Result<Value> {
         self.property(&unit_path(unit), &format!("org.freedesktop.systemd1.{interface}"), name)
             .map_err(|failure| self.explain(&format!("tell {name} of {unit}"), failure))
+    }
+
+    /// The main process of a service; `None` while it has none.
+    pub(crate) fn main_pid(&mut self, unit: &str) -> Result<Option<u32>> {
+        match self.unit_property(unit, "Service", "MainPID")? {
+            Value::U32(pid) if pid > 0 => Ok(Some(pid)),
+            _ => Ok(None),
+        }
     }
 
     fn property(&mut self, path: &str, interface: &str, name: &str) -> Exchange<Value> {
@@ -328,7 +356,7 @@ fn properties<'a>(request: &ScopeRequest<'a>, left_out: &[&str]) -> Vec<(&'a str
 }
 
 /// A value as zbus sends it.
-fn variant(value: &Value) -> Variant<'_> {
+pub(super) fn variant(value: &Value) -> Variant<'_> {
     match value {
         Value::Bool(yes) => Variant::from(*yes),
         Value::I32(number) => Variant::from(*number),

@@ -81,8 +81,9 @@ fn killed_starts(bed: &Bed) {
     let before = settled(bed);
     at_moments(bed, Signal::KILL);
     // A child whose launcher died before it asked for the unit waits a moment for it. Names of locks stay for the next starts to
-    // find unlocked: each removes a few.
-    poll_until(Duration::from_secs(10), "nothing is left but what the next starts remove", || {
+    // find unlocked: each removes a few. Their state files go when somebody looks.
+    poll_until(Duration::from_secs(10), "nothing is left but what the next starts and looks remove", || {
+        bed.sandbox(["ps", "-q"]).output().succeeded();
         bed.run(["--slice", &bed.slice()], "true").output().succeeded();
         std::thread::sleep(Duration::from_millis(100));
         before.changes(&HostState::take()).is_empty()

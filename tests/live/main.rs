@@ -45,6 +45,7 @@ mod binds;
 mod command;
 mod commandline;
 mod confinement;
+mod daily;
 mod facts;
 mod hostview;
 mod images;
@@ -56,6 +57,7 @@ mod pressure;
 mod process;
 mod profiles;
 mod rootfs;
+mod services;
 mod signals;
 mod snapshot;
 mod statuses;
@@ -96,6 +98,7 @@ fn all() -> Vec<Test> {
         binds::tests(),
         commandline::tests(),
         confinement::tests(),
+        daily::tests(),
         hostview::tests(),
         images::tests(),
         kept::tests(),
@@ -107,6 +110,7 @@ fn all() -> Vec<Test> {
         namespaces::tests(),
         pressure::tests(),
         workflow::tests(),
+        services::tests(),
         signals::tests(),
         statuses::tests(),
         streams::tests(),

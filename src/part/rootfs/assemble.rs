@@ -5,7 +5,7 @@
 //! made: kernels up to 6.12 refuse detached mounts as layers (EINVAL, "failed to clone upperpath").
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -80,6 +80,13 @@ fn sources(operation: &Operation, ids: &Ids<'_>) -> Result<Vec<Source>> {
             source => source.map(|source| vec![source]),
         },
         Operation::Tmpfs(_) | Operation::Directory(_) | Operation::Link { .. } => Ok(Vec::new()),
+        Operation::Copy { source, .. } => {
+            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+            let context = || format!("open {}", source.display());
+            let mount = rustix::fs::openat(CWD, source, flags, Mode::empty()).with_context(context)?;
+            let stat = rustix::fs::fstat(&mount).with_context(context)?;
+            Ok(vec![Source { mount, stat }])
+        }
     }
 }
 
@@ -186,6 +193,7 @@ impl Assembly<'_> {
             Operation::Tmpfs(tmpfs) => self.tmpfs(tmpfs),
             Operation::Directory(at) => self.target(at, Make::Directory).map(drop),
             Operation::Link { at, target } => self.link(at, target),
+            Operation::Copy { at, .. } => self.copy(at, &sources),
         };
         step.with_context(|| format!("make {} in the root", at.display()))
     }
@@ -215,7 +223,12 @@ impl Assembly<'_> {
     /// Without a size of its own a tmpfs is a directory of the scratch one: one file system less to make and to take down, and
     /// one limit for all memory that the root takes.
     fn tmpfs(&mut self, tmpfs: &Tmpfs) -> Result<()> {
-        let mount = match tmpfs.size {
+        let mount = self.new_tmpfs(tmpfs)?;
+        self.attach(&mount, &tmpfs.at, Make::Directory)
+    }
+
+    fn new_tmpfs(&mut self, tmpfs: &Tmpfs) -> Result<OwnedFd> {
+        Ok(match tmpfs.size {
             Some(size) => {
                 let (uid, gid) = self.ids.root();
                 let [uid, gid] = [uid.as_raw(), gid.as_raw()].map(|id| id.to_string());
@@ -232,8 +245,29 @@ impl Assembly<'_> {
                 let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
                 rustix::mount::open_tree(CWD, &place, flags)?
             }
-        };
-        self.attach(&mount, &tmpfs.at, Make::Directory)
+        })
+    }
+
+    /// Copies, since the file system of credentials (ramfs) cannot be idmapped, and root inside could not read root's own.
+    fn copy(&mut self, at: &Path, sources: &[Source]) -> Result<()> {
+        let Some(source) = sources.first() else { return Ok(()) };
+        let mount = self.new_tmpfs(&Tmpfs { at: at.to_owned(), mode: 0o555, size: None })?;
+        let place = Path::new("fresh").join(self.fresh.to_string());
+        let files = format!("/proc/self/fd/{}", source.mount.as_raw_fd());
+        for entry in std::fs::read_dir(files).context("list the files to copy")? {
+            let entry = entry.context("list the files to copy")?;
+            if entry.file_type().is_ok_and(|kind| kind.is_file()) {
+                let copy = place.join(entry.file_name());
+                std::fs::copy(entry.path(), &copy).with_context(|| format!("copy {}", entry.file_name().display()))?;
+                own(&copy, self.ids.base, self.ids.base, 0o444)?;
+            }
+        }
+        mounts::restrict(
+            mount.as_fd(),
+            sys::attr::RDONLY | sys::attr::NODEV | sys::attr::NOSUID | sys::attr::NOEXEC,
+            false,
+        )?;
+        self.attach(&mount, at, Make::Directory)
     }
 
     fn bind(&mut self, bind: &BindPlan, sources: Vec<Source>) -> Result<()> {

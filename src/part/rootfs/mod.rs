@@ -57,6 +57,13 @@ pub(crate) enum Operation {
         /// Where it leads.
         target: PathBuf,
     },
+    /// A directory in memory with copies of a directory's files, which everybody inside may read and nobody change.
+    Copy {
+        /// The directory on the host.
+        source: PathBuf,
+        /// Where it is.
+        at: PathBuf,
+    },
 }
 
 /// Layers under a writable upper.
@@ -394,7 +401,7 @@ impl Operation {
             Operation::Overlay(overlay) => &overlay.at,
             Operation::Bind(bind) => &bind.at,
             Operation::Tmpfs(tmpfs) => &tmpfs.at,
-            Operation::Directory(at) | Operation::Link { at, .. } => at,
+            Operation::Directory(at) | Operation::Link { at, .. } | Operation::Copy { at, .. } => at,
         }
     }
 }
@@ -426,6 +433,7 @@ impl fmt::Display for Operation {
             },
             Operation::Directory(_) => write!(f, "{at}: directory"),
             Operation::Link { target, .. } => write!(f, "{at}: link to {}", target.display()),
+            Operation::Copy { source, .. } => write!(f, "{at}: copies of the files in {}, read-only", source.display()),
         }
     }
 }

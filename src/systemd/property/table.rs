@@ -1,4 +1,4 @@
-//! Every property that systemd takes for a scope in StartTransientUnit, as data.
+//! Every property that systemd takes for a scope in StartTransientUnit, and those for services that `run --detach` needs, as data.
 //!
 //! Gathered from systemd 247 to 262: dbus-cgroup.c, dbus-kill.c, dbus-scope.c and dbus-unit.c say what is accepted,
 //! bus-unit-util.c how `systemd-run -p` spells it.
@@ -71,6 +71,8 @@ pub(crate) enum Reach {
     V2,
     /// A BPF program on a cgroup of the unified hierarchy: v2, and hybrid too.
     Bpf,
+    /// systemd itself, for services only: it starts their processes.
+    Service,
 }
 
 /// One row of [`PROPERTIES`].
@@ -130,6 +132,10 @@ const fn unit(name: &'static str, kind: Kind, since: u16) -> Property {
     row(name, kind, Reach::Unit, since)
 }
 
+const fn service(name: &'static str, kind: Kind, since: u16) -> Property {
+    row(name, kind, Reach::Service, since)
+}
+
 /// One page: a lower limit could not hold a single task's stack.
 const PAGE: u64 = 4096;
 const WEIGHT: Kind = Kind::Weight { least: 1, most: 10_000, idle: false };
@@ -171,6 +177,8 @@ const JOB_MODE: Kind = Kind::Choice(&[
     "triggering",
     "restart-dependencies",
 ]);
+const RESTART: Kind =
+    Kind::Choice(&["no", "on-success", "on-failure", "on-abnormal", "on-abort", "on-watchdog", "always"]);
 const OOMD: Kind = Kind::Choice(&["auto", "kill"]);
 const PRESSURE: Kind = Kind::Choice(&["auto", "on", "off", "skip", "yes", "no"]);
 
@@ -272,6 +280,17 @@ pub(super) const PROPERTIES: &[Property] = &[
     unit("RuntimeMaxSec", Kind::Time, 244),
     unit("RuntimeRandomizedExtraSec", Kind::Time, 250),
     unit("OOMPolicy", Kind::Choice(&["continue", "stop", "kill"]), 253),
+    // Services: what their start and end do
+    service("Restart", RESTART, 0),
+    service("RestartSec", Kind::Time, 0),
+    service("RestartSteps", Kind::Number, 254),
+    service("RestartMaxDelaySec", Kind::Time, 254),
+    service("TimeoutStartSec", Kind::Time, 0),
+    service("TimeoutAbortSec", Kind::Time, 0),
+    service("WatchdogSec", Kind::Time, 0),
+    service("NotifyAccess", Kind::Choice(&["none", "main", "exec", "all"]), 0),
+    service("SyslogIdentifier", Kind::Text, 0),
+    service("LogNamespace", Kind::Text, 245),
     // The unit
     unit("Description", Kind::Text, 0),
     unit("Documentation", Kind::Words, 0),

@@ -1,0 +1,133 @@
+//! `sandbox inspect`.
+
+use std::io::Write;
+
+use clap::Args;
+use serde::Serialize;
+
+use crate::enter;
+use crate::error::{Result, line};
+use crate::living::{self, Sandbox};
+use crate::state::Record;
+use crate::systemd::{self, Bus, CgroupMode, KeptSetting, Limit, Subject, Usage};
+
+const AFTER_HELP: &str = "\
+JSON: one object with
+  name, unit, slice, manager, root, state, command
+           as in `sandbox ps --json`
+  cgroup   the unit's path below /sys/fs/cgroup, in systemd's own hierarchy
+  started  µs since 1970
+  launcher, leader, payload
+           PIDs on the host: of `sandbox run`, of the first process inside, of
+           the command
+  arguments
+           the command line it was started with
+  limits   a list: asked (as it was given), limits (what the kernel shows now:
+           property, file, in_force, effective), error (why one is not in force)
+  usage    memory_bytes, cpu_usec, tasks
+  plan     every decision, as `sandbox run --dry-run --json` prints it";
+
+/// Flags of `sandbox inspect`.
+#[derive(Debug, Args)]
+#[command(max_term_width = 100, after_help = AFTER_HELP)]
+pub(super) struct Arguments {
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// The sandbox: its name, its unit, or the beginning of one of them that no other has
+    #[arg(value_name = "NAME")]
+    name: String,
+}
+
+/// Everything there is to say.
+#[derive(Debug, Serialize)]
+struct Report<'a> {
+    name: &'a str,
+    unit: &'a str,
+    slice: &'a str,
+    manager: Option<u32>,
+    root: &'a str,
+    state: &'a str,
+    cgroup: String,
+    started: u64,
+    launcher: i32,
+    leader: i32,
+    payload: Option<i32>,
+    command: &'a [String],
+    arguments: &'a [String],
+    limits: Vec<Asked>,
+    usage: Usage,
+    plan: &'a serde_json::Value,
+}
+
+/// One setting, and what the kernel makes of it now.
+#[derive(Debug, Serialize)]
+struct Asked {
+    asked: String,
+    limits: Vec<Limit>,
+    error: Option<String>,
+}
+
+/// Runs it.
+pub(super) fn main(arguments: &Arguments) -> Result<u8> {
+    let sandbox = living::find(&arguments.name)?;
+    let record = &sandbox.found.record;
+    let mode = CgroupMode::read()?;
+    let mut bus = sandbox.manager()?;
+    let report = Report {
+        name: &record.name,
+        unit: &record.unit,
+        slice: &record.slice,
+        manager: record.manager,
+        root: &record.root,
+        state: sandbox.state(),
+        cgroup: format!("/{}", sandbox.cgroup.display()),
+        started: record.started,
+        launcher: record.launcher.pid,
+        leader: record.leader.pid,
+        payload: enter::payload(record).map(|payload| payload.pid),
+        command: &record.command,
+        arguments: &record.arguments,
+        limits: record.settings.iter().filter_map(|setting| asked(&mut bus, &sandbox, setting, mode)).collect(),
+        usage: sandbox.usage(mode),
+        plan: &record.plan,
+    };
+    let text = if arguments.json { format!("{:#}\n", serde_json::to_value(&report)?) } else { shown(&report, record)? };
+    std::io::stdout().write_all(text.as_bytes())?;
+    Ok(0)
+}
+
+fn asked(bus: &mut Bus, sandbox: &Sandbox, kept: &KeptSetting, mode: CgroupMode) -> Option<Asked> {
+    let record = &sandbox.found.record;
+    let settings = [kept.setting()?];
+    let pid = record.leader.pid()?;
+    let subject = Subject { pid, unit: &record.unit, settings: &settings, mode, user: record.manager.is_some() };
+    let asked = settings.iter().map(|setting| setting.asked.clone()).collect();
+    Some(match systemd::verify(bus, &subject) {
+        Ok(report) => Asked { asked, limits: report.limits, error: None },
+        Err(error) => Asked { asked, limits: Vec::new(), error: Some(line(&error)) },
+    })
+}
+
+fn shown(report: &Report<'_>, record: &Record) -> Result<String> {
+    let mut rows: Vec<(&str, String)> = vec![
+        ("state", report.state.to_owned()),
+        ("cgroup", report.cgroup.clone()),
+        ("launcher", report.launcher.to_string()),
+        ("leader", report.leader.to_string()),
+        ("payload", report.payload.map_or_else(|| "-".to_owned(), |pid| pid.to_string())),
+        ("started as", record.arguments.join(" ")),
+    ];
+    for asked in &report.limits {
+        rows.extend(asked.error.iter().map(|error| ("not in force", error.clone())));
+        rows.extend(asked.limits.iter().map(|limit| {
+            let effective = limit.effective.as_ref().map_or_else(String::new, |found| format!("; {found} holds"));
+            ("in force", format!("{}: {} {}{effective}", asked.asked, limit.file, limit.in_force))
+        }));
+        if asked.error.is_none() && asked.limits.is_empty() {
+            rows.push(("set", asked.asked.clone()));
+        }
+    }
+    let now: String = rows.iter().map(|(key, value)| format!("{key:<13} {}\n", crate::error::plain(value))).collect();
+    Ok(format!("{}{now}", record.decided))
+}

@@ -1,0 +1,50 @@
+//! `sandbox logs`: journalctl, for the unit that is meant.
+
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use clap::Args;
+
+use crate::error::{Result, fault};
+use crate::exit;
+use crate::living;
+
+/// Flags of `sandbox logs`.
+#[derive(Debug, Args)]
+#[command(max_term_width = 100)]
+pub(super) struct Arguments {
+    /// Go on with what is written from now on
+    #[arg(long, short = 'f')]
+    follow: bool,
+    /// Only the last lines
+    #[arg(long, short = 'n', value_name = "N", visible_alias = "tail")]
+    lines: Option<u32>,
+    /// The sandbox: its name, its unit, or the beginning of one of them that no other has; the unit's name also when it is over
+    #[arg(value_name = "NAME")]
+    name: String,
+}
+
+/// Runs it; returns only when journalctl cannot be run.
+pub(super) fn main(arguments: &Arguments) -> Result<u8> {
+    let mut command = Command::new("journalctl");
+    command.args(matches(&arguments.name)?);
+    command.args(arguments.follow.then_some("--follow"));
+    command.args(arguments.lines.map(|lines| format!("--lines={lines}")));
+    let error = command.exec();
+    Err(fault(format!("run journalctl: {error}")).status(exit::NOT_FOUND).hint("it is part of systemd").into())
+}
+
+fn matches(name: &str) -> Result<Vec<String>> {
+    let own = living::own_manager();
+    let unit = |unit: &str, manager: Option<u32>| match manager {
+        None => format!("--unit={unit}"),
+        Some(uid) if Some(uid) == own => format!("--user-unit={unit}"),
+        Some(_) => format!("_SYSTEMD_USER_UNIT={unit}"),
+    };
+    match living::look_up(name)? {
+        Some(named) => Ok(vec![unit(named.unit(), named.manager())]),
+        // It may be over, with its lines still there.
+        None if name.ends_with(".scope") || name.ends_with(".service") => Ok(vec![unit(name, own)]),
+        None => Ok(vec![unit(&format!("{name}.scope"), own), unit(&format!("{name}.service"), own)]),
+    }
+}

@@ -1,0 +1,53 @@
+//! `sandbox set-property`.
+
+use clap::Args;
+
+use crate::error::{Result, fault};
+use crate::living::{self, Sandbox};
+use crate::systemd::{self, Assignment, CgroupMode, Setting, Subject};
+
+const AFTER_HELP: &str = "\
+Each limit is read back from the kernel, as at the start; one that is not in
+force then is an error. The change lasts as long as the unit, for one of a unit
+file until the next boot.
+
+Examples:
+  sandbox set-property toptest MemoryMax=1G CPUWeight=50
+  sandbox set-property web CPUQuota=";
+
+/// Flags of `sandbox set-property`.
+#[derive(Debug, Args)]
+#[command(max_term_width = 100, after_help = AFTER_HELP)]
+pub(super) struct Arguments {
+    /// The sandbox: its name, its unit, or the beginning of one of them that no other has
+    #[arg(value_name = "NAME")]
+    name: String,
+    /// Properties of systemd.resource-control(5)
+    #[arg(value_name = "K=V", required = true)]
+    properties: Vec<String>,
+}
+
+/// Runs it.
+pub(super) fn main(arguments: &Arguments) -> Result<u8> {
+    let assignments = arguments.properties.iter().map(|text| Assignment::parse(text)).collect::<Result<Vec<_>>>()?;
+    let mode = CgroupMode::read()?;
+    let settings = systemd::translate(&assignments, mode)?.settings;
+    if let Some(setting) = settings.iter().find(|setting| !setting.is_live()) {
+        let line = format!("{}: systemd changes {}= only at the start of a unit", setting.asked, setting.property);
+        return Err(fault(line).hint("sandbox run -p, or the unit file").into());
+    }
+    change(&living::find(&arguments.name)?, &settings, mode)?;
+    Ok(0)
+}
+
+fn change(sandbox: &Sandbox, settings: &[Setting], mode: CgroupMode) -> Result<()> {
+    let record = &sandbox.found.record;
+    let mut bus = sandbox.manager()?;
+    bus.set_properties(&record.unit, true, settings)?;
+    let pid = record.leader.pid().ok_or_else(|| fault(format!("{} has just ended", record.name)))?;
+    let subject = Subject { pid, unit: &record.unit, settings, mode, user: record.manager.is_some() };
+    for warning in systemd::verify(&mut bus, &subject)?.warnings {
+        log::warn!("{warning}");
+    }
+    Ok(())
+}

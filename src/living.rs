@@ -1,0 +1,241 @@
+//! Sandboxes that live: what their launchers wrote down, confirmed by systemd. Nothing is believed that systemd does not confirm.
+
+use std::collections::BTreeMap;
+
+use crate::error::{Result, fault};
+use crate::state::{self, Found};
+use crate::systemd::{Bus, CgroupMode, DownService, ListedUnit, UnitOfProcess, Usage};
+
+/// One that lives.
+#[derive(Debug)]
+pub(crate) struct Sandbox {
+    /// What its launcher wrote down.
+    pub(crate) found: Found,
+    /// What systemd says of its unit.
+    pub(crate) unit: ListedUnit,
+    /// The unit's cgroup, below the mount of systemd's own hierarchy.
+    pub(crate) cgroup: std::path::PathBuf,
+}
+
+impl Sandbox {
+    /// Connects to the service manager that has its unit.
+    ///
+    /// # Errors
+    /// When it cannot be reached.
+    pub(crate) fn manager(&self) -> Result<Bus> {
+        connect(self.found.record.manager)
+    }
+
+    /// What it uses now.
+    pub(crate) fn usage(&self, mode: CgroupMode) -> Usage {
+        Usage::read(self.found.record.leader.pid, &self.unit.name, mode)
+    }
+
+    /// Whether it is paused, by cgroup v2's freezer.
+    pub(crate) fn is_paused(&self) -> bool {
+        let file = std::path::Path::new("/sys/fs/cgroup").join(&self.cgroup).join("cgroup.freeze");
+        std::fs::read_to_string(file).is_ok_and(|text| text.trim() == "1")
+    }
+
+    /// `running`, `paused`, or systemd's word where it is on its way to something else.
+    pub(crate) fn state(&self) -> &str {
+        match self.unit.state.as_str() {
+            "active" if self.is_paused() => "paused",
+            "active" => "running",
+            other => other,
+        }
+    }
+}
+
+/// Connects to the system's service manager, or to that of a user.
+///
+/// # Errors
+/// When it cannot be reached.
+pub(crate) fn connect(manager: Option<u32>) -> Result<Bus> {
+    match manager {
+        None => Bus::system(),
+        Some(uid) if uid == rustix::process::geteuid().as_raw() => Bus::user(),
+        Some(uid) => Bus::user_of(uid),
+    }
+}
+
+/// Every one, sorted by name; a manager that cannot be asked confirms none.
+///
+/// # Errors
+/// When the caller's own manager cannot be asked.
+pub(crate) fn all() -> Result<Vec<Sandbox>> {
+    let mut managers: BTreeMap<Option<u32>, Vec<Found>> = BTreeMap::new();
+    for found in state::all() {
+        managers.entry(found.record.manager).or_default().push(found);
+    }
+    let mut list = Vec::new();
+    for (manager, found) in managers {
+        let names: Vec<&str> = found.iter().map(|found| found.record.unit.as_str()).collect();
+        match connect(manager).and_then(|mut bus| bus.list(&names)) {
+            Ok(units) => list.extend(found.into_iter().filter_map(|found| confirmed(found, &units))),
+            Err(error) if manager.is_some_and(|uid| uid != rustix::process::geteuid().as_raw()) => {
+                log::warn!("sandboxes of user {}: {error:#}", manager.unwrap_or_default());
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    list.sort_by(|a, b| (&a.found.record.name, &a.unit.name).cmp(&(&b.found.record.name, &b.unit.name)));
+    Ok(list)
+}
+
+/// It lives when systemd has its unit, and its first process is in that unit of that manager.
+fn confirmed(found: Found, units: &[ListedUnit]) -> Option<Sandbox> {
+    let record = &found.record;
+    let unit =
+        units.iter().find(|unit| unit.name == record.unit && !matches!(unit.state.as_str(), "inactive" | "failed"))?;
+    let place = UnitOfProcess::read(&record.leader.pid.to_string())?;
+    let is_it = place.unit == record.unit && place.user == record.manager;
+    (is_it && record.leader.lives()).then(|| Sandbox { unit: unit.clone(), cgroup: place.path, found })
+}
+
+/// Every service of `run --detach` or of a unit file, of the caller's own manager, that has failed or waits for its restart; none of
+/// those in `living`.
+///
+/// # Errors
+/// When that manager cannot be asked.
+pub(crate) fn down(living: &[Sandbox]) -> Result<Vec<DownService>> {
+    let services = connect(own_manager())?.services_in(&["failed", "activating", "deactivating"])?;
+    let lives = |service: &DownService| living.iter().any(|sandbox| sandbox.unit.name == service.unit.name);
+    Ok(services.into_iter().filter(|service| !lives(service)).collect())
+}
+
+/// The manager that a caller's sandboxes are with who asks for no other.
+pub(crate) fn own_manager() -> Option<u32> {
+    Some(rustix::process::geteuid().as_raw()).filter(|uid| *uid != 0)
+}
+
+/// What a name stands for.
+#[derive(Debug)]
+pub(crate) enum Named {
+    /// One that lives.
+    Living(Box<Sandbox>),
+    /// A service without one.
+    Down(DownService),
+}
+
+impl Named {
+    /// Its unit.
+    pub(crate) fn unit(&self) -> &str {
+        match self {
+            Named::Living(sandbox) => &sandbox.unit.name,
+            Named::Down(service) => &service.unit.name,
+        }
+    }
+
+    /// The user whose service manager has it; `None`: the system's.
+    pub(crate) fn manager(&self) -> Option<u32> {
+        match self {
+            Named::Living(sandbox) => sandbox.found.record.manager,
+            Named::Down(_) => own_manager(),
+        }
+    }
+}
+
+/// Like [`find`], among services that have failed or wait for their restart, too.
+///
+/// # Errors
+/// When there is none, or more than one.
+pub(crate) fn find_any(word: &str) -> Result<Named> {
+    look_up(word)?.ok_or_else(|| not_running(word))
+}
+
+/// The same; `None` when there is none.
+///
+/// # Errors
+/// When there is more than one.
+pub(crate) fn look_up(word: &str) -> Result<Option<Named>> {
+    let mut list = all()?;
+    let mut down = down(&list)?;
+    let names: Vec<[&str; 2]> = list
+        .iter()
+        .map(|sandbox| [sandbox.found.record.name.as_str(), sandbox.unit.name.as_str()])
+        .chain(down.iter().map(|service| ["", service.unit.name.as_str()]))
+        .collect();
+    let Some(chosen) = choose(word, &names)? else {
+        // One that is restarted may have been down when it was looked for among the living, and up the moment after.
+        let name = if word.ends_with(".service") { word.to_owned() } else { format!("{word}.service") };
+        return Ok(connect(own_manager())?.service(&name)?.map(Named::Down));
+    };
+    Ok(Some(match chosen.checked_sub(list.len()) {
+        None => Named::Living(Box::new(list.swap_remove(chosen))),
+        Some(at) => Named::Down(down.swap_remove(at)),
+    }))
+}
+
+fn not_running(word: &str) -> anyhow::Error {
+    fault(format!("{word}: no sandbox of that name is running")).hint("sandbox ps -a").into()
+}
+
+/// The one that is meant: by its name, its unit's name with or without suffix, or the beginning of one of them that no other has.
+///
+/// # Errors
+/// When there is none, or more than one.
+pub(crate) fn find(word: &str) -> Result<Sandbox> {
+    let mut list = all()?;
+    let names: Vec<[&str; 2]> =
+        list.iter().map(|sandbox| [sandbox.found.record.name.as_str(), sandbox.unit.name.as_str()]).collect();
+    let chosen = choose(word, &names)?.ok_or_else(|| not_running(word))?;
+    Ok(list.swap_remove(chosen))
+}
+
+/// Whether a name and a unit are meant.
+type Rule<'a> = &'a dyn Fn(&[&str; 2]) -> bool;
+
+/// The index of the only one that `word` names; each has a name and a unit.
+fn choose(word: &str, list: &[[&str; 2]]) -> Result<Option<usize>> {
+    let stem = |unit: &str| unit.rsplit_once('.').map_or(unit, |(stem, _)| stem).to_owned();
+    let rules: [Rule<'_>; 3] =
+        [&|[_, unit]| *unit == word || stem(unit) == word, &|[name, _]| *name == word, &|[name, unit]| {
+            !word.is_empty() && (name.starts_with(word) || unit.starts_with(word))
+        }];
+    for rule in rules {
+        let hits: Vec<usize> = (0..list.len()).filter(|at| list.get(*at).is_some_and(rule)).collect();
+        match hits.as_slice() {
+            [] => {}
+            [only] => return Ok(Some(*only)),
+            several => {
+                let units: Vec<&str> = several.iter().filter_map(|at| list.get(*at).map(|[_, unit]| *unit)).collect();
+                let line = format!("{word}: {} sandboxes have that name: {}", units.len(), units.join(", "));
+                return Err(fault(line).hint("name the unit").into());
+            }
+        }
+    }
+    Ok(None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_units_and_beginnings() {
+        let list = [
+            ["web", "toptest.scope"],
+            ["sleep", "sandbox-sleep-0a1b2c.scope"],
+            ["sleep", "sandbox-sleep-0d1b2c.scope"],
+            ["db", "web.service"],
+        ];
+        let table = [
+            ("toptest", Some(0)),
+            ("toptest.scope", Some(0)),
+            ("web", Some(3)),
+            ("db", Some(3)),
+            ("we", None),
+            ("top", Some(0)),
+            ("sleep", None),
+            ("sandbox-sleep-0a", Some(1)),
+            ("sandbox-sleep-0", None),
+            ("", None),
+            ("toptest.service", None),
+        ];
+        for (word, want) in table {
+            assert_eq!(choose(word, &list).ok().flatten(), want, "{word}");
+        }
+        assert!(choose("sleep", &list).unwrap_err().to_string().contains("sandbox-sleep-0d1b2c.scope"));
+    }
+}

@@ -1,0 +1,449 @@
+//! /run/sandbox: one file a sandbox that lives, written by its launcher and removed by it. It says what systemd does not know; that the
+//! sandbox lives is asked of systemd (see [`crate::living`]).
+//!
+//! A plain user's are in $XDG_RUNTIME_DIR/sandbox. The last thing a launcher does with its file, before it removes it, is to add
+//! the payload's exit status: whoever has it open (`sandbox wait`) reads it there.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+use rustix::process::Pid;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Result;
+use crate::layer::Namespace;
+use crate::part::rootfs::{Operation, RootPlan};
+use crate::plan::{Plan, UnitKind, UnitPlan};
+use crate::systemd::KeptSetting;
+
+/// Root's directory.
+const ROOT: &str = "/run/sandbox";
+
+/// A process that cannot be taken for another one: by its number and when it started, in clock ticks after boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Process {
+    /// Its PID on the host.
+    pub(crate) pid: i32,
+    /// Field 22 of /proc/PID/stat.
+    pub(crate) started: u64,
+}
+
+impl Process {
+    /// Reads when a process started; `None` when it is gone.
+    pub(crate) fn read(pid: Pid) -> Option<Process> {
+        let pid = pid.as_raw_nonzero().get();
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let (_, after_name) = stat.rsplit_once(')')?;
+        let mut fields = after_name.split_ascii_whitespace();
+        // A zombie has ended.
+        let alive = !matches!(fields.next()?, "Z" | "X");
+        let started = fields.nth(18)?.parse().ok()?;
+        alive.then_some(Process { pid, started })
+    }
+
+    /// Its number.
+    pub(crate) fn pid(self) -> Option<Pid> {
+        Pid::from_raw(self.pid)
+    }
+
+    /// Whether it still runs.
+    pub(crate) fn lives(self) -> bool {
+        self.pid().and_then(Process::read) == Some(self)
+    }
+}
+
+/// What a further process in the sandbox starts with.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Entry {
+    /// Namespaces of its own.
+    pub(crate) namespaces: Vec<Namespace>,
+    /// Capabilities that remain, without CAP_.
+    pub(crate) capabilities: Vec<String>,
+    /// The payload's environment.
+    pub(crate) environment: Vec<(String, String)>,
+    /// The payload's user.
+    pub(crate) user: String,
+    /// The payload's group.
+    pub(crate) group: Option<String>,
+    /// Where it starts: the first that exists inside.
+    pub(crate) directories: Vec<PathBuf>,
+    /// File mode creation mask.
+    pub(crate) umask: u32,
+    /// setgroups(2) works.
+    pub(crate) can_set_groups: bool,
+    /// Ranges of group IDs that exist inside: first, count.
+    pub(crate) group_ids: Vec<(u32, u32)>,
+    /// It sees the host's files.
+    pub(crate) host_view: bool,
+}
+
+/// What a launcher writes down of its sandbox.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Record {
+    /// Name of the sandbox.
+    pub(crate) name: String,
+    /// Its unit.
+    pub(crate) unit: String,
+    /// The slice that the unit is in.
+    pub(crate) slice: String,
+    /// The unit is the service whose main process the launcher is.
+    pub(crate) service: bool,
+    /// The user whose service manager has the unit; `None`: the system's.
+    pub(crate) manager: Option<u32>,
+    /// What the root is made of.
+    pub(crate) root: String,
+    /// The launcher.
+    pub(crate) launcher: Process,
+    /// The first process inside: the stub, or with `--as-pid1` the payload.
+    pub(crate) leader: Process,
+    /// The leader is the payload.
+    pub(crate) as_pid1: bool,
+    /// When it started, in µs since 1970.
+    pub(crate) started: u64,
+    /// The payload and its arguments.
+    pub(crate) command: Vec<String>,
+    /// The command line that it was started with.
+    pub(crate) arguments: Vec<String>,
+    /// Properties as they were sent.
+    pub(crate) settings: Vec<KeptSetting>,
+    /// How one gets in.
+    pub(crate) entry: Entry,
+    /// Every decision, as `run --dry-run` prints it.
+    pub(crate) decided: String,
+    /// The same, as `run --dry-run --json` prints it.
+    pub(crate) plan: serde_json::Value,
+}
+
+impl Record {
+    /// Writes down what was decided; `None` for a sandbox without a unit, of which systemd could say nothing.
+    fn new(plan: &Plan, leader: Pid) -> Option<Record> {
+        let unit = plan.unit.as_ref()?;
+        let lossy = |list: &[OsString]| list.iter().map(|text| text.to_string_lossy().into_owned()).collect();
+        Some(Record {
+            name: plan.name.clone(),
+            unit: unit.name.clone(),
+            slice: unit.slice.clone(),
+            service: matches!(unit.kind, UnitKind::Own { .. }),
+            manager: unit.user.then(|| rustix::process::geteuid().as_raw()),
+            root: root(plan.root.as_ref()),
+            launcher: Process::read(rustix::process::getpid())?,
+            leader: Process::read(leader)?,
+            as_pid1: plan.process.as_pid1,
+            started: now(),
+            command: lossy(&plan.process.command),
+            arguments: lossy(&std::env::args_os().collect::<Vec<_>>()),
+            settings: unit.settings.iter().map(KeptSetting::from).collect(),
+            entry: entry(plan),
+            decided: plan.to_string(),
+            plan: serde_json::to_value(plan).ok()?,
+        })
+    }
+}
+
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+}
+
+fn entry(plan: &Plan) -> Entry {
+    let process = &plan.process;
+    let text = |text: &OsString| text.to_string_lossy().into_owned();
+    // What was handed to the payload is not handed to another process.
+    let own = ["NOTIFY_SOCKET", "WATCHDOG_USEC"];
+    let environment = process.environment.iter().filter(|(name, _)| !own.iter().any(|own| name == own));
+    Entry {
+        namespaces: plan.namespaces.list().to_vec(),
+        capabilities: plan.capabilities.names().map(str::to_owned).collect(),
+        environment: environment.map(|(name, value)| (text(name), text(value))).collect(),
+        user: process.user.clone(),
+        group: process.group.clone(),
+        directories: process.directories.clone(),
+        umask: process.umask,
+        can_set_groups: process.can_set_groups,
+        group_ids: process.group_ids.iter().map(|range| (range.first, range.count)).collect(),
+        host_view: process.host_view,
+    }
+}
+
+/// The root in a few words.
+fn root(root: Option<&RootPlan>) -> String {
+    let Some(root) = root else { return "the host's".to_owned() };
+    match root.operations.first() {
+        Some(Operation::Overlay(overlay)) => match overlay.layers.as_slice() {
+            [layer] if layer == Path::new("/") => "host view".to_owned(),
+            [layer] => layer.display().to_string(),
+            layers => layers
+                .last()
+                .map_or_else(String::new, |top| format!("{} and {} below", top.display(), layers.len() - 1)),
+        },
+        _ => "host view".to_owned(),
+    }
+}
+
+/// The directory of the caller's own files; `None` where the caller has no runtime directory.
+pub(crate) fn own_directory() -> Option<PathBuf> {
+    let uid = rustix::process::geteuid().as_raw();
+    if uid == 0 {
+        return Some(ROOT.into());
+    }
+    let runtime = std::env::var_os("XDG_RUNTIME_DIR").filter(|path| !path.is_empty()).map(PathBuf::from);
+    let runtime = runtime.unwrap_or_else(|| format!("/run/user/{uid}").into());
+    let is_own = |meta: std::fs::Metadata| meta.is_dir() && meta.uid() == uid;
+    std::fs::metadata(&runtime).is_ok_and(is_own).then(|| runtime.join("sandbox"))
+}
+
+/// Every directory that the caller may read and whose owner is to be believed, with that owner.
+fn directories() -> Vec<(PathBuf, u32)> {
+    let uid = rustix::process::geteuid().as_raw();
+    let mut list: Vec<(PathBuf, u32)> = own_directory().into_iter().map(|path| (path, uid)).collect();
+    if uid == 0 {
+        for entry in std::fs::read_dir("/run/user").into_iter().flatten().flatten() {
+            let owner = entry.file_name().to_str().and_then(|name| name.parse().ok());
+            list.extend(owner.filter(|owner| *owner != 0).map(|owner| (entry.path().join("sandbox"), owner)));
+        }
+    }
+    list
+}
+
+/// The file of a sandbox that lives; dropped, it is removed.
+#[derive(Debug)]
+pub(crate) struct StateFile {
+    path: PathBuf,
+    file: File,
+    length: u64,
+}
+
+impl StateFile {
+    /// Writes it; `None` where there is nothing to write or no place for it.
+    ///
+    /// # Errors
+    /// When it cannot be written.
+    pub(crate) fn write(plan: &Plan, leader: Pid) -> Result<Option<StateFile>> {
+        let (Some(record), Some(directory), Some(unit)) = (Record::new(plan, leader), own_directory(), &plan.unit)
+        else {
+            return Ok(None);
+        };
+        let text = serde_json::to_vec(&record).context("write down the sandbox's state")?;
+        let path = directory.join(file_name(unit));
+        let file = write_file(&directory, &path, &text).with_context(|| format!("write {}", path.display()))?;
+        Ok(Some(StateFile { path, file, length: text.len() as u64 }))
+    }
+
+    /// Adds the payload's exit status, for those that wait for it.
+    pub(crate) fn ended(&self, status: u8) {
+        if let Err(error) = self.file.write_all_at(format!("\n{status}\n").as_bytes(), self.length) {
+            log::debug!("{}: {error}", self.path.display());
+        }
+    }
+}
+
+impl Drop for StateFile {
+    fn drop(&mut self) {
+        // A later sandbox of the same name may have put its own there.
+        if is_same(&self.path, &self.file) {
+            drop(std::fs::remove_file(&self.path));
+        }
+    }
+}
+
+fn is_same(path: &Path, file: &File) -> bool {
+    let (Ok(there), Ok(ours)) = (std::fs::symlink_metadata(path), file.metadata()) else { return false };
+    (there.dev(), there.ino()) == (ours.dev(), ours.ino())
+}
+
+/// Names of units are unique in one service manager; root may use its own beside the system's.
+fn file_name(unit: &UnitPlan) -> String {
+    let own = unit.user && rustix::process::geteuid().is_root();
+    format!("{}{}.json", if own { "user:" } else { "" }, unit.name)
+}
+
+fn write_file(directory: &Path, path: &Path, text: &[u8]) -> std::io::Result<File> {
+    let temporary = directory.join(format!(".{}", std::process::id()));
+    let create = || File::options().read(true).write(true).create_new(true).mode(0o600).open(&temporary);
+    let file = match create() {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            std::fs::DirBuilder::new().mode(0o700).recursive(true).create(directory)?;
+            create()
+        }
+        // Left by a killed launcher that had this PID before.
+        Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
+            std::fs::remove_file(&temporary)?;
+            create()
+        }
+        file => file,
+    };
+    let mut file = file?;
+    let written = file.write_all(text).and_then(|()| std::fs::rename(&temporary, path));
+    if written.is_err() {
+        drop(std::fs::remove_file(&temporary));
+    }
+    written.map(|()| file)
+}
+
+/// A state file that was found, and is kept open.
+#[derive(Debug)]
+pub(crate) struct Found {
+    /// What is in it.
+    pub(crate) record: Record,
+    path: PathBuf,
+    file: File,
+    ours: bool,
+}
+
+impl Found {
+    /// The payload's exit status, once its launcher has written it.
+    pub(crate) fn status(&self) -> Option<u8> {
+        read(&self.file)?.lines().nth(1)?.parse().ok()
+    }
+
+    /// Removes what a killed launcher left, where that is the caller's to do.
+    fn sweep(&self) {
+        if self.ours && !self.record.launcher.lives() && is_same(&self.path, &self.file) {
+            log::debug!("{} is stale", self.path.display());
+            drop(std::fs::remove_file(&self.path));
+        }
+    }
+}
+
+fn read(file: &File) -> Option<String> {
+    let mut bytes = vec![0; usize::try_from(file.metadata().ok()?.len()).ok()?];
+    file.read_exact_at(&mut bytes, 0).ok()?;
+    String::from_utf8(bytes).ok()
+}
+
+/// Every state file whose launcher and leader live; others are swept, and what is no state file is passed over.
+pub(crate) fn all() -> Vec<Found> {
+    let uid = rustix::process::geteuid().as_raw();
+    let mut list = Vec::new();
+    for (directory, owner) in directories() {
+        for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
+            let path = entry.path();
+            if owner == uid {
+                sweep_temporary(&path);
+            }
+            if path.extension().is_none_or(|extension| extension != "json") {
+                continue;
+            }
+            let Some(found) = open(&path, owner, owner == uid) else { continue };
+            if found.record.launcher.lives() && found.record.leader.lives() { list.push(found) } else { found.sweep() }
+        }
+    }
+    list
+}
+
+/// Removes a file that a launcher was killed over.
+fn sweep_temporary(path: &Path) {
+    let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix('.'));
+    let writer = name.and_then(|pid| Pid::from_raw(pid.parse().ok()?));
+    if writer.is_some_and(|pid| Process::read(pid).is_none()) {
+        drop(std::fs::remove_file(path));
+    }
+}
+
+/// Reads one that its owner wrote; another user's word on a path or a process is not taken.
+fn open(path: &Path, owner: u32, ours: bool) -> Option<Found> {
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC;
+    let file = File::options().read(true).custom_flags(flags).open(path).ok()?;
+    let meta = file.metadata().ok()?;
+    if !meta.is_file() || meta.uid() != owner || meta.len() > 16 << 20 {
+        return None;
+    }
+    let record: Record = serde_json::from_str(read(&file)?.lines().next()?).ok()?;
+    // A plain user has no sandboxes in units of the system's service manager, nor in another user's.
+    let believed = owner == 0 || record.service && record.manager.is_none() || record.manager == Some(owner);
+    believed.then(|| Found { record, path: path.to_owned(), file, ours })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record() -> Record {
+        let own = Process::read(rustix::process::getpid()).unwrap();
+        Record {
+            name: "web".into(),
+            unit: "web.scope".into(),
+            slice: "test.slice".into(),
+            service: false,
+            manager: None,
+            root: "host view".into(),
+            launcher: own,
+            leader: own,
+            as_pid1: false,
+            started: 1,
+            command: vec!["sleep".into()],
+            arguments: vec![],
+            settings: vec![],
+            entry: Entry {
+                namespaces: vec![Namespace::Pid],
+                capabilities: vec!["KILL".into()],
+                environment: vec![("A".into(), "1".into())],
+                user: "0".into(),
+                group: None,
+                directories: vec!["/".into()],
+                umask: 0o22,
+                can_set_groups: true,
+                group_ids: vec![(0, 65536)],
+                host_view: true,
+            },
+            decided: String::new(),
+            plan: serde_json::Value::Null,
+        }
+    }
+
+    #[test]
+    fn a_process_is_known_by_its_start_too() {
+        let own = Process::read(rustix::process::getpid()).unwrap();
+        assert!(own.lives());
+        assert!(!Process { started: own.started + 1, ..own }.lives());
+        assert!(!Process { pid: i32::MAX, ..own }.lives());
+    }
+
+    #[test]
+    fn who_has_it_open_reads_the_status_after_it_is_gone() {
+        let directory = tempfile::tempdir().unwrap();
+        let (sub, uid) = (directory.path().join("sandbox"), rustix::process::geteuid().as_raw());
+        let path = sub.join("web.scope.json");
+        let mut record = record();
+        record.manager = Some(uid);
+        let text = serde_json::to_vec(&record).unwrap();
+        let file = write_file(&sub, &path, &text).unwrap();
+        let state = StateFile { path: path.clone(), file, length: text.len() as u64 };
+        let found = open(&path, uid, true).unwrap();
+        assert_eq!((&found.record, found.status()), (&record, None));
+        state.ended(143);
+        drop(state);
+        assert_eq!(found.status(), Some(143));
+        assert_eq!(std::fs::read_dir(&sub).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn a_later_one_of_the_same_name_is_not_removed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("web.scope.json");
+        let first = write_file(directory.path(), &path, b"{}").unwrap();
+        let first = StateFile { path: path.clone(), file: first, length: 2 };
+        let second = write_file(directory.path(), &path, b"{}").unwrap();
+        drop(first);
+        assert!(is_same(&path, &second));
+    }
+
+    #[test]
+    fn what_another_wrote_is_not_believed() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("x.json");
+        let uid = rustix::process::geteuid().as_raw();
+        std::fs::write(&path, serde_json::to_vec(&record()).unwrap()).unwrap();
+        assert!(open(&path, uid + 1, false).is_none());
+        std::fs::write(&path, "{").unwrap();
+        assert!(open(&path, uid, true).is_none());
+        std::fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", &path).unwrap();
+        assert!(open(&path, uid, true).is_none());
+    }
+}

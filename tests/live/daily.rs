@@ -1,0 +1,374 @@
+//! What is done with sandboxes that live: exec, ps, inspect, stats, wait, stop, kill, pause, set-property, rm, logs.
+
+use crate::bed::Bed;
+use crate::services::detached;
+use crate::{Test, test, unit};
+use rustix::process::Signal;
+use serde_json::Value;
+use std::fs;
+
+pub(crate) fn tests() -> Vec<Test> {
+    vec![
+        test("daily/exec", needs![root, systemd], exec),
+        test("daily/exec_streams_and_status", needs![root, systemd], exec_streams_and_status),
+        test("daily/exec_terminal", needs![root, systemd], exec_terminal),
+        test("daily/exec_without_anything_inside", needs![root, systemd], exec_without_anything_inside),
+        test("daily/exec_ten_at_once", needs![root, systemd], exec_ten_at_once),
+        test("daily/exec_ends_with_its_caller", needs![root, systemd], exec_ends_with_its_caller),
+        test("daily/exec_as_pid1", needs![root, systemd], exec_as_pid1),
+        test("daily/ps", needs![root, systemd], ps),
+        test("daily/ps_stale_file", needs![root, systemd], ps_stale_file),
+        test("daily/ps_unit_vanished", needs![root, systemd], ps_unit_vanished),
+        test("daily/names", needs![root, systemd], names),
+        test("daily/inspect", needs![root, systemd], inspect),
+        test("daily/stats", needs![root, systemd], stats),
+        test("daily/wait", needs![root, systemd], wait),
+        test("daily/kill", needs![root, systemd], kill),
+        test("daily/pause_needs_cgroup2", needs![root, systemd, cgroup1], pause_needs_cgroup2),
+        test("daily/pause", needs![root, systemd, cgroup2], pause),
+        test("daily/set_property", needs![root, systemd], set_property),
+        test("daily/rm", needs![root, systemd], rm),
+        test("daily/logs", needs![root, systemd], logs),
+        test("daily/log_journal", needs![root, systemd], log_journal),
+        test("daily/log_journal_terminal", needs![root, systemd], log_journal_terminal),
+    ]
+}
+
+/// Namespaces, capabilities and cgroups of a process, as it sees them itself.
+const CONFINEMENT: &str = "readlink /proc/self/ns/cgroup /proc/self/ns/ipc /proc/self/ns/mnt /proc/self/ns/net /proc/self/ns/pid \
+     /proc/self/ns/time /proc/self/ns/user /proc/self/ns/uts; grep -E '^(Cap|NoNewPrivs|Seccomp:)' /proc/self/status; \
+     cat /proc/self/cgroup; umask; id; hostname";
+
+fn exec(bed: &Bed) {
+    let (mut running, scope) = bed.live(["-E", "MARK=1"], &format!("{CONFINEMENT}; echo ready; exec cat"));
+    let own = running.stdout_so_far().replace("ready", "").trim().to_owned();
+    let entered = bed.sandbox(["exec", &scope, "sh", "-c", CONFINEMENT]).output().succeeded().text();
+    assert_eq!(entered, own);
+    let mut second = bed.sandbox(["exec", &scope, "sh", "-c", "echo ready; exec sleep 1000"]).spawn();
+    second.wait_for("ready");
+    let commands: Vec<String> =
+        unit::processes(&scope).iter().map(|pid| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap()).collect();
+    assert!(commands.contains(&"sleep\n".to_owned()), "{commands:?}");
+    let seen = bed.sandbox(["exec", &scope, "sh", "-c", "echo $MARK; ls /proc/self/fd | wc -l"]).output().succeeded();
+    assert_eq!(seen.text(), "1\n4", "standard streams and the directory itself");
+    running.close_stdin();
+    running.finish().succeeded();
+    assert_eq!(second.finish().status, 137, "it ends with the sandbox");
+}
+
+fn exec_streams_and_status(bed: &Bed) {
+    let (_running, scope) = bed.live([""; 0], "echo ready; exec cat");
+    let exec = |flags: &[&str], words: &[&str]| bed.sandbox(["exec"]).args(flags).arg(&scope).args(words);
+    for (script, status) in
+        [("exit 0", 0), ("exit 7", 7), ("exit 255", 255), ("kill -KILL $$", 137), ("kill -TERM $$", 143)]
+    {
+        exec(&[], &["sh", "-c", script]).output().exited(status);
+    }
+    exec(&[], &["no-such-program"]).output().refused(127, ["no-such-program"]);
+    exec(&[], &["/etc/passwd"]).output().refused(126, ["/etc/passwd"]);
+    exec(&["--uid=no-such-user"], &["true"]).output().refused(125, ["no-such-user"]);
+    exec(&["-w", "/no/such"], &["true"]).output().refused(125, ["/no/such"]);
+    exec(&["-w", "relative"], &["true"]).output().refused(125, ["relative"]);
+    let both = exec(&[], &["sh", "-c", "cat; echo err >&2"]).stdin("through\n").output().succeeded();
+    assert_eq!((both.text(), both.errors()), ("through".to_owned(), "err".to_owned()));
+    let asked =
+        exec(&["--uid=nobody", "-w", "/tmp", "-E", "A=b c"], &["sh", "-c", "id -un; pwd; echo $A --x"]).output();
+    assert_eq!(asked.succeeded().text(), "nobody\n/tmp\nb c --x");
+    bed.sandbox(["exec", "no-such-sandbox", "true"]).output().refused(125, ["no-such-sandbox"]);
+}
+
+fn exec_terminal(bed: &Bed) {
+    let (_running, scope) = bed.live([""; 0], "echo ready; exec cat");
+    let script = "tty; stty size; test -t 2 && echo terminal";
+    let inside = bed.sandbox(["exec", "-t", &scope, "sh", "-c", script]).pty(31, 97).output().succeeded();
+    let text = inside.text();
+    assert!(text.contains("/dev/pts/0") && text.contains("31 97") && text.contains("terminal"), "{text}");
+}
+
+/// A root with one static program in it and nothing else.
+fn exec_without_anything_inside(bed: &Bed) {
+    let root = bed.disk_dir();
+    crate::tree::busybox(&root);
+    let program = root.join("busybox");
+    fs::rename(root.join("bin/busybox"), &program).unwrap();
+    for entry in fs::read_dir(&root).unwrap().flatten().filter(|entry| entry.path() != program) {
+        fs::remove_dir_all(entry.path()).or_else(|_| fs::remove_file(entry.path())).unwrap();
+    }
+    let name = bed.unit();
+    let start = bed.sandbox(["run", "-q", "-d", "--unit", &name, "--rootfs"]).arg(&root);
+    start.args(["--", "/busybox", "sleep", "1000"]).output().succeeded();
+    let entered = bed.sandbox(["exec", &name, "/busybox", "echo", "inside"]).output().succeeded();
+    assert_eq!(entered.text(), "inside");
+    bed.sandbox(["exec", &name, "sh"]).output().refused(127, ["sh", "not found"]);
+}
+
+fn exec_ten_at_once(bed: &Bed) {
+    let (_running, scope) = bed.live([""; 0], "echo ready; exec cat");
+    let all: Vec<_> = (10..20)
+        .map(|status| {
+            (status, bed.sandbox(["exec", &scope, "sh", "-c", &format!("echo {status}; exit {status}")]).spawn())
+        })
+        .collect();
+    for (status, running) in all {
+        let outcome = running.finish().exited(status);
+        assert_eq!(outcome.text(), status.to_string());
+    }
+}
+
+fn exec_ends_with_its_caller(bed: &Bed) {
+    let (_running, scope) = bed.live([""; 0], "echo ready; exec cat");
+    let before = unit::processes(&scope).len();
+    for signal in [Signal::TERM, Signal::KILL] {
+        let mut entered = bed.sandbox(["exec", &scope, "sh", "-c", "echo ready; exec sleep 1000"]).spawn();
+        entered.wait_for("ready");
+        entered.signal(signal);
+        assert_eq!(entered.finish().status, 128 + signal.as_raw());
+        bed.poll("the end of what it ran", || unit::processes(&scope).len() == before);
+    }
+}
+
+fn exec_as_pid1(bed: &Bed) {
+    let (_running, scope) = bed.live(["--as-pid1"], "echo ready; exec cat");
+    let seen = bed
+        .sandbox(["exec", &scope, "sh", "-c", "cat /proc/1/comm; readlink /proc/self/ns/time /proc/1/ns/time"])
+        .output();
+    let text = seen.succeeded().text();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[0], "cat");
+    assert_eq!(lines[1], lines[2]);
+}
+
+fn json(bed: &Bed, words: &[&str]) -> Value {
+    serde_json::from_str(&bed.sandbox(words).output().succeeded().text()).unwrap()
+}
+
+fn listed(bed: &Bed, flags: &[&str], unit: &str) -> Option<Value> {
+    let list = json(bed, &[&["ps", "--json"], flags].concat());
+    list.as_array().unwrap().iter().find(|row| row["unit"] == unit).cloned()
+}
+
+fn ps(bed: &Bed) {
+    let name = bed.id();
+    let (_running, scope) = bed.live(["--name", name, "-m", "64M"], "echo ready; exec cat");
+    let row = listed(bed, &[], &scope).expect("it is listed");
+    assert_eq!((row["name"].as_str(), row["state"].as_str()), (Some(name), Some("running")));
+    assert_eq!(row["slice"], bed.slice());
+    assert_eq!(row["root"], "host view");
+    assert!(row["memory_bytes"].as_u64().is_some_and(|bytes| bytes > 0), "{row}");
+    let pid = u32::try_from(row["pid"].as_u64().unwrap()).unwrap();
+    assert!(unit::processes(&scope).contains(&pid));
+    let table = bed.sandbox(["ps"]).output().succeeded().text();
+    assert!(table.lines().any(|line| line.starts_with(name) && line.contains(&scope)), "{table}");
+    assert!(table.starts_with("NAME "), "{table}");
+    let failed = detached(bed, "f", &[], "exit 5");
+    bed.poll("its failure", || listed(bed, &["-a"], &failed).is_some_and(|row| row["state"] == "failed"));
+    let row = listed(bed, &["-a"], &failed).unwrap();
+    assert_eq!((row["status"].as_i64(), row["result"].as_str()), (Some(5), Some("exit-code")));
+    assert!(listed(bed, &[], &failed).is_none());
+}
+
+fn state_file(unit: &str) -> std::path::PathBuf {
+    format!("/run/sandbox/{unit}.json").into()
+}
+
+/// What a killed launcher leaves is not believed, and goes.
+fn ps_stale_file(bed: &Bed) {
+    let (running, scope) = bed.live([""; 0], "echo ready; exec cat");
+    let file = state_file(&scope);
+    let text = fs::read_to_string(&file).unwrap();
+    running.signal(Signal::KILL);
+    running.finish();
+    bed.poll("the end of its unit", || unit::is_gone(&scope));
+    assert!(listed(bed, &["-a"], &scope).is_none());
+    assert!(!file.exists(), "it is swept");
+    // The same with its PIDs reused, by this very process.
+    let own = std::process::id().to_string();
+    let mut record: Value = serde_json::from_str(&text).unwrap();
+    for who in ["launcher", "leader"] {
+        record[who]["pid"] = own.parse::<u64>().unwrap().into();
+    }
+    fs::write(&file, record.to_string()).unwrap();
+    assert!(listed(bed, &["-a"], &scope).is_none());
+    let _ = fs::remove_file(&file);
+    for garbage in ["", "{", "null", "[]", "{\"name\": 1}"] {
+        fs::write(&file, garbage).unwrap();
+        assert!(listed(bed, &["-a"], &scope).is_none(), "{garbage}");
+    }
+    fs::remove_file(&file).unwrap();
+}
+
+/// The word of a file whose processes live is not enough: systemd must have the unit, and they must be in it.
+fn ps_unit_vanished(bed: &Bed) {
+    let (_running, scope) = bed.live([""; 0], "echo ready; exec cat");
+    let mut record: Value = serde_json::from_str(&fs::read_to_string(state_file(&scope)).unwrap()).unwrap();
+    for other in [format!("{}-none.scope", bed.id()), "init.scope".to_owned()] {
+        record["unit"] = other.clone().into();
+        let file = state_file(&format!("{}x", bed.id()));
+        fs::write(&file, record.to_string()).unwrap();
+        let row = listed(bed, &[], &other);
+        fs::remove_file(&file).unwrap();
+        assert!(row.is_none(), "{other}");
+    }
+    assert!(listed(bed, &[], &scope).is_some());
+}
+
+fn names(bed: &Bed) {
+    let name = bed.id().to_owned();
+    let (_one, first) = bed.live(["--name", &name], "echo ready; exec cat");
+    let (_two, second) = bed.live(["--name", &name], "echo ready; exec cat");
+    let exec = |name: &str| bed.sandbox(["exec", name, "true"]).output();
+    exec(&name).refused(125, [&first, &second]);
+    exec(&first).succeeded();
+    exec(first.trim_end_matches(".scope")).succeeded();
+    let (_three, third) = bed.live(["--name", &format!("{name}-third")], "echo ready; exec cat");
+    exec(&format!("{name}-th")).succeeded();
+    exec(&third).succeeded();
+    exec(&format!("{name}-none")).refused(125, ["no sandbox"]);
+}
+
+fn inspect(bed: &Bed) {
+    let (running, scope) = bed.live(["-m", "64M", "-p", "KillMode=mixed"], "echo ready; exec cat");
+    let report = json(bed, &["inspect", "--json", &scope]);
+    assert_eq!(report["launcher"], running.pid());
+    let [stub] = unit::children(running.pid())[..] else { panic!("one child") };
+    assert_eq!(report["leader"], stub);
+    assert_eq!(report["payload"], unit::children(stub)[0]);
+    assert_eq!(report["cgroup"], format!("/{}/{scope}", bed.slice()));
+    assert_eq!(report["plan"]["unit"]["name"], scope);
+    let limits = report["limits"].as_array().unwrap();
+    let memory = limits.iter().find(|limit| limit["asked"] == "--memory 64M").unwrap();
+    assert_eq!(memory["limits"][0]["in_force"], "67108864");
+    assert!(limits.iter().any(|limit| limit["asked"] == "KillMode=mixed" && limit["error"].is_null()), "{limits:?}");
+    let text = bed.sandbox(["inspect", &scope]).output().succeeded().text();
+    assert!(text.contains("in force      --memory 64M: ") && text.contains("67108864"), "{text}");
+}
+
+fn stats(bed: &Bed) {
+    let (_running, scope) = bed.live(["-m", "64M", "--cpu-shares=512"], "echo ready; exec cat");
+    let rows = json(bed, &["stats", "--json", &scope]);
+    assert_eq!(rows[0]["unit"], scope);
+    assert!(rows[0]["memory_bytes"].as_u64().is_some_and(|bytes| bytes > 0), "{rows}");
+    assert_eq!(rows.as_array().map(Vec::len), Some(1));
+    let mut live = bed.sandbox(["stats", "--follow", &scope]).spawn();
+    live.wait_for("NAME");
+    live.wait_for(&scope);
+    live.signal(Signal::TERM);
+    live.finish();
+}
+
+fn wait(bed: &Bed) {
+    for (script, status) in [("exit 7", "7"), ("kill -KILL $$", "137")] {
+        let (mut running, scope) = bed.live([""; 0], &format!("echo ready; cat; {script}"));
+        let waiting = bed.sandbox(["wait", &scope]).spawn();
+        // It has found the sandbox when it waits for the launcher's end.
+        let files = format!("/proc/{}/fd", waiting.pid());
+        bed.poll("the wait", || {
+            let mut open = fs::read_dir(&files).into_iter().flatten().flatten();
+            open.any(|fd| fs::read_link(fd.path()).is_ok_and(|path| path.to_string_lossy().contains("pidfd")))
+        });
+        running.close_stdin();
+        assert_eq!(waiting.finish().succeeded().text(), status.to_string());
+        running.finish();
+        assert!(!state_file(&scope).exists());
+    }
+    let failed = detached(bed, "f", &[], "exit 5");
+    bed.poll("its failure", || unit::property(&failed, "ActiveState") == "failed");
+    assert_eq!(bed.sandbox(["wait", &failed]).output().succeeded().text(), "5");
+}
+
+fn kill(bed: &Bed) {
+    let script = "trap 'echo got one' USR1; echo ready; while :; do sleep 0.05; done";
+    let (mut running, scope) = bed.live([""; 0], script);
+    bed.sandbox(["kill", "-s", "USR1", &scope]).output().succeeded();
+    running.wait_for("got one");
+    bed.sandbox(["kill", "-s", "NOSUCH", &scope]).output().refused(125, ["NOSUCH"]);
+    bed.sandbox(["kill", "-s", "KILL", &scope]).output().succeeded();
+    assert_eq!(running.finish().status, 137);
+    let (running, scope) = bed.live([""; 0], "echo ready; exec cat");
+    bed.sandbox(["kill", "--all", &scope]).output().succeeded();
+    assert_eq!(running.finish().status, 143);
+}
+
+fn pause_needs_cgroup2(bed: &Bed) {
+    let (_running, scope) = bed.live([""; 0], "echo ready; exec cat");
+    for word in ["pause", "resume"] {
+        bed.sandbox([word, &scope]).output().refused(125, [word, "cgroup v2"]);
+    }
+}
+
+fn pause(bed: &Bed) {
+    let (mut running, scope) = bed.live([""; 0], "echo ready; while read x; do echo $x; done");
+    bed.sandbox(["pause", &scope]).output().succeeded();
+    assert_eq!(listed(bed, &[], &scope).unwrap()["state"], "paused");
+    bed.sandbox(["exec", &scope, "true"]).output().refused(125, ["paused"]);
+    running.send("later\n");
+    bed.sandbox(["resume", &scope]).output().succeeded();
+    running.wait_for("later");
+    assert_eq!(listed(bed, &[], &scope).unwrap()["state"], "running");
+}
+
+fn set_property(bed: &Bed) {
+    let (_running, scope) = bed.live(["-m", "64M"], "echo ready; exec cat");
+    let set = |words: &[&str]| bed.sandbox(["set-property", &scope]).args(words).output();
+    set(&["MemoryMax=32M", "CPUShares=512"]).succeeded();
+    let v2 = bed.facts.has(&crate::facts::need::cgroup2()).is_ok();
+    let file = if v2 { "memory.max" } else { "memory.limit_in_bytes" };
+    assert_eq!(unit::cgroup_file(&scope, "memory", file).as_deref(), Some("33554432"));
+    let (file, value) = if v2 { ("cpu.weight", "50") } else { ("cpu.shares", "512") };
+    assert_eq!(unit::cgroup_file(&scope, "cpu", file).as_deref(), Some(value));
+    set(&["KillMode=mixed"]).refused(125, ["KillMode=mixed"]);
+    set(&["MemoryMaxx=1G"]).refused(125, ["MemoryMaxx"]);
+    if !v2 {
+        set(&["AllowedCPUs=0"]).refused(125, ["AllowedCPUs=0", "cgroup v1"]);
+    }
+}
+
+fn rm(bed: &Bed) {
+    let failed = detached(bed, "f", &[], "exit 5");
+    bed.poll("its failure", || unit::property(&failed, "ActiveState") == "failed");
+    bed.sandbox(["rm", &failed]).output().succeeded();
+    assert!(unit::is_gone(&failed));
+    let running = detached(bed, "r", &[], "exec sleep 1000");
+    bed.sandbox(["rm", &running]).output().refused(125, ["running"]);
+    bed.sandbox(["rm", "-f", &running]).output().succeeded();
+    assert!(unit::is_gone(&running));
+    bed.sandbox(["rm", &running]).output().refused(125, [&running]);
+}
+
+fn logs(bed: &Bed) {
+    let unit = detached(bed, "a", &[], "echo one; echo two; exec sleep 1000");
+    let read = |words: &[&str]| bed.sandbox(["logs"]).args(words).output().succeeded().text();
+    bed.poll("its lines", || read(&[&unit]).contains("two"));
+    assert!(read(&[&unit]).contains("one"));
+    let last = read(&["-n1", &unit]);
+    assert!(!last.contains("one"), "{last}");
+    bed.sandbox(["stop", &unit]).output().succeeded();
+    assert!(read(&[&unit]).contains("two"), "when it is over, too");
+}
+
+/// Writers that are gone before journald looks at them are under the unit all the same.
+fn log_journal(bed: &Bed) {
+    let name = bed.unit();
+    let script = "for i in $(seq 50); do sh -c \"echo line $i.\" & done; wait; echo problem >&2";
+    let outcome = bed.run(["--log=journal", &format!("--unit={name}")], script).output().succeeded();
+    assert_eq!((outcome.text(), outcome.errors()), (String::new(), String::new()));
+    let script = format!("journalctl --sync; journalctl -u {name}.scope _TRANSPORT=stdout -o cat");
+    let text = bed.sh(&script).output().succeeded().text();
+    for line in 1..=50 {
+        assert!(text.lines().any(|found| found == format!("line {line}.")), "line {line} is not there: {text}");
+    }
+    let errors = bed.command("journalctl", ["-u", &format!("{name}.scope"), "-p", "err", "-o", "cat"]).output();
+    assert_eq!(errors.succeeded().text(), "problem");
+}
+
+fn log_journal_terminal(bed: &Bed) {
+    let name = bed.unit();
+    let script = "printf '\\033[1mbold\\033[0m\\nlast'";
+    let shown =
+        bed.run(["-t", "--log=journal", &format!("--unit={name}")], script).pty(24, 80).output().succeeded().text();
+    assert!(shown.contains("bold") && shown.contains("last"), "{shown}");
+    let script = format!("journalctl --sync; journalctl -u {name}.scope -o cat");
+    let text = bed.sh(&script).output().succeeded().text();
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(lines.contains(&"bold") && lines.contains(&"last"), "{text}");
+}
