@@ -56,8 +56,10 @@ inside() { # inside PACKAGE
   before=$(of_ours)
   install_it "$1"
   use_it
+  systemctl enable --now sandbox@top || fail "sandbox@top does not start: $(systemctl status --no-pager sandbox@top)"
+  [ "$(systemctl show --property MemoryMax --value sandbox@top)" = $((500 << 20)) ] || fail "sandbox@top has no limit"
   echo 'command = ["sleep", "infinity"]' > /etc/sandbox/sleeper.toml
-  sandbox unit install sleeper --enable
+  sandbox unit install sleeper --enable --now
   apt-get -q -y -o Dpkg::Use-Pty=0 purge sandbox < /dev/null
   diff <(echo "$before") <(of_ours) || fail "this is left of it"
   [ -z "$(systemctl list-units --all --plain --no-legend 'sandbox*')" ] || fail "units are left of it"

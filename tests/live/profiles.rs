@@ -3,7 +3,9 @@
 use crate::bed::Bed;
 use crate::{Test, alone, test, unit};
 use std::fs;
+use std::io::{Read, Write};
 use std::os::unix::fs::chown;
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 pub(crate) fn tests() -> Vec<Test> {
@@ -16,6 +18,7 @@ pub(crate) fn tests() -> Vec<Test> {
         test("profiles/unit_install_for_a_user", needs![user_manager], unit_install_for_a_user),
         test("profiles/example_top", needs![root, systemd], example_top),
         alone("profiles/example_database", needs![root, systemd, disk], example_database),
+        test("profiles/example_web", needs![root, systemd], example_web),
         test("profiles/example_build", needs![root, systemd], example_build),
         test("profiles/example_untrusted", needs![root, systemd], example_untrusted),
         test("profiles/example_rootless", needs![user_manager, disk, kernel_min(5, 11)], example_rootless),
@@ -179,6 +182,41 @@ fn example_database(bed: &Bed) {
     fs::remove_dir_all(home).unwrap();
     assert_eq!(first.succeeded().text(), "one\ntwo");
     assert_eq!(second.succeeded().text(), "one\none\ntwo\ntwo");
+}
+
+/// systemd listens, the first connection starts the service, and the server inside takes it from the socket that was passed on.
+fn example_web(bed: &Bed) {
+    let dir = bed.seen_dir();
+    let name = bed.unit();
+    let profile = format!("unit = \"{name}\"\n{}", include_str!("../../examples/web.toml"));
+    let path = write(&dir, "web.toml", &profile);
+    fs::create_dir(dir.join("www")).unwrap();
+    write(&dir.join("www"), "index.html", "hello\n");
+    bed.sandbox(["unit", "install", path.to_str().unwrap()]).output().succeeded();
+    // A port that is free here: the example's is another's business.
+    let listening = dir.join("socket");
+    let text = include_str!("../../examples/web.socket").replace("8080", listening.to_str().unwrap());
+    let units = Path::new("/etc/systemd/system");
+    let socket = write(units, &format!("{name}.socket"), &text);
+    bed.command("systemctl", ["daemon-reload"]).output().succeeded();
+    bed.command("systemctl", ["start", &format!("{name}.socket")]).output().succeeded();
+    let page = || {
+        let mut stream = UnixStream::connect(&listening).unwrap();
+        stream.write_all(b"GET / HTTP/1.0\r\n\r\n").unwrap();
+        let mut page = String::new();
+        stream.read_to_string(&mut page).unwrap();
+        page
+    };
+    let pages = [page(), page()];
+    let memory = unit::property(&format!("{name}.service"), "MemoryMax");
+    bed.command("systemctl", ["stop", &format!("{name}.socket"), &format!("{name}.service")]).output().succeeded();
+    fs::remove_file(socket).unwrap();
+    fs::remove_file(units.join(format!("{name}.service"))).unwrap();
+    bed.command("systemctl", ["daemon-reload"]).output().succeeded();
+    assert_eq!(memory, (128 << 20).to_string());
+    for page in pages {
+        assert!(page.starts_with("HTTP/1.0 200 OK") && page.ends_with("\r\n\r\nhello\n"), "{page}");
+    }
 }
 
 fn example_build(bed: &Bed) {
