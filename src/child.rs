@@ -20,6 +20,7 @@ use crate::part::terminal;
 use crate::part::users::{self, UserPlan};
 use crate::pid1;
 use crate::plan::Plan;
+use crate::seccomp::Filter;
 use crate::sync::{ChildEnd, Failure, ToChild, ToParent};
 use crate::sys;
 
@@ -154,12 +155,14 @@ pub(crate) struct Payload<'a> {
     pub(crate) process: &'a ProcessPlan,
     /// Capabilities that remain.
     pub(crate) capabilities: &'a Capabilities,
+    /// The filter of system calls.
+    pub(crate) seccomp: &'a Filter,
 }
 
 impl Plan {
     /// The payload of this plan.
     pub(crate) fn payload(&self) -> Payload<'_> {
-        Payload { process: &self.process, capabilities: &self.capabilities }
+        Payload { process: &self.process, capabilities: &self.capabilities, seccomp: &self.seccomp }
     }
 }
 
@@ -200,15 +203,22 @@ impl Payload<'_> {
         if launcher.is_some_and(ChildEnd::launcher_is_gone) {
             return Err(fault("the launcher is gone").into());
         }
-        // Last but the system call filter: execve gives no new privileges, set-user-ID bits have no effect.
-        rustix::thread::set_no_new_privs(true).context("set no_new_privs")
+        // execve gives no new privileges, set-user-ID bits have no effect; without this the kernel takes no filter from the unprivileged.
+        rustix::thread::set_no_new_privs(true).context("set no_new_privs")?;
+        // Last, since it may forbid any of the steps before; all that comes after it is execve and the report of why that failed.
+        self.seccomp.load()
     }
 }
 
-/// Gives up what the stub does not need once the payload is its own process.
-pub(crate) fn shrink_stub(end: &ChildEnd, listen: i32) -> Result<()> {
+/// Gives up what the stub does not need once the payload is its own process. Who may trace inside (SYS_PTRACE) can make the stub do
+/// anything: it gets no more by that than the payload has.
+pub(crate) fn shrink_stub(plan: &Plan, end: &ChildEnd) -> Result<()> {
     leave_streams(end);
+    let listen = plan.service.listen.as_ref().map_or(0, |listen| listen.count);
     sys::close_listen_fds(listen).context("close the payload's sockets")?;
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("hide the stub's memory")?;
-    caps::limit_stub()
+    plan.capabilities.apply()?;
+    caps::limit_stub()?;
+    rustix::thread::set_no_new_privs(true).context("set no_new_privs")?;
+    plan.stub_seccomp.load()
 }

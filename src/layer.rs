@@ -239,6 +239,14 @@ pub(crate) struct Layer {
     #[arg(long, value_name = "CAP", value_delimiter = ',', help_heading = "Isolation")]
     pub(crate) cap_drop: Vec<String>,
 
+    /// Filter of system calls: our own, none, or a profile in the JSON format of Docker and OCI [default: default]
+    ///
+    /// Our own allows what Docker's does at most: no namespaces, mounts, key rings, io_uring, BPF, kernel modules, nor calls of another
+    /// architecture. --cap-add opens what the capability is for. A call that it does not know fails as on a kernel without it.
+    #[arg(long, value_name = "default|unconfined|FILE", help_heading = "Isolation")]
+    #[serde(deserialize_with = "crate::profile::text")]
+    pub(crate) seccomp: Option<OsString>,
+
     /// Set a variable; without =VALUE it is the caller's
     ///
     /// Without this the command gets PATH, TERM, HOME, USER and container=sandbox, and nothing of the caller's.
@@ -345,6 +353,7 @@ impl Layer {
             hostname: self.hostname.or(under.hostname),
             cap_add: append(under.cap_add, self.cap_add),
             cap_drop: append(under.cap_drop, self.cap_drop),
+            seccomp: self.seccomp.or(under.seccomp),
             setenv: append(under.setenv, self.setenv),
             working_directory: self.working_directory.or(under.working_directory),
             uid: self.uid.or(under.uid),

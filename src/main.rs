@@ -22,6 +22,7 @@ mod plan;
 mod profile;
 mod relay;
 mod run;
+mod seccomp;
 mod signals;
 mod spec;
 mod state;

@@ -18,6 +18,7 @@ use crate::part::process::{self, ProcessPlan};
 use crate::part::rootfs::{self, RootPlan};
 use crate::part::service::{self, OwnService, ServicePlan};
 use crate::part::users::{self, UserPlan};
+use crate::seccomp::{Asked, Circumstances, Filter};
 use crate::spec::{RootSource, Spec};
 use crate::systemd::{self, Assignment, CgroupMode, Setting};
 
@@ -40,6 +41,12 @@ pub(crate) struct Plan {
     pub(crate) kernel_mounts: KernelMounts,
     /// Capabilities that remain.
     pub(crate) capabilities: Capabilities,
+    /// The filter of system calls.
+    #[serde(serialize_with = "Filter::summary")]
+    pub(crate) seccomp: Filter,
+    /// That of the stub: a profile may forbid what it needs.
+    #[serde(skip)]
+    pub(crate) stub_seccomp: Filter,
     /// The payload.
     pub(crate) process: ProcessPlan,
     /// What passes between the service manager and the payload.
@@ -133,6 +140,12 @@ impl Plan {
             users.maps_tty_group(),
         );
         let process = process::plan(spec, host, &users, &service);
+        let circumstances = Circumstances {
+            capabilities: &spec.capabilities,
+            shares_pids: shares(Namespace::Pid),
+            kernel: host.kernel,
+        };
+        let seccomp = Filter::plan(&spec.seccomp, circumstances, &mut warnings)?;
         let names = unit.as_ref().map(|unit| (unit.name.as_str(), unit.user));
         let log = journal::plan(spec, host, names, process.terminal);
         Ok(Plan {
@@ -144,6 +157,11 @@ impl Plan {
             root,
             kernel_mounts,
             capabilities: spec.capabilities.clone(),
+            stub_seccomp: match &spec.seccomp {
+                Asked::Profile(..) => Filter::plan(&Asked::Default, circumstances, &mut Vec::new())?,
+                Asked::Default | Asked::Unconfined => seccomp.clone(),
+            },
+            seccomp,
             process,
             service,
             users,
@@ -326,6 +344,7 @@ impl fmt::Display for Plan {
             row("devices", &devices.join(" "))?;
         }
         row("capabilities", &self.capabilities.to_string())?;
+        row("seccomp", &self.seccomp.to_string())?;
         let mut environment = String::new();
         for (name, value) in &self.process.environment {
             write!(environment, "{}={} ", name.to_string_lossy(), quoted(&value.to_string_lossy()))?;

@@ -14,6 +14,7 @@ use anyhow::Context;
 use crate::error::{Result, fault};
 use crate::layer::{Layer, Log, Manager, Namespace, Network, Notify, Userns};
 use crate::part::caps::Capabilities;
+use crate::seccomp;
 use crate::systemd::Assignment;
 use crate::value::{CpuSet, Rlimit};
 
@@ -36,6 +37,8 @@ pub(crate) struct Spec {
     pub(crate) hostname: String,
     /// Capabilities that the payload's bounding set keeps.
     pub(crate) capabilities: Capabilities,
+    /// The filter of system calls.
+    pub(crate) seccomp: seccomp::Asked,
     /// How the payload starts.
     pub(crate) process: ProcessSpec,
 }
@@ -180,6 +183,7 @@ impl Spec {
             unit: unit(&layer, assignments)?,
             root: root::root(&layer)?,
             capabilities: Capabilities::parse(&layer.cap_add, &layer.cap_drop)?,
+            seccomp: layer.seccomp.as_deref().map_or(Ok(seccomp::Asked::Default), seccomp::Asked::parse)?,
             command: layer.command,
             share,
             userns,

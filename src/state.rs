@@ -19,6 +19,7 @@ use crate::error::Result;
 use crate::layer::Namespace;
 use crate::part::rootfs::{Operation, RootPlan};
 use crate::plan::{Plan, UnitKind, UnitPlan};
+use crate::seccomp::Filter;
 use crate::systemd::KeptSetting;
 
 /// Root's directory.
@@ -64,6 +65,8 @@ pub(crate) struct Entry {
     pub(crate) namespaces: Vec<Namespace>,
     /// Capabilities that remain, without CAP_.
     pub(crate) capabilities: Vec<String>,
+    /// The filter of system calls.
+    pub(crate) seccomp: Filter,
     /// The payload's environment.
     pub(crate) environment: Vec<(String, String)>,
     /// The payload's user.
@@ -159,6 +162,7 @@ fn entry(plan: &Plan) -> Entry {
     Entry {
         namespaces: plan.namespaces.list().to_vec(),
         capabilities: plan.capabilities.names().map(str::to_owned).collect(),
+        seccomp: plan.seccomp.clone(),
         environment: environment.map(|(name, value)| (text(name), text(value))).collect(),
         user: process.user.clone(),
         group: process.group.clone(),
@@ -382,6 +386,7 @@ mod tests {
             entry: Entry {
                 namespaces: vec![Namespace::Pid],
                 capabilities: vec!["KILL".into()],
+                seccomp: Filter { source: "unconfined".into(), program: Vec::new(), flags: 0 },
                 environment: vec![("A".into(), "1".into())],
                 user: "0".into(),
                 group: None,

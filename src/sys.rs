@@ -10,6 +10,8 @@ use std::os::unix::ffi::OsStrExt;
 
 use rustix::process::Pid;
 
+use crate::seccomp::bpf::Instruction;
+
 /// Turns the -1 of a system call into the error it set.
 fn check(result: libc::c_long) -> io::Result<libc::c_long> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }
@@ -312,4 +314,18 @@ pub(crate) fn bpf_prog_query(cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Re
     // missing as zero. With prog_ids null and prog_cnt 0 it writes nothing but attach_flags and prog_cnt into it.
     check(unsafe { libc::syscall(libc::SYS_bpf, QUERY, &raw mut query, size_of::<Query>()) })?;
     Ok(query.prog_cnt)
+}
+
+/// Loads a filter of system calls into this process, for good; seccomp(2), `SECCOMP_SET_MODE_FILTER`. `flags` is of
+/// `SECCOMP_FILTER_FLAG_*`.
+///
+/// # Errors
+/// EACCES without no_new_privs, EINVAL for a program that the kernel does not take, or a kernel without filters.
+pub(crate) fn load_filter(program: &[Instruction], flags: u32) -> io::Result<()> {
+    let length = u16::try_from(program.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    let program = libc::sock_fprog { len: length, filter: program.as_ptr().cast_mut().cast() };
+    // SAFETY: Instruction is laid out as struct sock_filter (repr(C), the same four fields), length of them are behind the pointer,
+    // and the kernel copies them and writes nothing.
+    check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) })
+        .map(drop)
 }

@@ -223,6 +223,11 @@ fn anchor(layer: &mut Layer, directory: &Path) {
     {
         *upper = directory.join(&*upper).into_os_string();
     }
+    if let Some(seccomp) = &mut layer.seccomp
+        && !matches!(seccomp.to_str(), Some("default" | "unconfined"))
+    {
+        *seccomp = directory.join(&*seccomp).into_os_string();
+    }
     for bind in &mut layer.bind {
         if !bind.is_empty() && !bind.to_string_lossy().starts_with(['/', ':']) {
             let mut full: OsString = directory.join("").into_os_string();

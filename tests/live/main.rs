@@ -57,6 +57,7 @@ mod pressure;
 mod process;
 mod profiles;
 mod rootfs;
+mod seccomp;
 mod services;
 mod signals;
 mod snapshot;
@@ -106,6 +107,7 @@ fn all() -> Vec<Test> {
         process::tests(),
         profiles::tests(),
         rootfs::tests(),
+        seccomp::tests(),
         limits::tests(),
         namespaces::tests(),
         pressure::tests(),

@@ -1,0 +1,205 @@
+//! The filter of system calls that the payload gets last: our own policy, or one from a profile in the format of Docker and OCI.
+//!
+//! The policy is data ([`policy`]), a profile is read into the same form ([`profile`]); both become verdicts for the numbers of each
+//! architecture ([`arch`]), and those a program ([`bpf`]) while the plan is made, so that the child has only to load it.
+
+pub(crate) mod arch;
+pub(crate) mod bpf;
+mod policy;
+pub(crate) mod profile;
+mod rule;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize, Serializer};
+
+use crate::error::{Result, fault};
+use crate::part::caps::Capabilities;
+use crate::sys;
+use arch::Arch;
+use bpf::{Instruction, Table};
+use profile::Profile;
+use rule::{Action, Rule, Verdict};
+
+/// What was asked for.
+#[derive(Debug, Clone)]
+pub(crate) enum Asked {
+    /// Our own policy.
+    Default,
+    /// No filter.
+    Unconfined,
+    /// The policy in this file.
+    Profile(PathBuf, Box<Profile>),
+}
+
+impl Asked {
+    /// Reads `default`, `unconfined` or a file.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or is no profile.
+    pub(crate) fn parse(text: &OsStr) -> Result<Asked> {
+        match text.to_str() {
+            Some("default") => Ok(Asked::Default),
+            Some("unconfined") => Ok(Asked::Unconfined),
+            _ => {
+                let path = Path::new(text);
+                let profile = Profile::load(path).with_context(|| format!("--seccomp {}", path.display()))?;
+                Ok(Asked::Profile(path.to_owned(), Box::new(profile)))
+            }
+        }
+    }
+}
+
+/// What a policy may depend on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Circumstances<'a> {
+    /// The capabilities that the payload's bounding set keeps.
+    pub(crate) capabilities: &'a Capabilities,
+    /// It sees the host's processes.
+    pub(crate) shares_pids: bool,
+    /// Major and minor version of the kernel.
+    pub(crate) kernel: (u32, u32),
+}
+
+/// The filter, decided.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Filter {
+    /// Where it comes from: `default`, `unconfined` or a file.
+    pub(crate) source: String,
+    /// The program; empty: none is loaded.
+    pub(crate) program: Vec<Instruction>,
+    /// `SECCOMP_FILTER_FLAG_*` for loading it.
+    pub(crate) flags: u32,
+}
+
+impl fmt::Display for Filter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.source)
+    }
+}
+
+impl Filter {
+    /// For a person's eyes: where it comes from, and how long its program is.
+    ///
+    /// # Errors
+    /// Those of the serializer.
+    pub(crate) fn summary<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        use serde::ser::SerializeStruct;
+        let mut summary = serializer.serialize_struct("Filter", 2)?;
+        summary.serialize_field("source", &self.source)?;
+        summary.serialize_field("instructions", &self.program.len())?;
+        summary.end()
+    }
+
+    /// Decides the filter; `warnings` gets a line for what of a profile has no effect.
+    ///
+    /// # Errors
+    /// When a profile's program is longer than the kernel takes.
+    pub(crate) fn plan(asked: &Asked, around: Circumstances<'_>, warnings: &mut Vec<String>) -> Result<Filter> {
+        let (source, (tables, foreign, flags)) = match asked {
+            Asked::Unconfined => {
+                return Ok(Filter { source: "unconfined".into(), program: Vec::new(), flags: 0 });
+            }
+            Asked::Default => ("default".into(), (vec![default_table(Arch::NATIVE, around)], DENIED, 0)),
+            Asked::Profile(path, profile) => {
+                let decided = profile.decide(Arch::NATIVE, around);
+                let source = path.display().to_string();
+                warnings.extend(decided.unknown.iter().map(|name| {
+                    format!("--seccomp {source}: no system call is called {name}, so nothing is denied by that line")
+                }));
+                (source, (decided.tables, decided.foreign, decided.flags))
+            }
+        };
+        let program = bpf::compile(&tables, foreign);
+        if program.len() > bpf::LONGEST {
+            return Err(fault(format!(
+                "--seccomp {source}: its program has {} instructions, the kernel takes {}",
+                program.len(),
+                bpf::LONGEST
+            ))
+            .into());
+        }
+        Ok(Filter { source, program, flags })
+    }
+
+    /// Loads it into this process, for good; its children and what it executes keep it.
+    ///
+    /// # Errors
+    /// EACCES without no_new_privs; EINVAL where the kernel has no such filters.
+    pub(crate) fn load(&self) -> Result<()> {
+        if self.program.is_empty() {
+            return Ok(());
+        }
+        sys::load_filter(&self.program, self.flags).map_err(|error| {
+            let line = fault(format!("load the system call filter ({}): {error}", self.source));
+            match error.raw_os_error() {
+                Some(libc::EINVAL | libc::ENOSYS) => line
+                    .hint("this kernel may be without CONFIG_SECCOMP_FILTER; --seccomp unconfined loads none")
+                    .into(),
+                _ => anyhow::Error::from(line),
+            }
+        })
+    }
+}
+
+/// What a denied call gets, and one of another architecture.
+const DENIED: Action = Action::error(libc::EPERM);
+/// What an unknown one gets, as from a kernel that lacks it.
+const UNKNOWN: Action = Action::error(libc::ENOSYS);
+
+/// Our own policy for one architecture.
+fn default_table(arch: Arch, around: Circumstances<'_>) -> Table {
+    let by_name = default_verdicts(around);
+    let mut calls = BTreeMap::new();
+    let mut last = 0;
+    for (number, name) in arch.calls() {
+        last = last.max(number);
+        if let Some(verdict) = by_name.get(name) {
+            calls.insert(number, verdict.clone());
+        }
+    }
+    Table { arch, calls, otherwise: UNKNOWN, last, newer: UNKNOWN }
+}
+
+fn default_verdicts(around: Circumstances<'_>) -> BTreeMap<&'static str, Verdict> {
+    let mut verdicts = BTreeMap::new();
+    let mut say = |names: &[&'static str], action: Action| {
+        verdicts.extend(names.iter().map(|name| (*name, Verdict::always(action))));
+    };
+    say(policy::ALLOWED, Action::ALLOW);
+    say(policy::DENIED, DENIED);
+    let given = |allowed: bool| if allowed { Action::ALLOW } else { DENIED };
+    for (capabilities, names) in policy::WITH_CAPABILITY {
+        say(names, given(capabilities.iter().any(|name| around.capabilities.keeps(name))));
+    }
+    say(policy::OTHER_PROCESSES, given(!around.shares_pids || around.capabilities.keeps("SYS_PTRACE")));
+    let when = |conditions: Vec<rule::Condition>, action: Action, otherwise: Action| {
+        let rules = conditions.into_iter().map(|condition| Rule { conditions: vec![condition], action }).collect();
+        Verdict { rules, otherwise }
+    };
+    for (name, conditions) in policy::denied_arguments() {
+        verdicts.insert(name, when(conditions, DENIED, Action::ALLOW));
+    }
+    for (name, conditions) in policy::allowed_arguments() {
+        verdicts.insert(name, when(conditions, Action::ALLOW, DENIED));
+    }
+    // Its flags are in memory, where no filter can look. ENOSYS, so that a C library goes on with clone.
+    verdicts.insert("clone3", Verdict::always(UNKNOWN));
+    if around.capabilities.keeps("SYS_ADMIN") {
+        verdicts.extend(["clone", "clone3"].map(|name| (name, Verdict::always(Action::ALLOW))));
+    }
+    verdicts
+}
+
+/// The names that some architecture's table has.
+fn every_name() -> BTreeSet<&'static str> {
+    let all = [Arch::X86_64, Arch::X86, Arch::Aarch64, Arch::Arm];
+    all.into_iter().flat_map(Arch::calls).map(|(_, name)| name).chain(["newfstatat"]).collect()
+}
+
+#[cfg(test)]
+mod tests;
