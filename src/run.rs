@@ -356,17 +356,25 @@ impl Running<'_> {
         if let Some(log) = self.plan.log.as_ref().filter(|log| log.terminal) {
             relay.log_to(TerminalLog::open(log)?);
         }
-        let reported = relay.until_end(&mut |event| {
-            if matches!(event, ToParent::Executed) {
+        let oom_kills = || self.unit.as_ref().and_then(Unit::oom_kills).filter(|kills| *kills > 0);
+        let mut out_of_memory = None;
+        let reported = relay.until_end(&mut |event| match event {
+            ToParent::Executed => {
                 self.plan.service.executed();
                 timings.mark("payload executed");
             }
+            ToParent::Exited(_) => {
+                // Once the stub has ended, systemd removes the cgroup that counts them.
+                out_of_memory = oom_kills();
+                self.end.close_half();
+            }
+            ToParent::Ready(_) | ToParent::Failed(_) => {}
         });
         let reported = match reported {
             Ok(reported) => reported,
             Err(error) => return Err(self.first_failure(error)),
         };
-        let out_of_memory = self.unit.as_ref().and_then(Unit::oom_kills).filter(|kills| *kills > 0);
+        let out_of_memory = out_of_memory.or_else(oom_kills);
         drop(relay);
         let end = match reported {
             Some(status) => Ended::from_wait_status(status),
