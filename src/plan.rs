@@ -8,6 +8,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::error::{Result, fault};
+use crate::given::Given;
 use crate::host::Host;
 use crate::layer::{Manager, Namespace};
 use crate::part::caps::Capabilities;
@@ -46,6 +47,8 @@ pub(crate) struct Plan {
     pub(crate) service: ServicePlan,
     /// What goes to the journal.
     pub(crate) log: Option<LogPlan>,
+    /// Every setting that was given, and by whom; for whoever looks, nothing is decided by it.
+    pub(crate) given: Vec<Given>,
     /// One line each, printed on stderr unless `--quiet`: where a default had to give way.
     pub(crate) warnings: Vec<String>,
     /// One line each, shown by `--dry-run`: what was asked and goes out under another name.
@@ -147,6 +150,7 @@ impl Plan {
             process,
             service,
             users,
+            given: Vec::new(),
             warnings: if spec.process.quiet { Vec::new() } else { warnings },
             notes,
         })
