@@ -366,6 +366,7 @@ impl Running<'_> {
         self.reap_helper();
         let payload = self.plan.process.as_pid1.then_some(self.pid);
         let mut relay = Relay::new(&self.end, &self.pidfd, signals, master, payload)?;
+        relay.stop_by(self.plan.unit.as_ref().and_then(|unit| unit.stop_signal));
         if let Some(log) = self.plan.log.as_ref().filter(|log| log.terminal) {
             relay.log_to(TerminalLog::open(log)?);
         }
