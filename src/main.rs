@@ -10,6 +10,7 @@ mod doctor;
 mod enter;
 mod error;
 mod exit;
+mod given;
 mod host;
 mod image;
 mod kept;

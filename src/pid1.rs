@@ -5,11 +5,12 @@
 use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{Pid, WaitOptions};
 
 use crate::child;
@@ -19,6 +20,9 @@ use crate::part::process::Identity;
 use crate::plan::Plan;
 use crate::sync::{ChildEnd, Failure, ToChild, ToParent};
 use crate::sys;
+
+/// Longest wait for the launcher to have looked at what the unit counted.
+const RELEASE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// Forks the payload and stays until it has ended; the result is the exit status of this process, which nobody reads.
 ///
@@ -41,7 +45,25 @@ pub(crate) fn supervise(plan: &Plan, end: &ChildEnd, identity: &Identity, termin
     // Open until here: without anybody that has it open its master is hung up, which looks like the end, while what still runs inside
     // may open it again.
     drop(terminal);
+    wait_for_release(end);
     Ok(0)
+}
+
+/// Lets the launcher look at the unit's cgroup, which systemd removes when this process ends. A launcher that somebody stopped is not
+/// waited for long.
+fn wait_for_release(end: &ChildEnd) {
+    let deadline = Instant::now() + RELEASE_PATIENCE;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let mut ready = [PollFd::from_borrowed_fd(end.as_fd(), PollFlags::IN)];
+        match rustix::event::poll(&mut ready, Timespec::try_from(left).ok().as_ref()) {
+            Ok(0) => return,
+            // Signals for a payload that has ended.
+            Ok(_) if matches!(end.receive(), Ok(Some(_))) => {}
+            Err(rustix::io::Errno::INTR) => {}
+            Ok(_) | Err(_) => return,
+        }
+    }
 }
 
 /// Forks a process that becomes a payload by `become_it`, which returns only why it could not. Its number, and the pipe through which
@@ -186,11 +208,12 @@ impl Stub<'_> {
     }
 
     fn signal(&self, number: i32, group: bool) {
-        let pid = nix::unistd::Pid::from_raw(self.payload.as_raw_nonzero().get());
-        let Ok(signal) = Signal::try_from(number) else {
-            return;
-        };
+        let Some(signal) = sys::signal(number) else { return };
         // The payload leads its session, so its own group has its number. ESRCH: it has just ended, which reap() will see.
-        let _ = if group { nix::sys::signal::killpg(pid, signal) } else { nix::sys::signal::kill(pid, signal) };
+        let _ = if group {
+            rustix::process::kill_process_group(self.payload, signal)
+        } else {
+            rustix::process::kill_process(self.payload, signal)
+        };
     }
 }

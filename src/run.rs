@@ -60,8 +60,19 @@ pub(crate) fn run(plan: &Plan, leases: &[BorrowedFd<'_>], timings: &mut Timings)
     // A connection that was handed over ends when the payload ends it, not when this process does.
     sys::close_listen_fds(listen).context("close the sockets that were handed over")?;
     timings.mark("clone3");
-    let mut running =
-        Running { plan, end, pid, pidfd, helper: None, watcher: None, unit: None, state: None, ended: false };
+    let holds_locks = !leases.is_empty() || plan.root.as_ref().is_some_and(|root| root.upper.is_some());
+    let mut running = Running {
+        plan,
+        end,
+        pid,
+        pidfd,
+        helper: None,
+        watcher: None,
+        unit: None,
+        state: None,
+        holds_locks,
+        ended: false,
+    };
     match running.start(claim.as_ref(), bus, &signals, timings) {
         Ok(master) => running.supervise(&signals, master, timings),
         Err(error) => Err(match signals.ended_by()? {
@@ -175,6 +186,8 @@ struct Running<'a> {
     watcher: Option<Watcher>,
     unit: Option<Unit<'a>>,
     state: Option<StateFile>,
+    /// The first process has locks on what it runs on, which the next command may want: its end is waited for.
+    holds_locks: bool,
     ended: bool,
 }
 
@@ -353,27 +366,36 @@ impl Running<'_> {
         self.reap_helper();
         let payload = self.plan.process.as_pid1.then_some(self.pid);
         let mut relay = Relay::new(&self.end, &self.pidfd, signals, master, payload)?;
+        relay.stop_by(self.plan.unit.as_ref().and_then(|unit| unit.stop_signal));
         if let Some(log) = self.plan.log.as_ref().filter(|log| log.terminal) {
             relay.log_to(TerminalLog::open(log)?);
         }
-        let reported = relay.until_end(&mut |event| {
-            if matches!(event, ToParent::Executed) {
+        let oom_kills = || self.unit.as_ref().and_then(Unit::oom_kills).filter(|kills| *kills > 0);
+        let mut out_of_memory = None;
+        let reported = relay.until_end(&mut |event| match event {
+            ToParent::Executed => {
                 self.plan.service.executed();
                 timings.mark("payload executed");
             }
+            ToParent::Exited(_) => {
+                // Once the stub has ended, systemd removes the cgroup that counts them.
+                out_of_memory = oom_kills();
+                self.end.close_half();
+            }
+            ToParent::Ready(_) | ToParent::Failed(_) => {}
         });
         let reported = match reported {
             Ok(reported) => reported,
             Err(error) => return Err(self.first_failure(error)),
         };
-        let out_of_memory = self.unit.as_ref().and_then(Unit::oom_kills).filter(|kills| *kills > 0);
+        let out_of_memory = out_of_memory.or_else(oom_kills);
         drop(relay);
         let end = match reported {
             Some(status) => Ended::from_wait_status(status),
             None => self.wait_for_child()?,
         };
-        // With a kept upper the next sandbox may start at once: this one's overlay has to be gone.
-        if self.plan.root.as_ref().is_some_and(|root| root.upper.is_some()) && !self.ended {
+        // With a kept upper the next sandbox may start at once, with an image the next `image gc`: this one's overlay has to be gone.
+        if self.holds_locks && !self.ended {
             self.wait_for_child()?;
         }
         self.ended = true;

@@ -9,7 +9,8 @@
 //!   Go                ── limits are in force ──▶     cgroup and time namespace, payload
 //!                     ◀── Executed ─────────────     the payload's execve succeeded
 //!   Signal n | Stop   ── relayed ──────────────▶
-//!                     ◀── Exited status ────────     the payload ended; the stub ends next
+//!                     ◀── Exited status ────────     the payload ended
+//!   (closes its half) ── nothing more is said ─▶     the stub ends, and with it the unit
 //!                     ◀── Failed ───────────────     at any time: the payload never runs
 //! ```
 //! An end that closes early is seen on the other side: the launcher dying ends the child, the child dying ends
@@ -134,6 +135,12 @@ impl AsFd for ChildEnd {
 }
 
 impl ParentEnd {
+    /// Nothing more will be sent: what the child receives next is the end.
+    pub(crate) fn close_half(&self) {
+        // ENOTCONN: the child is gone already.
+        let _ = rustix::net::shutdown(&self.0, rustix::net::Shutdown::Write);
+    }
+
     /// Tells the child.
     ///
     /// # Errors

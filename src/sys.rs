@@ -329,3 +329,14 @@ pub(crate) fn load_filter(program: &[Instruction], flags: u32) -> io::Result<()>
     check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) })
         .map(drop)
 }
+
+/// A signal by its number, named or real-time; `None` where the number is none, or one that libc keeps for itself.
+pub(crate) fn signal(number: i32) -> Option<rustix::process::Signal> {
+    rustix::process::Signal::from_named_raw(number).or_else(|| {
+        // SAFETY: from_raw_unchecked wants a number that sigaction(2) takes and that libc does not use itself: such are those from
+        // SIGRTMIN to SIGRTMAX, as libc tells them.
+        (libc::SIGRTMIN()..=libc::SIGRTMAX())
+            .contains(&number)
+            .then(|| unsafe { rustix::process::Signal::from_raw_unchecked(number) })
+    })
+}

@@ -5,8 +5,10 @@ use std::io::Write;
 use clap::Args;
 
 use crate::error::Result;
+use crate::given::Sources;
 use crate::host::Host;
-use crate::kept::{self, Choice};
+use crate::image::ResolvedImage;
+use crate::kept::{self, Choice, Kept};
 use crate::layer::{Layer, Manager};
 use crate::plan::{Plan, UnitKind};
 use crate::profile::Profile;
@@ -77,11 +79,13 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
 fn start(arguments: Arguments) -> Result<u8> {
     let mut timings = Timings::begin();
     let profile = arguments.profile.as_deref().map(Profile::load).transpose()?;
+    let sources = Sources::new(&arguments.layer, profile.as_ref());
     let layer = match &profile {
         Some(profile) => profile.under(arguments.layer),
         None => arguments.layer,
     };
     let Choice { layer, image, kept } = kept::choose(layer)?;
+    let given = sources.of(&layer, &below(image.as_ref(), kept.as_ref()));
     let spec = Spec::from_layer(layer).map_err(|error| match &profile {
         Some(profile) => profile.blame(error),
         None => error,
@@ -95,7 +99,7 @@ fn start(arguments: Arguments) -> Result<u8> {
     if spec.root.source == RootSource::HostView {
         host.read_view()?;
     }
-    let plan = Plan::new(&spec, &host)?;
+    let plan = Plan { given, ..Plan::new(&spec, &host)? };
     timings.mark("plan");
     if arguments.dry_run {
         let text = if arguments.json { format!("{:#}\n", serde_json::to_value(&plan)?) } else { plan.to_string() };
@@ -129,4 +133,13 @@ fn start(arguments: Arguments) -> Result<u8> {
         crate::sys::die_by(signal);
     }
     Ok(ended.status)
+}
+
+/// What settings come from that nobody wrote for this run.
+fn below(image: Option<&ResolvedImage>, kept: Option<&Kept>) -> String {
+    match (image, kept) {
+        (Some(image), _) => format!("image {}", image.id),
+        (None, Some(kept)) => format!("kept root {}", kept.name()),
+        (None, None) => "default".to_owned(),
+    }
 }
