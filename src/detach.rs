@@ -40,6 +40,7 @@ pub(crate) fn start(spec: &Spec, host: &Host, plan: &Plan, unit: &UnitPlan) -> R
         settings: &unit.settings,
         timeout_stop_usec: unit.timeout_stop_usec,
         delegate: unit.delegate,
+        closed_devices: unit.closed_devices,
     };
     let mut bus = unit::connect(unit)?;
     bus.interrupt_by(signals.ending());

@@ -33,7 +33,7 @@ use crate::systemd::{CgroupMode, UnitOfProcess, join_cgroups};
 /// When it never ran.
 pub(crate) fn enter(sandbox: &Sandbox, process: &ProcessPlan) -> Result<u8> {
     let record = &sandbox.found.record;
-    let capabilities = Capabilities::parse(&record.entry.capabilities, &["ALL".to_owned()])?;
+    let capabilities = Capabilities::parse(&record.entry.capabilities, &["ALL".to_owned()], &record.entry.ambient)?;
     let signals = Signals::block()?;
     let target = Target::open(record)?;
     let (end, child_end) = sync::pair().context("make a socket pair")?;

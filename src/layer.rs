@@ -239,12 +239,25 @@ pub(crate) struct Layer {
     #[arg(long, value_name = "CAP", value_delimiter = ',', help_heading = "Isolation")]
     pub(crate) cap_drop: Vec<String>,
 
+    /// Keep a capability for a user other than root, too: its programs have it from the start
+    #[arg(long, value_name = "CAP", value_delimiter = ',', help_heading = "Isolation")]
+    pub(crate) cap_ambient: Vec<String>,
+    /// A device of the host, with read, write and mknod access or a part of it
+    ///
+    /// The node keeps its mode, and its owner where that has an ID inside. The unit allows it (DeviceAllow=), and no other device but
+    /// null, zero, full, random, urandom, tty and terminals.
+    #[arg(long, value_name = "SRC[:DST][:rwm]", help_heading = "Isolation")]
+    #[serde(deserialize_with = "crate::profile::texts", serialize_with = "crate::given::shown_texts")]
+    pub(crate) device: Vec<OsString>,
+    /// In /proc each user sees the processes of that user only, proc(5)
+    #[arg(long, help_heading = "Isolation", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
+    pub(crate) hidepid: Option<bool>,
     /// Filter of system calls: our own, none, or a profile in the JSON format of Docker and OCI [default: default]
     ///
     /// Our own allows what Docker's does at most: no namespaces, mounts, key rings, io_uring, BPF, kernel modules, nor calls of another
     /// architecture. --cap-add opens what the capability is for. A call that it does not know fails as on a kernel without it.
     #[arg(long, value_name = "default|unconfined|FILE", help_heading = "Isolation")]
-    #[serde(deserialize_with = "crate::profile::text")]
+    #[serde(deserialize_with = "crate::profile::text", serialize_with = "crate::given::shown_text")]
     pub(crate) seccomp: Option<OsString>,
 
     /// Set a variable; without =VALUE it is the caller's
@@ -353,6 +366,9 @@ impl Layer {
             hostname: self.hostname.or(under.hostname),
             cap_add: append(under.cap_add, self.cap_add),
             cap_drop: append(under.cap_drop, self.cap_drop),
+            cap_ambient: append(under.cap_ambient, self.cap_ambient),
+            device: append(under.device, self.device),
+            hidepid: self.hidepid.or(under.hidepid),
             seccomp: self.seccomp.or(under.seccomp),
             setenv: append(under.setenv, self.setenv),
             working_directory: self.working_directory.or(under.working_directory),

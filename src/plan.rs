@@ -20,6 +20,7 @@ use crate::part::rootfs::{self, RootPlan};
 use crate::part::service::{self, OwnService, ServicePlan};
 use crate::part::users::{self, UserPlan};
 use crate::seccomp::{Asked, Circumstances, Filter};
+use crate::spec::limits::DEVICE;
 use crate::spec::{RootSource, Spec};
 use crate::systemd::{self, Assignment, CgroupMode, Setting};
 
@@ -98,6 +99,9 @@ pub(crate) struct UnitPlan {
     pub(crate) cgroup: CgroupMode,
     /// The payload's processes may be moved by their owner: only so can others join a user's unit.
     pub(crate) delegate: bool,
+    /// No device but the harmless ones and those that were asked for (DevicePolicy=closed), where the request says nothing. A user's
+    /// service manager cannot have it in force.
+    pub(crate) closed_devices: bool,
     /// Offer the process as a descriptor first, which systemd takes since 255; refused, it costs a round trip.
     pub(crate) pidfd: bool,
     /// Time between the stop signal and the kill in µs, where the request says nothing; systemd's own is 90 s.
@@ -137,13 +141,8 @@ impl Plan {
             root.operations.extend(service.operations());
         }
         let own_cgroup = namespaces.has(Namespace::Cgroup) && host.cgroup == Some(CgroupMode::Unified);
-        let kernel_mounts = KernelMounts::plan(
-            shares(Namespace::Pid),
-            shares(Namespace::Net),
-            shares(Namespace::Ipc),
-            own_cgroup && root.is_some(),
-            users.maps_tty_group(),
-        );
+        let kernel_mounts =
+            KernelMounts::plan(shares, own_cgroup && root.is_some(), users.maps_tty_group(), spec.root.hide_pids);
         let process = process::plan(spec, host, &users, &service);
         let circumstances = Circumstances {
             capabilities: &spec.capabilities,
@@ -238,7 +237,8 @@ fn asked_of_unit(spec: &Spec) -> Option<String> {
     let unit = &spec.unit;
     let name = unit.name.as_ref().map(|name| format!("--unit {name}"));
     let slice = || unit.slice.as_ref().map(|slice| format!("--slice {slice}"));
-    let limit = || unit.assignments.first().map(|assignment| assignment.asked().to_owned());
+    let limits = unit.assignments.iter().map(Assignment::asked).filter(|asked| !asked.starts_with(DEVICE));
+    let limit = || limits.into_iter().next().map(str::to_owned);
     let user = || unit.user.map(|user| if user { "--user".to_owned() } else { "--system".to_owned() });
     name.or_else(slice).or_else(limit).or_else(user)
 }
@@ -253,12 +253,13 @@ fn unit(spec: &Spec, host: &Host, warnings: &mut Vec<String>) -> Result<(UnitPla
     let is_service = host.service.is_some() || spec.unit.detach;
     // systemd stops a service by a signal to its main process, the launcher: that says it to the payload in the image's words.
     let (in_unit, relayed) = if is_service { (None, stop_signal) } else { (stop_signal, None) };
-    let assignments: Vec<_> = asked.iter().chain(in_unit).cloned().collect();
-    let translated = systemd::translate(&assignments, cgroup)?;
     let user = match &host.service {
         Some(service) => service.user,
         None => spec.unit.user.unwrap_or(host.uid != 0),
     };
+    let in_force = |assignment: &&Assignment| !user || !assignment.asked().starts_with(DEVICE);
+    let assignments: Vec<_> = asked.iter().filter(in_force).chain(in_unit).cloned().collect();
+    let translated = systemd::translate(&assignments, cgroup)?;
     let (kind, name, slice) = match &host.service {
         Some(service) => {
             warnings.extend(not_ours_to_name(spec, service));
@@ -289,6 +290,7 @@ fn unit(spec: &Spec, host: &Host, warnings: &mut Vec<String>) -> Result<(UnitPla
         settings: translated.settings,
         cgroup,
         delegate: user,
+        closed_devices: !user,
         pidfd: host.systemd.is_none_or(|version| version >= 255),
         timeout_stop_usec: TIMEOUT_STOP_USEC,
     };

@@ -2,7 +2,7 @@
 
 pub(crate) mod limits;
 mod process;
-mod root;
+pub(crate) mod root;
 
 pub(crate) use process::variable;
 
@@ -85,6 +85,10 @@ pub(crate) struct RootSpec {
     pub(crate) binds: Vec<Bind>,
     /// Empty directories: path inside, size in bytes.
     pub(crate) tmpfs: Vec<(PathBuf, Option<u64>)>,
+    /// In /proc each user sees the processes of that user only.
+    pub(crate) hide_pids: bool,
+    /// Device nodes of the host.
+    pub(crate) devices: Vec<Device>,
     /// The host view hides nothing.
     pub(crate) host_secrets: bool,
 }
@@ -116,6 +120,17 @@ pub(crate) struct Bind {
     pub(crate) at: PathBuf,
     /// Cannot be written.
     pub(crate) read_only: bool,
+}
+
+/// A device node of the host, in the sandbox's /dev.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Device {
+    /// Path on the host, without links.
+    pub(crate) source: PathBuf,
+    /// Path inside.
+    pub(crate) at: PathBuf,
+    /// Of `rwm`: what the unit allows.
+    pub(crate) access: String,
 }
 
 /// How the payload starts.
@@ -182,7 +197,7 @@ impl Spec {
             hostname: hostname(&layer, &name, &share)?,
             unit: unit(&layer, assignments)?,
             root: root::root(&layer)?,
-            capabilities: Capabilities::parse(&layer.cap_add, &layer.cap_drop)?,
+            capabilities: Capabilities::parse(&layer.cap_add, &layer.cap_drop, &layer.cap_ambient)?,
             seccomp: layer.seccomp.as_deref().map_or(Ok(seccomp::Asked::Default), seccomp::Asked::parse)?,
             command: layer.command,
             share,
@@ -206,11 +221,13 @@ impl Spec {
             || self.root.read_only
             || !self.root.binds.is_empty()
             || !self.root.tmpfs.is_empty()
+            || !self.root.devices.is_empty()
+            || self.root.hide_pids
             || self.root.host_secrets;
         if self.shares(Namespace::Mount) && root_asked {
             return Err(fault(
                 "--share mount leaves no root of its own: no --rootfs, --layer, --bind, --tmpfs, --upper, --read-only, \
-                 --host-secrets",
+                 --host-secrets, --device, --hidepid",
             )
             .into());
         }
@@ -228,6 +245,9 @@ impl Spec {
         if self.process.as_pid1 && self.shares(Namespace::Pid) {
             return Err(fault("--as-pid1 needs a PID namespace of its own: it goes without --share pid").into());
         }
+        if self.root.hide_pids && self.shares(Namespace::Pid) {
+            return Err(fault("--hidepid needs a /proc of its own: it goes without --share pid").into());
+        }
         if self.root.host_secrets && self.root.source != RootSource::HostView {
             return Err(
                 fault("--host-secrets needs the view of the host as the root: it goes without another one").into()
@@ -239,6 +259,7 @@ impl Spec {
     /// What is mounted where our own /proc, /sys or /dev come later would never be seen.
     fn check_targets(&self) -> Result<()> {
         let binds = self.root.binds.iter().map(|bind| ("--bind", &bind.at));
+        let binds = binds.chain(self.root.devices.iter().map(|device| ("--device", &device.at)));
         for (flag, at) in binds.chain(self.root.tmpfs.iter().map(|(at, _)| ("--tmpfs", at))) {
             let (shown, path) = (at.display(), without_dots(at));
             let line = if path.starts_with("/proc") && !self.shares(Namespace::Pid) {

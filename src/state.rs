@@ -65,6 +65,8 @@ pub(crate) struct Entry {
     pub(crate) namespaces: Vec<Namespace>,
     /// Capabilities that remain, without CAP_.
     pub(crate) capabilities: Vec<String>,
+    /// Those of them that a user other than root has.
+    pub(crate) ambient: Vec<String>,
     /// The filter of system calls.
     pub(crate) seccomp: Filter,
     /// The payload's environment.
@@ -162,6 +164,7 @@ fn entry(plan: &Plan) -> Entry {
     Entry {
         namespaces: plan.namespaces.list().to_vec(),
         capabilities: plan.capabilities.names().map(str::to_owned).collect(),
+        ambient: plan.capabilities.ambient_names().map(str::to_owned).collect(),
         seccomp: plan.seccomp.clone(),
         environment: environment.map(|(name, value)| (text(name), text(value))).collect(),
         user: process.user.clone(),
@@ -386,6 +389,7 @@ mod tests {
             entry: Entry {
                 namespaces: vec![Namespace::Pid],
                 capabilities: vec!["KILL".into()],
+                ambient: vec![],
                 seccomp: Filter { source: "unconfined".into(), program: Vec::new(), flags: 0 },
                 environment: vec![("A".into(), "1".into())],
                 user: "0".into(),

@@ -141,6 +141,7 @@ fn request<'a>(plan: &'a UnitPlan, pid: Pid, pidfd: Option<BorrowedFd<'a>>) -> S
         timeout_stop_usec: plan.timeout_stop_usec,
         oom_policy: "continue",
         delegate: plan.delegate,
+        closed_devices: plan.closed_devices,
         collect_mode: "inactive-or-failed",
     }
 }

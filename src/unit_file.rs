@@ -80,6 +80,9 @@ impl UnitFile {
                 writeln!(text, "{name}={value}")?;
             }
         }
+        if !user && !directives.iter().any(|directive| directive.name == "DevicePolicy") {
+            writeln!(text, "DevicePolicy=closed")?;
+        }
         writeln!(text, "SuccessExitStatus={CLEAN}")?;
         if user && !directives.iter().any(|directive| directive.name == "Delegate") {
             // Else no further process of this user could be put into it.

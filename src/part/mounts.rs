@@ -5,12 +5,13 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use rustix::fs::{CWD, FileType, Gid, StatVfsMountFlags, Uid};
+use rustix::fs::{Access, AtFlags, CWD, FileType, Gid, Mode, OFlags, StatVfsMountFlags, Uid};
 use rustix::mount::{MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 use serde::Serialize;
 
 use crate::error::{Result, fault};
 use crate::host::parse_mountinfo;
+use crate::layer::Namespace;
 use crate::part::inside::{Make, open_existing, open_or_make};
 use crate::part::rootfs::assemble::new_file_system;
 use crate::sys;
@@ -20,6 +21,8 @@ use crate::sys;
 pub(crate) struct KernelMounts {
     /// A new /proc of the PID namespace (else the root has the host's).
     pub(crate) proc: bool,
+    /// In /proc each user sees the processes of that user only.
+    pub(crate) hide_pids: bool,
     /// A new /sys of the network namespace (else the root has the host's).
     pub(crate) sysfs: bool,
     /// A new /dev/mqueue of the IPC namespace.
@@ -55,6 +58,7 @@ const MASKED: &[&str] = &[
     "/proc/timer_list",
     "/proc/timer_stats",
     "/sys/devices/virtual/powercap",
+    "/sys/devices/virtual/thermal",
     "/sys/firmware",
     "/sys/kernel/debug",
     "/sys/kernel/security",
@@ -64,22 +68,33 @@ const MASKED: &[&str] = &[
 /// Read-only as in the OCI runtime specification's defaults.
 const READ_ONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
+/// In each CPU's directory of sysfs: how often it was too hot, which tells what others compute.
+const MASKED_OF_A_CPU: &str = "thermal_throttle";
+
+/// Where sysfs has a directory for each CPU.
+const CPUS: &str = "/sys/devices/system/cpu";
+
 impl KernelMounts {
-    /// Decides what is mounted: `shared_*` tell which namespaces are the host's.
+    /// Decides what is mounted: `shares` tells which namespaces are the host's.
     pub(crate) fn plan(
-        shared_pid: bool,
-        shared_net: bool,
-        shared_ipc: bool,
+        shares: impl Fn(Namespace) -> bool,
         cgroup: bool,
         tty_group: bool,
+        hide_pids: bool,
     ) -> KernelMounts {
+        let mut masked: Vec<PathBuf> = MASKED.iter().map(PathBuf::from).collect();
+        if shares(Namespace::Net) && !cgroup && !shares(Namespace::Cgroup) {
+            // The host's /sys, with the host's whole tree in it.
+            masked.push("/sys/fs/cgroup".into());
+        }
         KernelMounts {
-            proc: !shared_pid,
-            sysfs: !shared_net,
-            mqueue: !shared_ipc,
+            proc: !shares(Namespace::Pid),
+            hide_pids,
+            sysfs: !shares(Namespace::Net),
+            mqueue: !shares(Namespace::Ipc),
             cgroup,
             tty_group,
-            masked: MASKED.iter().map(PathBuf::from).collect(),
+            masked,
             read_only: READ_ONLY.iter().map(PathBuf::from).collect(),
             place: ["/tmp", "/mnt", "/run", "/usr"].map(PathBuf::from).to_vec(),
         }
@@ -110,7 +125,8 @@ pub(crate) fn make(plan: &KernelMounts) -> Result<Vec<Made>> {
     let kernel = kernel_attributes();
     let mut made = Vec::new();
     if plan.proc {
-        made.push(make_one("proc", "/proc", &[], kernel)?);
+        let options = [("hidepid", "2".to_owned())];
+        made.push(make_one("proc", "/proc", if plan.hide_pids { &options } else { &[] }, kernel)?);
     }
     if plan.sysfs {
         made.push(make_one("sysfs", "/sys", &[], kernel | MountAttrFlags::MOUNT_ATTR_RDONLY)?);
@@ -157,8 +173,8 @@ pub(crate) fn enter(plan: &KernelMounts, made: &[Made], tree: &OwnedFd) -> Resul
         attach(mount, tree.as_fd(), Path::new(at), Make::Directory).with_context(|| format!("mount {at}"))?;
     }
     let mut empty = None;
-    for path in &plan.masked {
-        mask(tree.as_fd(), path, &mut empty).with_context(|| format!("mask {}", path.display()))?;
+    for path in plan.masked.iter().cloned().chain(of_each_cpu(tree.as_fd())?) {
+        mask(tree.as_fd(), &path, &mut empty).with_context(|| format!("mask {}", path.display()))?;
     }
     for path in &plan.read_only {
         make_read_only(tree.as_fd(), path).with_context(|| format!("make {} read-only", path.display()))?;
@@ -184,10 +200,63 @@ fn existing(root: BorrowedFd<'_>, path: &Path) -> Result<Option<OwnedFd>> {
     }
 }
 
-/// Covers a file with /dev/null, a directory with an empty one. The source of each is our own, opened by descriptor; `empty` is
-/// the empty directory once there is one.
+/// The same, and it is sure to be the kernel's own file: not one that an image or a mount has put there, CVE-2025-52881.
+fn existing_of_kernel(root: BorrowedFd<'_>, path: &Path) -> Result<Option<OwnedFd>> {
+    const DEBUGFS: u32 = 0x6462_6720;
+    const SECURITYFS: u32 = 0x7363_6673;
+    const TRACEFS: u32 = 0x7472_6163;
+    const CGROUP: u32 = 0x0027_e0eb;
+    const CGROUP2: u32 = 0x6367_7270;
+    const TMPFS: u32 = 0x0102_1994;
+    const PROC: u32 = 0x9fa0;
+    const SYSFS: u32 = 0x6265_6572;
+    let Some(target) = existing(root, path)? else { return Ok(None) };
+    let expected: &[u32] = if path.starts_with("/proc") {
+        &[PROC]
+    } else if path.starts_with("/sys/fs/cgroup") {
+        // On cgroup v1 a tmpfs with a directory for each hierarchy.
+        &[SYSFS, CGROUP, CGROUP2, TMPFS]
+    } else {
+        &[SYSFS, DEBUGFS, SECURITYFS, TRACEFS]
+    };
+    let kind = rustix::fs::fstatfs(&target)?.f_type;
+    if !expected.iter().any(|expected| i64::from(*expected) == kind) {
+        return Err(fault(format!("it is on a file system of another kind ({kind:#x}) than it should be")).into());
+    }
+    Ok(Some(target))
+}
+
+/// What is masked of every CPU that this machine shows.
+fn of_each_cpu(root: BorrowedFd<'_>) -> Result<Vec<PathBuf>> {
+    let Some(directory) = existing_of_kernel(root, Path::new(CPUS))? else { return Ok(Vec::new()) };
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let listed = rustix::fs::openat(&directory, ".", flags, Mode::empty()).with_context(|| format!("open {CPUS}"))?;
+    let mut paths = Vec::new();
+    for entry in rustix::fs::Dir::read_from(listed)? {
+        let entry = entry.with_context(|| format!("read {CPUS}"))?;
+        let name = entry.file_name().to_string_lossy();
+        let is_cpu = name.strip_prefix("cpu").is_some_and(|number| number.parse::<u32>().is_ok());
+        let path = Path::new(&*name).join(MASKED_OF_A_CPU);
+        if is_cpu && rustix::fs::accessat(&directory, &path, Access::EXISTS, AtFlags::empty()).is_ok() {
+            paths.push(Path::new(CPUS).join(path));
+        }
+    }
+    Ok(paths)
+}
+
+/// The null device of the root, which covers files: nothing else that may be called so, CVE-2025-31133.
+fn null_device(root: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let null = open_existing(root, Path::new("/dev/null")).context("open /dev/null in the root")?;
+    let stat = rustix::fs::fstat(&null)?;
+    let is_null = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
+        && (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)) == (1, 3);
+    if is_null { Ok(null) } else { Err(fault("/dev/null in the root is not the null device").into()) }
+}
+
+/// Covers a file with /dev/null, a directory with an empty one. Source and target are opened first and looked at, then mounted by
+/// descriptor; `empty` is the empty directory once there is one.
 fn mask(root: BorrowedFd<'_>, path: &Path, empty: &mut Option<OwnedFd>) -> Result<()> {
-    let Some(target) = existing(root, path)? else {
+    let Some(target) = existing_of_kernel(root, path)? else {
         return Ok(());
     };
     let kind = FileType::from_raw_mode(rustix::fs::fstat(&target)?.st_mode);
@@ -197,7 +266,7 @@ fn mask(root: BorrowedFd<'_>, path: &Path, empty: &mut Option<OwnedFd>) -> Resul
             let options = [("mode", "0755".to_owned()), ("size", "4096".to_owned()), ("nr_inodes", "2".to_owned())];
             new_file_system("tmpfs", &options, kernel_attributes() | MountAttrFlags::MOUNT_ATTR_RDONLY)?
         }
-        (false, _) => clone_mount(&open_or_make(root, Path::new("/dev/null"), Make::File, OWNER)?)?,
+        (false, _) => clone_mount(&null_device(root)?)?,
     };
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     rustix::mount::move_mount(&cover, "", &target, "", flags)?;
@@ -208,7 +277,7 @@ fn mask(root: BorrowedFd<'_>, path: &Path, empty: &mut Option<OwnedFd>) -> Resul
 }
 
 fn make_read_only(root: BorrowedFd<'_>, path: &Path) -> Result<()> {
-    let Some(target) = existing(root, path)? else {
+    let Some(target) = existing_of_kernel(root, path)? else {
         return Ok(());
     };
     let copy = clone_mount(&target)?;

@@ -267,7 +267,7 @@ impl ProcessPlan {
         let mut last = None;
         for directory in &self.directories {
             match rustix::process::chdir(directory) {
-                Ok(()) => return Ok(()),
+                Ok(()) => return inside(directory),
                 Err(error) => last = Some((directory, error)),
             }
         }
@@ -349,6 +349,17 @@ impl ProcessPlan {
                 .status(exit::NOT_EXECUTABLE);
         }
         fault(format!("run {shown}: {error}")).status(exit::NOT_EXECUTABLE)
+    }
+}
+
+/// A directory can be named by way of a descriptor that this process has open (/proc/self/fd/N) and then lie outside of the root,
+/// with the whole host around it: CVE-2024-21626.
+fn inside(directory: &Path) -> Result<()> {
+    let reached = rustix::process::getcwd(Vec::new()).is_ok_and(|path| path.as_bytes().starts_with(b"/"));
+    if reached {
+        Ok(())
+    } else {
+        Err(fault(format!("working directory {}: not in the root", directory.display())).into())
     }
 }
 

@@ -4,7 +4,7 @@ use super::*;
 const ALL: [Arch; 2] = [Arch::X86_64, Arch::Aarch64];
 
 fn capabilities(added: &[&str]) -> Capabilities {
-    Capabilities::parse(&added.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>(), &[]).unwrap()
+    Capabilities::parse(&added.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>(), &[], &[]).unwrap()
 }
 
 fn around(capabilities: &Capabilities) -> Circumstances<'_> {
@@ -208,7 +208,7 @@ fn capabilities_open_what_they_are_for() {
     let admin = capabilities(&["SYS_ADMIN"]);
     let new_user = [u64::from(libc::CLONE_NEWUSER.cast_unsigned()), 0, 0, 0, 0, 0];
     assert_eq!(default_says(Arch::X86_64, around(&admin), "clone", new_user), 0);
-    let dropped = Capabilities::parse(&[], &["SYS_CHROOT".to_owned()]).unwrap();
+    let dropped = Capabilities::parse(&[], &["SYS_CHROOT".to_owned()], &[]).unwrap();
     assert_eq!(default_says(Arch::X86_64, around(&dropped), "chroot", [0; 6]), EPERM);
 }
 

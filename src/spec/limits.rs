@@ -7,6 +7,10 @@ use crate::layer::{Layer, OomPolicy};
 use crate::systemd::{Asked, Assignment, OwnSetting};
 use crate::value;
 
+/// How an assignment begins that stands for a device; without a unit, or in one of a user's service manager, which cannot have it
+/// in force, the node alone is what gives access.
+pub(crate) const DEVICE: &str = "--device ";
+
 /// Every property and limit flag as an assignment, and the settings that we carry out ourselves.
 pub(super) fn assignments(layer: &Layer) -> Result<(Vec<Assignment>, Vec<OwnSetting>)> {
     let (mut assignments, mut own) = (Vec::new(), Vec::new());
@@ -50,6 +54,11 @@ pub(crate) fn flags(layer: &Layer) -> Result<Vec<(String, String)>> {
             OomPolicy::Kill => "kill",
         };
         flag("--oom", policy, format!("OOMPolicy={policy}"));
+    }
+    for text in &layer.device {
+        let device = super::root::device(text)?;
+        let property = format!("DeviceAllow={} {}", device.source.display(), device.access);
+        list.push((format!("{DEVICE}{}", text.to_string_lossy()), property));
     }
     list.extend(cpu_quota(layer)?);
     Ok(list)

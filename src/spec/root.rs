@@ -3,11 +3,12 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use super::{Bind, RootSource, RootSpec, Upper, absolute};
+use super::{Bind, Device, RootSource, RootSpec, Upper, absolute};
 use crate::error::{Result, fault};
 use crate::layer::Layer;
 use crate::value;
@@ -36,6 +37,8 @@ pub(super) fn root(layer: &Layer) -> Result<RootSpec> {
         read_only: layer.read_only.unwrap_or(false),
         binds: layer.bind.iter().map(|text| bind(text)).collect::<Result<_>>()?,
         tmpfs: layer.tmpfs.iter().map(|text| tmpfs(text)).collect::<Result<_>>()?,
+        hide_pids: layer.hidepid.unwrap_or(false),
+        devices: layer.device.iter().map(|text| device(text)).collect::<Result<_>>()?,
         host_secrets: layer.host_secrets.unwrap_or(false),
     })
 }
@@ -92,6 +95,34 @@ fn below_root(flag: &str, path: &Path) -> Result<PathBuf> {
         return Err(fault(format!("{flag} {}: the root itself is not mounted over", path.display())).into());
     }
     Ok(path)
+}
+
+/// `SRC[:DST][:rwm]`, as Docker has it.
+pub(crate) fn device(text: &OsStr) -> Result<Device> {
+    let shown = text.to_string_lossy();
+    let wrong = || fault(format!("--device {shown}: accepted is /dev/NAME[:DST][:rwm]"));
+    let mut parts = shown.split(':');
+    let source = parts.next().filter(|path| path.starts_with("/dev/")).ok_or_else(wrong)?;
+    let (mut at, mut access) = (source, "rwm");
+    match (parts.next(), parts.next(), parts.next()) {
+        (None, None, None) => {}
+        (Some(only), None, None) if only.starts_with('/') => at = only,
+        (Some(only), None, None) => access = only,
+        (Some(path), Some(asked), None) => (at, access) = (path, asked),
+        _ => return Err(wrong().into()),
+    }
+    let twice = access.char_indices().any(|(at, letter)| access[..at].contains(letter));
+    if access.is_empty() || twice || !access.chars().all(|letter| "rwm".contains(letter)) {
+        return Err(wrong().into());
+    }
+    let real = std::fs::canonicalize(source).with_context(|| format!("--device {shown}: {source}"))?;
+    let kind = std::fs::metadata(&real).with_context(|| format!("--device {shown}"))?.file_type();
+    if !kind.is_char_device() && !kind.is_block_device() {
+        return Err(fault(format!("--device {shown}: {} is no device", real.display()))
+            .hint(format!("--bind {source} brings other files"))
+            .into());
+    }
+    Ok(Device { source: real, at: below_root("--device", Path::new(at))?, access: access.to_owned() })
 }
 
 fn bind(text: &OsStr) -> Result<Bind> {

@@ -39,6 +39,8 @@ pub(crate) struct ScopeRequest<'a> {
     pub(crate) oom_policy: &'a str,
     /// Whether the payload may have cgroups of its own; user managers need it for `exec`.
     pub(crate) delegate: bool,
+    /// Whether only the standard devices may be opened, and those that `settings` allow.
+    pub(crate) closed_devices: bool,
     /// `inactive-or-failed`: nothing is left of a scope that failed.
     pub(crate) collect_mode: &'a str,
 }
@@ -345,6 +347,9 @@ fn properties<'a>(request: &ScopeRequest<'a>, left_out: &[&str]) -> Vec<(&'a str
     if request.delegate {
         properties.push(("Delegate", Variant::from(true)));
     }
+    if request.closed_devices {
+        properties.push(("DevicePolicy", Variant::from("closed")));
+    }
     let asked = |name: &str| request.settings.iter().any(|setting| setting.name == name);
     properties.retain(|(name, _)| !asked(name) && !left_out.contains(name));
     properties.extend(request.settings.iter().map(|setting| (setting.name.as_str(), variant(&setting.value))));
@@ -503,6 +508,7 @@ mod tests {
                 timeout_stop_usec: 1,
                 oom_policy: "continue",
                 delegate: false,
+                closed_devices: false,
                 collect_mode: "inactive-or-failed",
             };
             let mut pending = bus.begin_scope(&request)?;
@@ -609,6 +615,7 @@ mod tests {
             timeout_stop_usec: 1,
             oom_policy: "continue",
             delegate: true,
+            closed_devices: false,
             collect_mode: "inactive",
         };
         let signatures = properties(&request, &["OOMPolicy"]);

@@ -52,6 +52,8 @@ pub(crate) struct ServiceRequest<'a> {
     pub(crate) timeout_stop_usec: u64,
     /// Whether processes may be moved into it by its owner; user managers need it for `exec`.
     pub(crate) delegate: bool,
+    /// Whether only the standard devices may be opened, and those that `settings` allow.
+    pub(crate) closed_devices: bool,
 }
 
 /// Until the program says that it is ready: the payload runs. An image may have to be unpacked before.
@@ -95,6 +97,9 @@ impl Request for ServiceRequest<'_> {
         ];
         if self.delegate {
             properties.push(("Delegate", Variant::from(true)));
+        }
+        if self.closed_devices {
+            properties.push(("DevicePolicy", Variant::from("closed")));
         }
         let asked = |name: &str| self.settings.iter().any(|setting| setting.name == name);
         properties.retain(|(name, _)| !asked(name) && !left_out.contains(name));

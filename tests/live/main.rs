@@ -46,6 +46,7 @@ mod command;
 mod commandline;
 mod confinement;
 mod daily;
+mod escape;
 mod facts;
 mod hostview;
 mod images;
@@ -99,6 +100,7 @@ fn all() -> Vec<Test> {
         binds::tests(),
         commandline::tests(),
         confinement::tests(),
+        escape::tests(),
         daily::tests(),
         hostview::tests(),
         images::tests(),

@@ -29,7 +29,9 @@ fn mode(bed: &Bed) {
 pub(crate) fn calls(bed: &Bed, flags: &[&str], calls: &[&str]) -> Vec<i32> {
     let script = "for (@ARGV) { my @a = map { hex } split /,/; $! = 0; \
                   print syscall($a[0], map { $_ // 0 } @a[1..5]) == -1 ? $! + 0 : 0, ' ' }";
-    let hex = |word: &&str| word.split(',').map(|part| part.trim_start_matches("0x").to_owned()).collect::<Vec<_>>().join(",");
+    let hex = |word: &&str| {
+        word.split(',').map(|part| part.trim_start_matches("0x").to_owned()).collect::<Vec<_>>().join(",")
+    };
     let run = bed.sandbox(["run", "-q"]).args(flags).args(["--", "perl", "-e", script]).args(calls.iter().map(hex));
     run.output().succeeded().text().split_whitespace().map(|number| number.parse().unwrap()).collect()
 }

@@ -115,7 +115,7 @@ pub(crate) struct BindPlan {
     pub(crate) recursive: bool,
     /// Is a device node that may be opened.
     pub(crate) device: bool,
-    /// Owners are shown through the ID map of the sandbox.
+    /// Owners are shown through the ID map of the sandbox; a device is a node of our own then.
     pub(crate) idmap: bool,
     /// Left out where the host has no such file.
     pub(crate) optional: bool,
@@ -387,6 +387,17 @@ fn asked(spec: &Spec, host: &Host, owners: Owners) -> Result<Vec<Operation>> {
             optional: false,
         }));
     }
+    operations.extend(spec.root.devices.iter().map(|device| {
+        Operation::Bind(BindPlan {
+            source: device.source.clone(),
+            at: device.at.clone(),
+            read_only: true,
+            recursive: false,
+            device: true,
+            idmap: owners == Owners::Mapped,
+            optional: false,
+        })
+    }));
     operations.extend(
         spec.root.tmpfs.iter().map(|(at, size)| Operation::Tmpfs(Tmpfs { at: at.clone(), mode: 0o1777, size: *size })),
     );
