@@ -6,11 +6,13 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use rustix::process::{DumpableBehavior, Signal};
 
-use crate::error::{Fault, Result, fault};
+use crate::error::{Result, fault};
 use crate::exit;
 use crate::layer::Namespace;
 use crate::part::caps::{self, Capabilities};
 use crate::part::journal::Streams;
+use crate::part::label::Label;
+use crate::part::landlock::Restrictions;
 use crate::part::mounts;
 use crate::part::network;
 use crate::part::process::{Identity, ProcessPlan};
@@ -155,6 +157,10 @@ pub(crate) struct Payload<'a> {
     pub(crate) process: &'a ProcessPlan,
     /// Capabilities that remain.
     pub(crate) capabilities: &'a Capabilities,
+    /// What it may use of files and network.
+    pub(crate) landlock: &'a Restrictions,
+    /// What a security module of the kernel calls it.
+    pub(crate) label: Option<&'a Label>,
     /// The filter of system calls.
     pub(crate) seccomp: &'a Filter,
 }
@@ -162,7 +168,13 @@ pub(crate) struct Payload<'a> {
 impl Plan {
     /// The payload of this plan.
     pub(crate) fn payload(&self) -> Payload<'_> {
-        Payload { process: &self.process, capabilities: &self.capabilities, seccomp: &self.seccomp }
+        Payload {
+            process: &self.process,
+            capabilities: &self.capabilities,
+            landlock: &self.landlock,
+            label: self.label.as_ref(),
+            seccomp: &self.seccomp,
+        }
     }
 }
 
@@ -176,7 +188,13 @@ impl Payload<'_> {
         launcher: Option<&ChildEnd>,
     ) -> anyhow::Error {
         match self.prepare(identity, terminal, launcher) {
-            Ok(()) => Fault::into(self.process.exec(identity)),
+            Ok(()) => match self.process.exec(identity) {
+                fault if fault.exit_status() == exit::NOT_EXECUTABLE && !self.landlock.is_empty() => {
+                    let hint = "the program, its loader and its libraries need to be named: --landlock exec:/usr";
+                    fault.hint(hint).into()
+                }
+                fault => fault.into(),
+            },
             Err(error) => error,
         }
     }
@@ -205,6 +223,12 @@ impl Payload<'_> {
         }
         // execve gives no new privileges, set-user-ID bits have no effect; without this the kernel takes no filter from the unprivileged.
         rustix::thread::set_no_new_privs(true).context("set no_new_privs")?;
+        // By files of /proc that rules of the next step may hide; it is in force from execve on.
+        if let Some(label) = self.label {
+            label.set()?;
+        }
+        // Before the filter, which need not let these calls through.
+        self.landlock.apply()?;
         // Last, since it may forbid any of the steps before; all that comes after it is execve and the report of why that failed.
         self.seccomp.load()
     }

@@ -42,7 +42,13 @@ pub(crate) fn enter(sandbox: &Sandbox, process: &ProcessPlan) -> Result<u8> {
             drop(end);
             attendant(
                 &target,
-                Payload { process, capabilities: &capabilities, seccomp: &record.entry.seccomp },
+                Payload {
+                    process,
+                    capabilities: &capabilities,
+                    landlock: &record.entry.landlock,
+                    label: record.entry.label.as_ref(),
+                    seccomp: &record.entry.seccomp,
+                },
                 &child_end,
             )
         }

@@ -252,6 +252,22 @@ pub(crate) struct Layer {
     /// In /proc each user sees the processes of that user only, proc(5)
     #[arg(long, help_heading = "Isolation", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
     pub(crate) hidepid: Option<bool>,
+    /// Only what is named may be used: files below PATH (read, read and write, or read and execute), and TCP connections to PORT
+    ///
+    /// Repeatable. Rules for files leave the network alone, and the other way round. A program needs exec for itself and for the
+    /// dynamic loader and libraries that it is linked with: --landlock exec:/usr --landlock ro:/etc --landlock rw:/dev.
+    #[arg(long, value_name = "ro:PATH|rw:PATH|exec:PATH|tcp-connect:PORT", help_heading = "Isolation")]
+    #[serde(deserialize_with = "crate::profile::texts", serialize_with = "crate::given::shown_texts")]
+    pub(crate) landlock: Vec<OsString>,
+    /// Go without what of --landlock this kernel cannot do
+    #[arg(long, requires = "landlock", help_heading = "Isolation", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
+    pub(crate) landlock_best_effort: Option<bool>,
+    /// AppArmor profile of the command; it must be loaded
+    #[arg(long, value_name = "PROFILE", help_heading = "Isolation")]
+    pub(crate) apparmor: Option<String>,
+    /// SELinux label of the command: USER:ROLE:TYPE:LEVEL
+    #[arg(long, value_name = "LABEL", conflicts_with = "apparmor", help_heading = "Isolation")]
+    pub(crate) selinux_label: Option<String>,
     /// Filter of system calls: our own, none, or a profile in the JSON format of Docker and OCI [default: default]
     ///
     /// Our own allows what Docker's does at most: no namespaces, mounts, key rings, io_uring, BPF, kernel modules, nor calls of another
@@ -369,6 +385,10 @@ impl Layer {
             cap_ambient: append(under.cap_ambient, self.cap_ambient),
             device: append(under.device, self.device),
             hidepid: self.hidepid.or(under.hidepid),
+            landlock: append(under.landlock, self.landlock),
+            landlock_best_effort: self.landlock_best_effort.or(under.landlock_best_effort),
+            apparmor: self.apparmor.or(under.apparmor),
+            selinux_label: self.selinux_label.or(under.selinux_label),
             seccomp: self.seccomp.or(under.seccomp),
             setenv: append(under.setenv, self.setenv),
             working_directory: self.working_directory.or(under.working_directory),

@@ -23,6 +23,7 @@ mod plan;
 mod profile;
 mod relay;
 mod run;
+mod sealed;
 mod seccomp;
 mod signals;
 mod spec;

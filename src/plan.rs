@@ -13,6 +13,8 @@ use crate::host::Host;
 use crate::layer::{Manager, Namespace};
 use crate::part::caps::Capabilities;
 use crate::part::journal::{self, LogPlan};
+use crate::part::label::Label;
+use crate::part::landlock::Restrictions;
 use crate::part::mounts::KernelMounts;
 use crate::part::namespaces::Namespaces;
 use crate::part::process::{self, ProcessPlan};
@@ -43,6 +45,10 @@ pub(crate) struct Plan {
     pub(crate) kernel_mounts: KernelMounts,
     /// Capabilities that remain.
     pub(crate) capabilities: Capabilities,
+    /// What the payload may use of files and network.
+    pub(crate) landlock: Restrictions,
+    /// What a security module of the kernel calls the payload.
+    pub(crate) label: Option<Label>,
     /// The filter of system calls.
     #[serde(serialize_with = "Filter::summary")]
     pub(crate) seccomp: Filter,
@@ -165,6 +171,8 @@ impl Plan {
                 Asked::Profile(..) => Filter::plan(&Asked::Default, circumstances, &mut Vec::new())?,
                 Asked::Default | Asked::Unconfined => seccomp.clone(),
             },
+            landlock: spec.landlock.clone(),
+            label: spec.label.clone(),
             seccomp,
             process,
             service,
@@ -360,6 +368,12 @@ impl fmt::Display for Plan {
             row("devices", &devices.join(" "))?;
         }
         row("capabilities", &self.capabilities.to_string())?;
+        if !self.landlock.is_empty() {
+            row("landlock", &self.landlock.to_string())?;
+        }
+        if let Some(label) = &self.label {
+            row("label", &label.to_string())?;
+        }
         row("seccomp", &self.seccomp.to_string())?;
         let mut environment = String::new();
         for (name, value) in &self.process.environment {

@@ -14,6 +14,8 @@ use anyhow::Context;
 use crate::error::{Result, fault};
 use crate::layer::{Layer, Log, Manager, Namespace, Network, Notify, Userns};
 use crate::part::caps::Capabilities;
+use crate::part::label::Label;
+use crate::part::landlock;
 use crate::seccomp;
 use crate::systemd::Assignment;
 use crate::value::{CpuSet, Rlimit};
@@ -37,6 +39,10 @@ pub(crate) struct Spec {
     pub(crate) hostname: String,
     /// Capabilities that the payload's bounding set keeps.
     pub(crate) capabilities: Capabilities,
+    /// What the payload may use of files and network.
+    pub(crate) landlock: landlock::Restrictions,
+    /// What a security module of the kernel calls the payload.
+    pub(crate) label: Option<Label>,
     /// The filter of system calls.
     pub(crate) seccomp: seccomp::Asked,
     /// How the payload starts.
@@ -198,6 +204,8 @@ impl Spec {
             unit: unit(&layer, assignments)?,
             root: root::root(&layer)?,
             capabilities: Capabilities::parse(&layer.cap_add, &layer.cap_drop, &layer.cap_ambient)?,
+            landlock: landlock::Restrictions::parse(&layer.landlock, layer.landlock_best_effort.unwrap_or(false))?,
+            label: Label::of(layer.apparmor.take(), layer.selinux_label.take())?,
             seccomp: layer.seccomp.as_deref().map_or(Ok(seccomp::Asked::Default), seccomp::Asked::parse)?,
             command: layer.command,
             share,

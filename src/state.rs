@@ -17,6 +17,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 use crate::layer::Namespace;
+use crate::part::label::Label;
+use crate::part::landlock::Restrictions;
 use crate::part::rootfs::{Operation, RootPlan};
 use crate::plan::{Plan, UnitKind, UnitPlan};
 use crate::seccomp::Filter;
@@ -63,10 +65,16 @@ impl Process {
 pub(crate) struct Entry {
     /// Namespaces of its own.
     pub(crate) namespaces: Vec<Namespace>,
+    /// The IDs inside are a range of their own.
+    pub(crate) own_range: bool,
     /// Capabilities that remain, without CAP_.
     pub(crate) capabilities: Vec<String>,
     /// Those of them that a user other than root has.
     pub(crate) ambient: Vec<String>,
+    /// What it may use of files and network.
+    pub(crate) landlock: Restrictions,
+    /// What a security module of the kernel calls it.
+    pub(crate) label: Option<Label>,
     /// The filter of system calls.
     pub(crate) seccomp: Filter,
     /// The payload's environment.
@@ -163,8 +171,11 @@ fn entry(plan: &Plan) -> Entry {
     let environment = process.environment.iter().filter(|(name, _)| !own.iter().any(|own| name == own));
     Entry {
         namespaces: plan.namespaces.list().to_vec(),
+        own_range: plan.users.own_range(),
         capabilities: plan.capabilities.names().map(str::to_owned).collect(),
         ambient: plan.capabilities.ambient_names().map(str::to_owned).collect(),
+        landlock: plan.landlock.clone(),
+        label: plan.label.clone(),
         seccomp: plan.seccomp.clone(),
         environment: environment.map(|(name, value)| (text(name), text(value))).collect(),
         user: process.user.clone(),
@@ -388,8 +399,11 @@ mod tests {
             settings: vec![],
             entry: Entry {
                 namespaces: vec![Namespace::Pid],
+                own_range: true,
                 capabilities: vec!["KILL".into()],
                 ambient: vec![],
+                landlock: Restrictions::default(),
+                label: None,
                 seccomp: Filter { source: "unconfined".into(), program: Vec::new(), flags: 0 },
                 environment: vec![("A".into(), "1".into())],
                 user: "0".into(),

@@ -9,6 +9,7 @@ use clap::Args;
 use crate::enter::{self, Asked};
 use crate::error::{Result, fault};
 use crate::living;
+use crate::sealed;
 use crate::spec::variable;
 
 const AFTER_HELP: &str = "\
@@ -71,6 +72,7 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
         environment.extend(value.or_else(|| std::env::var_os(&name)).map(|value| (name, value)));
     }
     let sandbox = living::find(&arguments.name)?;
+    sealed::go_on_sealed(sandbox.found.record.entry.own_range)?;
     let asked = Asked {
         command: arguments.command,
         environment,

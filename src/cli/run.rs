@@ -12,6 +12,7 @@ use crate::kept::{self, Choice, Kept};
 use crate::layer::{Layer, Manager};
 use crate::plan::{Plan, UnitKind};
 use crate::profile::Profile;
+use crate::sealed;
 use crate::spec::{RootSource, Spec};
 use crate::timings::Timings;
 
@@ -105,6 +106,9 @@ fn start(arguments: Arguments) -> Result<u8> {
         let text = if arguments.json { format!("{:#}\n", serde_json::to_value(&plan)?) } else { plan.to_string() };
         std::io::stdout().write_all(text.as_bytes())?;
         return Ok(0);
+    }
+    if plan.unit.as_ref().is_none_or(|unit| unit.kind != UnitKind::Service) {
+        sealed::go_on_sealed(plan.users.own_range())?;
     }
     for warning in &plan.warnings {
         log::warn!("{warning}");

@@ -4,6 +4,8 @@ pub(crate) mod account;
 pub(crate) mod caps;
 pub(crate) mod inside;
 pub(crate) mod journal;
+pub(crate) mod label;
+pub(crate) mod landlock;
 pub(crate) mod mounts;
 pub(crate) mod namespaces;
 pub(crate) mod network;

@@ -62,6 +62,11 @@ pub(crate) enum UserPlan {
 }
 
 impl UserPlan {
+    /// Whether the IDs inside are nobody else's.
+    pub(crate) fn own_range(&self) -> bool {
+        matches!(self, UserPlan::Range { .. })
+    }
+
     /// Whether layers have to be shown through the map.
     pub(crate) fn owners(&self) -> Owners {
         if matches!(self, UserPlan::Range { .. }) { Owners::Mapped } else { Owners::Same }

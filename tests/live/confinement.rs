@@ -1,7 +1,8 @@
 //! What the payload may not do: privileges, capabilities, descriptors, the kernel.
 
 use crate::bed::{self, Bed};
-use crate::{Test, test};
+use crate::{Test, test, unit};
+use std::path::Path;
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
@@ -10,6 +11,14 @@ pub(crate) fn tests() -> Vec<Test> {
         test("confinement/capabilities_of_the_caller", needs![root, systemd], capabilities_of_the_caller),
         test("confinement/capabilities_of_a_user", needs![root, systemd], capabilities_of_a_user),
         test("confinement/cap_add_and_drop", needs![root, systemd], cap_add_and_drop),
+        test("confinement/ambient", needs![root, systemd], ambient),
+        test("confinement/device", needs![root, systemd], device),
+        test("confinement/device_of_a_user", needs![root, systemd, user_manager], device_of_a_user),
+        test("confinement/device_policy", needs![root, systemd], device_policy),
+        test("confinement/landlock", needs![root, systemd], landlock),
+        test("confinement/labels_without_their_module", needs![root, systemd], labels_without_their_module),
+        test("confinement/hidepid", needs![root, systemd], hidepid),
+        test("confinement/masked", needs![root, systemd], masked),
         test("confinement/descriptors", needs![root, systemd], descriptors),
         test("confinement/forbidden", needs![root, systemd], forbidden),
         test("confinement/host_processes", needs![root, systemd], host_processes),
@@ -94,6 +103,168 @@ fn cap_add_and_drop(bed: &Bed) {
     assert_ne!(bed.run(["--cap-drop", "CHOWN"], "touch /tmp/f; chown 5 /tmp/f").output().status, 0);
     bed.run(["--cap-add", "NET_ADMIN"], "ip link add d0 type dummy || ip link set lo down").output().succeeded();
     assert_ne!(bed.run([""; 0], "ip link set lo down").output().status, 0);
+}
+
+/// Capabilities of a user other than root, in that user's programs and the programs that they start.
+fn ambient(bed: &Bed) {
+    let flags = ["--uid", "33", "--cap-add", "NET_ADMIN", "--cap-ambient", "NET_ADMIN,KILL"];
+    let mask = format!("{:016x}", 1_u64 << 12 | 1 << 5);
+    let text = bed.run(flags, STATUS).output().succeeded().text();
+    for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+        assert!(text.contains(&format!("{set}:{mask}")), "{text}");
+    }
+    bed.run(flags, "ip link set lo down").output().succeeded();
+    let (running, unit) = bed.live(flags, "echo ready; exec sleep 1000");
+    let text = bed.sandbox(["exec", &unit, "sh", "-c", STATUS]).output().succeeded().text();
+    assert!(text.contains(&format!("CapAmb:{mask}")), "{text}");
+    drop(running);
+    // Root needs none of it, and has all the rest as ever.
+    let text = bed.run(["--cap-ambient", "KILL"], STATUS).output().succeeded().text();
+    assert!(text.contains(&format!("CapEff:{DEFAULT}")) && text.contains("CapAmb:0000000000000020"), "{text}");
+    bed.run(["--cap-ambient", "SYS_TIME"], "true").output().refused(125, ["--cap-ambient SYS_TIME"]);
+}
+
+/// /dev/kmsg stands for any device: every machine has it, no sandbox has it without being asked.
+fn device(bed: &Bed) {
+    bed.run([""; 0], "ls /dev/kmsg /dev/fuse").output().exited(2);
+    for userns in ["auto", "identity", "host"] {
+        let flags = ["--userns", userns, "--device", "/dev/kmsg", "--device", "/dev/full:/dev/other/place:r"];
+        let script = "stat -c '%F %u:%g %t,%T' /dev/kmsg /dev/other/place; echo sandbox test > /dev/kmsg && echo written; \
+                      ls -l /proc/self/mountinfo > /dev/null; grep -c ' /dev/kmsg ' /proc/self/mountinfo";
+        let text = bed.run(flags, script).output().succeeded().text();
+        let expected = "character special file 0:0 1,b\ncharacter special file 0:0 1,7\nwritten\n1";
+        assert_eq!(text, expected, "--userns {userns}");
+    }
+    for wrong in [
+        "/dev/no-such",
+        "/dev",
+        "/etc/passwd",
+        "/dev/kmsg:rx",
+        "/dev/kmsg:rr",
+        "/dev/kmsg:x:y:z",
+        "kmsg",
+        "/dev/kmsg::",
+    ] {
+        bed.run(["--device", wrong], "true").output().refused(125, [&format!("--device {wrong}")]);
+    }
+}
+
+fn device_of_a_user(bed: &Bed) {
+    // /dev/full is one that everybody may open, here under another name.
+    let run = bed.sandbox(["run", "-q", "--device", "/dev/full:/dev/mine", "sh", "-c", "head -c 3 /dev/mine | wc -c"]);
+    assert_eq!(run.user().output().succeeded().text(), "3");
+}
+
+/// The unit knows of the devices, so that nothing that systemd does later takes them away or opens others.
+fn device_policy(bed: &Bed) {
+    let (running, unit) = bed.live(["--device", "/dev/kmsg:rw"], "echo ready; exec sleep 1000");
+    assert_eq!(unit::property(&unit, "DevicePolicy"), "closed");
+    assert_eq!(unit::property(&unit, "DeviceAllow"), "/dev/kmsg rw");
+    bed.command("systemctl", ["daemon-reload"]).output().succeeded();
+    bed.sandbox([
+        "exec",
+        &unit,
+        "sh",
+        "-c",
+        "head -c 1 /dev/zero && echo x > /dev/kmsg && tty < /dev/ptmx || test -c /dev/ptmx",
+    ])
+    .output()
+    .succeeded();
+    drop(running);
+    let (running, unit) = bed.live(["-p", "DevicePolicy=auto"], "echo ready; exec sleep 1000");
+    assert_eq!(unit::property(&unit, "DevicePolicy"), "auto");
+    drop(running);
+    // A node that root could make here is of no use: the unit says no.
+    let flags = ["--userns", "host", "--cap-add", "MKNOD,SYS_ADMIN"];
+    let script = "mount -t tmpfs none /mnt; mknod /mnt/k c 1 11; head -c 1 /mnt/k";
+    let outcome = bed.run(flags, script).output();
+    assert!(outcome.errors().contains("not permitted"), "{}", outcome.errors());
+}
+
+/// Whether this kernel has Landlock is asked of the kernel, by way of a start.
+fn landlock(bed: &Bed) {
+    let base = ["--landlock", "exec:/usr", "--landlock", "ro:/etc", "--landlock", "rw:/tmp", "--landlock", "rw:/dev"];
+    let script = "cat /etc/hostname > /tmp/x && echo read; cat /proc/1/status 2>&1; echo x > /etc/x; cp /usr/bin/id /tmp/id; /tmp/id 2>&1";
+    let outcome = bed.run(base, script).output();
+    if outcome.status == 125 {
+        assert!(outcome.hint().contains("--landlock-best-effort"), "{}", outcome.errors());
+        bed.run(base.iter().chain(&["--landlock-best-effort"]), "true").output().succeeded();
+        return;
+    }
+    let text = outcome.text() + &outcome.errors();
+    assert!(text.starts_with("read") && text.matches("ermission denied").count() == 3, "{text}");
+    let (running, unit) = bed.live(base, "echo ready; exec sleep 1000");
+    let text = bed.sandbox(["exec", &unit, "sh", "-c", "ls / 2>&1"]).output().text();
+    assert!(text.contains("ermission denied"), "{text}");
+    drop(running);
+    let refused = bed.run(["--landlock", "ro:/etc"], "true").output().refused(126, ["run sh: "]);
+    assert!(refused.hint().contains("--landlock exec:"));
+    bed.run(["--landlock", "ro:/no/such"], "true").output().refused(125, ["--landlock /no/such"]);
+    // Ports say nothing of files.
+    let script = "use Socket; for my $port (9, 10) { socket(my $s, AF_INET, SOCK_STREAM, 0); \
+                  connect($s, pack_sockaddr_in($port, INADDR_LOOPBACK)); print $! + 0, ' ' }";
+    let text =
+        bed.sandbox(["run", "-q", "--landlock", "tcp-connect:9", "perl", "-e", script]).output().succeeded().text();
+    assert_eq!(text, format!("{} {}", libc::ECONNREFUSED, libc::EACCES));
+}
+
+fn labels_without_their_module(bed: &Bed) {
+    let enabled = std::fs::read("/sys/module/apparmor/parameters/enabled").unwrap_or_default();
+    if !enabled.starts_with(b"Y") {
+        bed.run(["--apparmor", "some-profile"], "true").output().refused(125, ["AppArmor is not in force"]);
+    } else {
+        bed.run(["--apparmor", "no-such-profile"], "true").output().refused(125, ["--apparmor no-such-profile"]);
+    }
+    if !Path::new("/sys/fs/selinux/enforce").exists() {
+        let label = "system_u:system_r:container_t:s0";
+        bed.run(["--selinux-label", label], "true").output().refused(125, ["SELinux is not in force"]);
+    }
+}
+
+fn hidepid(bed: &Bed) {
+    let script = "sleep 1000 & setpriv --reuid 33 --clear-groups sh -c 'ls -d /proc/[0-9]* | wc -l'; kill $!";
+    let seen = |flags: &[&str]| bed.run(flags, script).output().succeeded().text().parse::<u32>().unwrap();
+    assert!(seen(&[]) >= 4, "all are seen");
+    assert!(seen(&["--hidepid"]) <= 3, "only its own");
+    bed.run(["--hidepid", "--share", "pid"], "true").output().refused(125, ["--hidepid"]);
+}
+
+/// What tells about the whole machine, or acts on it, is empty or read-only; `mountinfo` says it of every path that this kernel has.
+fn masked(bed: &Bed) {
+    let empty = [
+        "/proc/acpi",
+        "/proc/asound",
+        "/proc/interrupts",
+        "/proc/kallsyms",
+        "/proc/kcore",
+        "/proc/keys",
+        "/proc/key-users",
+        "/proc/kmsg",
+        "/proc/sched_debug",
+        "/proc/scsi",
+        "/proc/timer_list",
+        "/sys/devices/virtual/powercap",
+        "/sys/devices/virtual/thermal",
+        "/sys/firmware",
+        "/sys/kernel/debug",
+        "/sys/kernel/security",
+        "/sys/kernel/tracing",
+        "/sys/devices/system/cpu/cpu0/thermal_throttle",
+    ];
+    let fixed = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+    for more in [&[][..], &["--network", "host"], &["--share", "pid"]] {
+        let text = bed.run(more, "cat /proc/self/mountinfo").output().succeeded().text();
+        let mounts: Vec<Vec<&str>> = text.lines().map(|line| line.split(' ').collect()).collect();
+        let of = |path: &str| mounts.iter().rev().find(|fields| fields[4] == path);
+        for path in empty.into_iter().filter(|path| Path::new(path).exists()) {
+            let fields = of(path).unwrap_or_else(|| panic!("{path} is not masked: {more:?}"));
+            assert!(fields[5].starts_with("ro") || fields[3] == "/null", "{path}: {fields:?}");
+        }
+        for path in fixed.into_iter().filter(|path| Path::new(path).exists()) {
+            let fields = of(path).unwrap_or_else(|| panic!("{path} is writable: {more:?}"));
+            assert!(fields[5].starts_with("ro,nosuid,nodev,noexec"), "{path}: {fields:?}");
+        }
+    }
 }
 
 /// Nothing that the caller or the launcher has open comes in but the three streams.

@@ -1,0 +1,97 @@
+//! Our own program as nobody inside can write it. Processes of ours that become a payload are for a moment seen inside as
+//! /proc/PID/exe, and a command may be /proc/self/exe itself: opened there, and kept until nothing runs it any more, the file on the
+//! host could be replaced by whoever owns it (CVE-2019-5736). Where root inside owns what root outside does, or is the very user
+//! whose program it is, this process therefore goes on as the same program from a place that is read-only: a bind, or where a plain
+//! user can make none, a sealed copy in memory. A range of IDs of its own owns nothing on the host and needs neither.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::MetadataExt;
+
+use anyhow::Context;
+use nix::fcntl::AtFlags;
+use rustix::fs::{CWD, MemfdFlags, SealFlags, StatVfsMountFlags};
+use rustix::mount::OpenTreeFlags;
+
+use crate::error::Result;
+use crate::sys;
+
+/// The name by which a process reaches its own program.
+const OWN: &str = "/proc/self/exe";
+
+/// Goes on as a read-only copy of this program where one is needed and this is none yet; otherwise returns. `own_range` says that the
+/// sandbox has IDs that are nobody else's. To be called before anything is locked or started: all that was done is done again.
+///
+/// # Errors
+/// When it is needed and cannot be had.
+pub(crate) fn go_on_sealed(own_range: bool) -> Result<()> {
+    if own_range {
+        return Ok(());
+    }
+    let own = File::open(OWN).context("open our own program")?;
+    if is_sealed(&own)? {
+        // The kernel has named it after a descriptor.
+        return rustix::thread::set_name(c"sandbox").context("name this process");
+    }
+    if !is_exposed(&own)? {
+        return Ok(());
+    }
+    let sealed = match bind(&own) {
+        Ok(bind) => bind,
+        Err(error) => {
+            log::debug!("our own program cannot be bound read-only: {error:#}");
+            copy(own).context("make a sealed copy of our own program")?
+        }
+    };
+    let strings = |list: Vec<Vec<u8>>| list.into_iter().map(CString::new).collect::<std::result::Result<Vec<_>, _>>();
+    let arguments = strings(std::env::args_os().map(OsStringExt::into_vec).collect())?;
+    let variable = |(name, value): (std::ffi::OsString, std::ffi::OsString)| {
+        [name.into_vec(), b"=".to_vec(), value.into_vec()].concat()
+    };
+    let environment = strings(std::env::vars_os().map(variable).collect())?;
+    nix::unistd::execveat(sealed.as_fd(), c"", &arguments, &environment, AtFlags::AT_EMPTY_PATH)
+        .context("go on as a read-only copy of our own program")?;
+    Ok(())
+}
+
+/// Whether an ID that exists inside may write the program on the host: root's own, or the caller's and subordinate ones.
+fn is_exposed(own: &File) -> Result<bool> {
+    let meta = own.metadata().context("look at our own program")?;
+    Ok(rustix::process::geteuid().is_root() || meta.uid() != 0 || meta.mode() & 0o022 != 0)
+}
+
+/// Whether it is such a copy, or on a file system that cannot be written.
+fn is_sealed(own: &File) -> Result<bool> {
+    let read_only =
+        rustix::fs::fstatvfs(own).context("look at our own program")?.f_flag.contains(StatVfsMountFlags::RDONLY);
+    // EINVAL: no file in memory.
+    let seals = rustix::fs::fcntl_get_seals(own).unwrap_or(SealFlags::empty());
+    Ok(read_only || seals.contains(SealFlags::WRITE))
+}
+
+/// A bind of the program, attached nowhere.
+fn bind(own: &File) -> Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let mount = rustix::mount::open_tree(CWD, OWN, flags)?;
+    sys::mount_setattr(mount.as_fd(), 0, sys::attr::RDONLY | sys::attr::NOSUID | sys::attr::NODEV, None)?;
+    let same = |a: rustix::fs::Stat, b: rustix::fs::Stat| (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino);
+    anyhow::ensure!(same(rustix::fs::fstat(&mount)?, rustix::fs::fstat(own)?), "it has been replaced");
+    Ok(mount)
+}
+
+/// A copy in memory that nobody can change.
+fn copy(mut own: File) -> Result<OwnedFd> {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let memory = match rustix::fs::memfd_create("sandbox", flags | MemfdFlags::EXEC) {
+        // Before Linux 6.3 every one may be executed.
+        Err(rustix::io::Errno::INVAL) => rustix::fs::memfd_create("sandbox", flags)?,
+        memory => memory?,
+    };
+    let mut file = File::from(memory);
+    std::io::copy(&mut own, &mut file)?;
+    let seals = SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
+    rustix::fs::fcntl_add_seals(&file, seals)?;
+    Ok(file.into())
+}
