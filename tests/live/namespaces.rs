@@ -263,7 +263,7 @@ fn user_range(bed: &Bed) {
 
 fn user_ranges_at_once(bed: &Bed) {
     let mut running: Vec<_> =
-        (0..20).map(|_| bed.run([""; 0], "cat /proc/self/uid_map; echo ready; exec cat").spawn()).collect();
+        (0..50).map(|_| bed.run([""; 0], "cat /proc/self/uid_map; echo ready; exec cat").spawn()).collect();
     let mut bases = BTreeSet::new();
     for one in &mut running {
         one.wait_for("ready");
