@@ -367,6 +367,9 @@ impl fmt::Display for Plan {
         if !devices.is_empty() {
             row("devices", &devices.join(" "))?;
         }
+        if self.kernel_mounts.hide_pids {
+            row("proc", "a user sees the processes of that user only")?;
+        }
         row("capabilities", &self.capabilities.to_string())?;
         if !self.landlock.is_empty() {
             row("landlock", &self.landlock.to_string())?;

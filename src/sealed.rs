@@ -16,10 +16,20 @@ use rustix::fs::{CWD, MemfdFlags, SealFlags, StatVfsMountFlags};
 use rustix::mount::OpenTreeFlags;
 
 use crate::error::Result;
+use crate::plan::{Plan, UnitKind};
 use crate::sys;
 
 /// The name by which a process reaches its own program.
 const OWN: &str = "/proc/self/exe";
+
+/// Does [`go_on_sealed`] where this process is the one that starts what is planned, not a service that it asks for.
+///
+/// # Errors
+/// As that.
+pub(crate) fn before_start(plan: &Plan) -> Result<()> {
+    let asks = plan.unit.as_ref().is_some_and(|unit| unit.kind == UnitKind::Service);
+    if asks { Ok(()) } else { go_on_sealed(plan.users.own_range()) }
+}
 
 /// Goes on as a read-only copy of this program where one is needed and this is none yet; otherwise returns. `own_range` says that the
 /// sandbox has IDs that are nobody else's. To be called before anything is locked or started: all that was done is done again.

@@ -107,9 +107,7 @@ fn start(arguments: Arguments) -> Result<u8> {
         std::io::stdout().write_all(text.as_bytes())?;
         return Ok(0);
     }
-    if plan.unit.as_ref().is_none_or(|unit| unit.kind != UnitKind::Service) {
-        sealed::go_on_sealed(plan.users.own_range())?;
-    }
+    sealed::before_start(&plan)?;
     for warning in &plan.warnings {
         log::warn!("{warning}");
     }

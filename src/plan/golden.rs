@@ -169,6 +169,24 @@ fn the_capability_that_undoes_mounts() {
 }
 
 #[test]
+fn confinement() {
+    let words = "--device /dev/null:/dev/mine --device /dev/full:r --cap-drop all --cap-add KILL --cap-ambient KILL --hidepid \
+                 --landlock exec:/usr --landlock tcp-connect:443 --landlock-best-effort --seccomp unconfined true";
+    check("confinement", words, &host());
+    check("confinement-no-unit", &format!("--manager none {words}"), &host());
+    for (name, words) in [
+        ("cap-ambient", "--cap-ambient SYS_TIME true"),
+        ("device-twice", "--device /dev/null:r --device /dev/null:rw true"),
+        ("device-mode", "--device /dev/null:rx true"),
+        ("landlock-port", "--landlock tcp-connect:http true"),
+        ("hidepid-shared", "--hidepid --share pid true"),
+        ("seccomp-missing", "--seccomp /no/such true"),
+    ] {
+        check(name, words, &host());
+    }
+}
+
+#[test]
 fn a_plain_user() {
     check("rootless", "-m 1G true", &plain_user());
     let mut host = plain_user();

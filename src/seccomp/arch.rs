@@ -65,7 +65,7 @@ impl Arch {
         }
     }
 
-    /// Whether this architecture knows a call by this name of a profile.
+    /// The name in [`Arch::calls`] of what a profile calls `name`.
     pub(super) fn alias(self, name: &str) -> &str {
         // The table of arm64 has the name of 32-bit machines for it, which the kernel's headers do not use there.
         match (self, name) {

@@ -197,7 +197,7 @@ fn landlock(bed: &Bed) {
     let text = bed.sandbox(["exec", &unit, "sh", "-c", "ls / 2>&1"]).output().text();
     assert!(text.contains("ermission denied"), "{text}");
     drop(running);
-    let refused = bed.run(["--landlock", "ro:/etc"], "true").output().refused(126, ["run sh: "]);
+    let refused = bed.run(["--landlock", "ro:/etc"], "true").output().refused(126, ["sh: Permission denied"]);
     assert!(refused.hint().contains("--landlock exec:"));
     bed.run(["--landlock", "ro:/no/such"], "true").output().refused(125, ["--landlock /no/such"]);
     // Ports say nothing of files.
