@@ -260,7 +260,7 @@ pub(crate) struct Layer {
     #[serde(deserialize_with = "crate::profile::texts", serialize_with = "crate::given::shown_texts")]
     pub(crate) landlock: Vec<OsString>,
     /// Go without what of --landlock this kernel cannot do
-    #[arg(long, requires = "landlock", help_heading = "Isolation", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
+    #[arg(long, help_heading = "Isolation", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
     pub(crate) landlock_best_effort: Option<bool>,
     /// AppArmor profile of the command; it must be loaded
     #[arg(long, value_name = "PROFILE", help_heading = "Isolation")]
@@ -342,6 +342,7 @@ pub(crate) struct Layer {
 
 impl Layer {
     /// This layer over another: what this one says counts, lists go on where the other's end. The command is one whole.
+    #[expect(clippy::too_many_lines, reason = "one line for each setting")]
     pub(crate) fn over(self, under: Layer) -> Layer {
         fn append<T>(under: Vec<T>, over: Vec<T>) -> Vec<T> {
             under.into_iter().chain(over).collect()

@@ -194,6 +194,7 @@ ExecStart=/usr/bin/sandbox run --profile \"/etc/sandbox/my web.toml\"
 NotifyAccess=all
 TimeoutStopSec=10s
 OOMPolicy=continue
+DevicePolicy=closed
 SuccessExitStatus=129 130 141 143
 Slice=web.slice
 Restart=on-failure
