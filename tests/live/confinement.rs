@@ -129,10 +129,10 @@ fn device(bed: &Bed) {
     bed.run([""; 0], "ls /dev/kmsg /dev/fuse").output().exited(2);
     for userns in ["auto", "identity", "host"] {
         let flags = ["--userns", userns, "--device", "/dev/kmsg", "--device", "/dev/full:/dev/other/place:r"];
-        let script = "stat -c '%F %u:%g %t,%T' /dev/kmsg /dev/other/place; echo sandbox test > /dev/kmsg && echo written; \
+        let script = "stat -c '%F %u:%g %t,%T' /dev/kmsg /dev/other/place; stat -c %a /dev/other/place; echo sandbox test > /dev/kmsg && echo written; \
                       ls -l /proc/self/mountinfo > /dev/null; grep -c ' /dev/kmsg ' /proc/self/mountinfo";
         let text = bed.run(flags, script).output().succeeded().text();
-        let expected = "character special file 0:0 1,b\ncharacter special file 0:0 1,7\nwritten\n1";
+        let expected = "character special file 0:0 1,b\ncharacter special file 0:0 1,7\n666\nwritten\n1";
         assert_eq!(text, expected, "--userns {userns}");
     }
     for wrong in [

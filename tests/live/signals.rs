@@ -90,7 +90,7 @@ fn default_actions(bed: &Bed) {
 
 /// Not its children: a shell decides itself what a signal means to them.
 fn only_the_payload(bed: &Bed) {
-    let script = "sh -c 'trap \"echo child got it\" TERM; echo ready; while :; do sleep 0.02; done' & trap 'kill -0 $! && echo only me; exit 3' TERM; wait";
+    let script = "trap 'kill -0 $! && echo only me; exit 3' TERM; sh -c 'trap \"echo child got it\" TERM; echo ready; while :; do sleep 0.02; done' & wait";
     let (mut running, _) = bed.live([""; 0], script);
     running.signal(Signal::TERM);
     running.wait_for("only me");

@@ -118,6 +118,9 @@ fn own_node(path: &Path, ids: &Ids<'_>) -> Result<Source> {
         Err(rustix::io::Errno::PERM) => return open_source(path, false, false, "device", ids),
         Err(error) => return Err(error).with_context(context),
     }
+    // The mask of this process has cut it.
+    rustix::fs::chmodat(&place, "node", Mode::from_raw_mode(stat.st_mode & 0o777), AtFlags::empty())
+        .with_context(context)?;
     let (uid, gid) = (Uid::from_raw(ids.shift(stat.st_uid)), Gid::from_raw(ids.shift(stat.st_gid)));
     rustix::fs::chownat(&place, "node", Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).with_context(context)?;
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
