@@ -11,7 +11,7 @@ use anyhow::Context;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::process::{Pid, WaitOptions};
+use rustix::process::{DumpableBehavior, Pid, WaitOptions};
 
 use crate::child;
 use crate::error::Result;
@@ -32,6 +32,8 @@ pub(crate) fn supervise(plan: &Plan, end: &ChildEnd, identity: &Identity, termin
     let signals = watch_signals()?;
     // Where the PID namespace is the host's, orphans of the payload come to the stub all the same.
     rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1)).context("become a subreaper")?;
+    // Before there is anybody who could look into it; execve takes it from the payload.
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("hide the stub's memory")?;
     let (payload, started) = start(|| plan.payload().become_it(identity, terminal.as_ref(), None))?;
     child::shrink_stub(plan, end)?;
     if let Some(failure) = read_failure(started)? {
