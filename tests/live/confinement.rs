@@ -222,7 +222,8 @@ fn labels_without_their_module(bed: &Bed) {
 }
 
 fn hidepid(bed: &Bed) {
-    let script = "sleep 1000 & setpriv --reuid 33 --clear-groups sh -c 'ls -d /proc/[0-9]* | wc -l'; kill $!";
+    let script =
+        "sleep 1000 & setpriv --reuid 33 --regid 33 --clear-groups sh -c 'ls -d /proc/[0-9]* | wc -l'; kill $!";
     let seen = |flags: &[&str]| bed.run(flags, script).output().succeeded().text().parse::<u32>().unwrap();
     assert!(seen(&[]) >= 4, "all are seen");
     assert!(seen(&["--hidepid"]) <= 3, "only its own");

@@ -15,6 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 pub(crate) fn tests() -> Vec<Test> {
     vec![
         test("escape/working_directory_by_descriptor", needs![root, systemd], working_directory_by_descriptor),
+        test("escape/working_directory_of_an_upper", needs![root, systemd, disk], working_directory_of_an_upper),
         test("escape/own_program_overwritten", needs![root, systemd], own_program_overwritten),
         alone("escape/helpers_of_the_kernel", needs![root, systemd], helpers_of_the_kernel),
         test("escape/masks_of_a_false_null", needs![root, systemd], masks_of_a_false_null),
@@ -63,22 +64,33 @@ fn all_fail(bed: &Bed, flags: &[&str], attempts: &[&str]) {
 
 /// CVE-2024-21626: a directory of the host that somebody left open, as the working directory.
 fn working_directory_by_descriptor(bed: &Bed) {
-    let program = bed::sandbox_binary();
-    let upper = bed.disk_dir();
-    let (running, unit) = bed.live([""; 0], "echo ready; exec sleep 1000");
+    by_descriptor(bed, "--userns identity");
+    by_descriptor(bed, "--userns host");
+    let (program, (running, unit)) = (bed::sandbox_binary(), bed.live([""; 0], "echo ready; exec sleep 1000"));
     for descriptor in 3..24 {
-        let directory = format!("/proc/self/fd/{descriptor}");
-        for flags in ["--userns identity", "--userns host", &format!("--userns identity --upper {}", upper.display())] {
-            let script = format!(
-                "exec 7</sys/fs/cgroup 8</ 9</proc; exec {} run -q {flags} -w {directory} cat ../../../../proc/sys/kernel/hostname",
-                program.display()
-            );
-            bed.command("bash", ["-c", &script]).output().refused(125, ["working directory /proc/self/fd/"]);
-        }
-        let script = format!("exec 7</sys/fs/cgroup 8</; exec {} exec -w {directory} {unit} pwd", program.display());
+        let script = format!(
+            "exec 7</sys/fs/cgroup 8</; exec {} exec -w /proc/self/fd/{descriptor} {unit} pwd",
+            program.display()
+        );
         bed.command("bash", ["-c", &script]).output().refused(125, ["working directory /proc/self/fd/"]);
     }
     drop(running);
+}
+
+/// The same with the directory that keeps the writes, which is locked by a descriptor of ours.
+fn working_directory_of_an_upper(bed: &Bed) {
+    by_descriptor(bed, &format!("--userns identity --upper {}", bed.disk_dir().display()));
+}
+
+fn by_descriptor(bed: &Bed, flags: &str) {
+    let program = bed::sandbox_binary();
+    for descriptor in 3..24 {
+        let script = format!(
+            "exec 7</sys/fs/cgroup 8</ 9</proc; exec {} run -q {flags} -w /proc/self/fd/{descriptor} cat ../../../../proc/version",
+            program.display()
+        );
+        bed.command("bash", ["-c", &script]).output().refused(125, ["working directory /proc/self/fd/"]);
+    }
 }
 
 /// CVE-2019-5736: our own program, reached by /proc/PID/exe and by a command that is /proc/self/exe, opened for writing.
