@@ -81,9 +81,22 @@ fn steps(plan: &Plan, end: &ChildEnd, streams: &Streams, kept: &[BorrowedFd<'_>]
         mounts::mount_cgroup()?;
     }
     if plan.process.as_pid1 {
+        leave_descriptors(plan, &[end.as_fd()], terminal.as_ref())?;
         return Err(plan.payload().become_it(&identity, terminal.as_ref(), Some(end)));
     }
     pid1::supervise(plan, end, &identity, terminal)
+}
+
+/// Closes, in the process that becomes the payload, what it does not need for that: by way of /proc/self/fd its working directory or its
+/// program would be found below a directory of the host that keeps the writes, or where a lock is.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn leave_descriptors(plan: &Plan, kept: &[BorrowedFd<'_>], terminal: Option<&OwnedFd>) -> Result<()> {
+    let listen = plan.service.listen.as_ref().map_or(0, |listen| listen.count);
+    let terminal = terminal.map(AsFd::as_fd);
+    let kept: Vec<_> = kept.iter().copied().chain(terminal).chain(sys::listen_fds(listen)).collect();
+    sys::close_all_but(&kept).context("close descriptors")
 }
 
 /// Leaves the caller's keys behind.

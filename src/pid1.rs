@@ -4,7 +4,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -34,7 +34,10 @@ pub(crate) fn supervise(plan: &Plan, end: &ChildEnd, identity: &Identity, termin
     rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1)).context("become a subreaper")?;
     // Before there is anybody who could look into it; execve takes it from the payload.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("hide the stub's memory")?;
-    let (payload, started) = start(|| plan.payload().become_it(identity, terminal.as_ref(), None))?;
+    let (payload, started) = start(|report| match child::leave_descriptors(plan, &[report], terminal.as_ref()) {
+        Ok(()) => plan.payload().become_it(identity, terminal.as_ref(), None),
+        Err(error) => error,
+    })?;
     child::shrink_stub(plan, end)?;
     if let Some(failure) = read_failure(started)? {
         return Err(failure.into_error());
@@ -69,13 +72,14 @@ fn wait_for_release(end: &ChildEnd) {
 }
 
 /// Forks a process that becomes a payload by `become_it`, which returns only why it could not. Its number, and the pipe through which
-/// [`read_failure`] reads that.
-fn start(become_it: impl FnOnce() -> anyhow::Error) -> Result<(Pid, OwnedFd)> {
+/// [`read_failure`] reads that; `become_it` gets the end of it that it must leave open.
+fn start(become_it: impl FnOnce(BorrowedFd<'_>) -> anyhow::Error) -> Result<(Pid, OwnedFd)> {
     let (started, report) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("make a pipe")?;
     match sys::clone_process(0).context("fork the payload")? {
         sys::Side::Child => {
             drop(started);
-            report_failure(report, &become_it());
+            let error = become_it(report.as_fd());
+            report_failure(report, &error);
             sys::exit_now(crate::exit::FAILED)
         }
         sys::Side::Parent(pid, _) => Ok((pid, started)),
@@ -89,7 +93,7 @@ fn start(become_it: impl FnOnce() -> anyhow::Error) -> Result<(Pid, OwnedFd)> {
 /// When the process cannot be started, with its own reason.
 pub(crate) fn attend(end: &ChildEnd, become_it: impl FnOnce() -> anyhow::Error) -> Result<u8> {
     let signals = watch_signals()?;
-    let (payload, started) = start(become_it)?;
+    let (payload, started) = start(|_| become_it())?;
     child::leave_streams(end);
     if let Some(failure) = read_failure(started)? {
         return Err(failure.into_error());

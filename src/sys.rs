@@ -141,7 +141,8 @@ pub(crate) fn listen_fds<'a>(count: RawFd) -> Vec<BorrowedFd<'a>> {
 
 fn close_range(first: RawFd, last: RawFd) -> io::Result<()> {
     // SAFETY: closing is memory-safe; that no owned descriptor of this process is used afterwards is what the child relies
-    // on by calling this as its first step, before it owns anything but the descriptors it keeps.
+    // on by calling this as its first step, before it owns anything but the descriptors it keeps, or as a step to execve, when it
+    // ends by that or by _exit and drops nothing else.
     check(unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) }).map(drop)
 }
 

@@ -79,7 +79,18 @@ fn working_directory_by_descriptor(bed: &Bed) {
 
 /// The same with the directory that keeps the writes, which is locked by a descriptor of ours.
 fn working_directory_of_an_upper(bed: &Bed) {
-    by_descriptor(bed, &format!("--userns identity --upper {}", bed.disk_dir().display()));
+    let dir = bed.disk_dir();
+    let upper = dir.join("upper");
+    by_descriptor(bed, &format!("--userns identity --upper {}", upper.display()));
+    // Nor is a program found there.
+    fs::copy("/bin/true", dir.join("outside")).unwrap();
+    for more in ["--init", "--as-pid1"] {
+        for descriptor in 3..24 {
+            let program = format!("/proc/self/fd/{descriptor}/../outside");
+            let flags = ["run", "-q", "--userns", "identity", "--upper", upper.to_str().unwrap(), more, &program];
+            bed.sandbox(flags).output().refused(127, ["run /proc/self/fd/"]);
+        }
+    }
 }
 
 fn by_descriptor(bed: &Bed, flags: &str) {
