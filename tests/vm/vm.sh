@@ -2,7 +2,7 @@
 # vm.sh — the live tests on real Debian kernels: qemu boots a Debian tree with its own kernel and systemd, runs them, powers off.
 #   vm.sh tree SUITE…               build the image of bullseye, bookworm, trixie or sid (cached; see ../tree.sh)
 #   vm.sh run LANE [-- FILTER…]     run the live tests; LANE is a suite or bullseye-v1 (the same tree with cgroup v1)
-#   vm.sh script LANE FILE          run FILE as root in it instead, with `sandbox` in the PATH
+#   vm.sh script LANE FILE          run FILE as root in it instead, with `sandbox` in the PATH (and /payload/live where SANDBOX_LIVE is set)
 #   vm.sh package LANE FILE         install the Debian package FILE in it, use it, boot again, purge it (see ../package.sh)
 # Needs SANDBOX_BIN and, for `run`, SANDBOX_LIVE: static binaries of the program and of its live tests.
 # Exits with the status of what ran inside; 125 if that is not known, for any reason (never take silence for success).
@@ -79,10 +79,16 @@ qemu() { # qemu IMAGE DISK PAYLOAD LANE KERNEL-ARGS
     -append "console=ttyS0 panic=-1 quiet audit=0 mitigations=off systemd.show_status=0 systemd.unit=bed.target $5" < /dev/null
 }
 
-report() { # report NONCE FILE: pass lines on; the one with the nonce goes to FILE
-  awk -v nonce="$1" -v file="$2" '
-    $1 == "vm-status" && $2 == nonce && NF == 3 { print $3 > file; close(file); next }
-    { print; fflush() }'
+report() { # report NONCE FILE: pass lines on as they come (mawk would wait for 4096 bytes); the one with the nonce goes to FILE
+  local line
+  while IFS= read -r line || [ -n "$line" ]; do
+    line=${line%$'\r'}
+    case "$line" in
+      "vm-status $1 "*[!0-9]*) echo "$line" ;;
+      "vm-status $1 "*) echo "${line##* }" > "$2" ;;
+      *) echo "$line" ;;
+    esac
+  done
 }
 
 with_payload() { # with_payload LANE FUNCTION ARG…: FUNCTION adds to the run script
@@ -126,6 +132,7 @@ add_live() { # add_live DIR FILTER…
 }
 
 add_script() { # add_script DIR FILE
+  [ -z "${SANDBOX_LIVE:-}" ] || cp "$SANDBOX_LIVE" "$1/live"
   cat "$2" >> "$1/run"
 }
 
