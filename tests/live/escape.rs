@@ -2,6 +2,7 @@
 //! every user namespace that there is: a range of its own, each ID itself, the host's.
 
 use crate::bed::{self, Bed};
+use crate::facts::TESTER;
 use crate::seccomp::{calls, number};
 use crate::tree;
 use crate::{Test, alone, test};
@@ -17,6 +18,7 @@ pub(crate) fn tests() -> Vec<Test> {
         test("escape/working_directory_by_descriptor", needs![root, systemd], working_directory_by_descriptor),
         test("escape/working_directory_of_an_upper", needs![root, systemd, disk], working_directory_of_an_upper),
         test("escape/own_program_overwritten", needs![root, systemd], own_program_overwritten),
+        test("escape/own_program_of_a_user", needs![root, systemd, user_manager], own_program_of_a_user),
         alone("escape/helpers_of_the_kernel", needs![root, systemd], helpers_of_the_kernel),
         test("escape/masks_of_a_false_null", needs![root, systemd], masks_of_a_false_null),
         test("escape/false_terminal", needs![root, systemd], false_terminal),
@@ -139,6 +141,21 @@ fn own_program_overwritten(bed: &Bed) {
         });
         assert!(fs::read(&program).unwrap() == before, "--userns {userns}: the program was changed");
     }
+}
+
+/// The same where the program is the caller's own: what runs is a copy in memory that nothing can write.
+fn own_program_of_a_user(bed: &Bed) {
+    let program = bed.user_dir().join("sandbox");
+    fs::copy(bed::sandbox_binary(), &program).unwrap();
+    std::os::unix::fs::chown(&program, Some(TESTER), Some(TESTER)).unwrap();
+    let flags = ["run", "-q", "sh", "-c", "echo ready; exec sleep 1000"];
+    let mut running = bed.command(&program, flags).user().spawn();
+    running.wait_for("ready");
+    let own = format!("/proc/{}/exe", running.pid());
+    assert!(fs::read_link(&own).unwrap().to_str().unwrap().starts_with("/memfd:sandbox"));
+    let seals = rustix::fs::fcntl_get_seals(fs::File::open(&own).unwrap()).unwrap();
+    assert!(seals.contains(rustix::fs::SealFlags::WRITE | rustix::fs::SealFlags::SEAL));
+    drop(running);
 }
 
 /// CVE-2022-0492 and its kind: programs that the kernel starts on the host, named by a file.
