@@ -20,6 +20,7 @@ use crate::part::terminal;
 use crate::part::users::{self, UserPlan};
 use crate::pid1;
 use crate::plan::Plan;
+use crate::procview;
 use crate::sync::{ChildEnd, Failure, ToChild, ToParent};
 use crate::sys;
 
@@ -61,8 +62,9 @@ fn steps(plan: &Plan, end: &ChildEnd, streams: &Streams, kept: &[BorrowedFd<'_>]
     }
     if let Some(root) = &plan.root {
         let made = mounts::make(&plan.kernel_mounts)?;
+        let view = plan.procview.as_ref().map(|_| own_files(root.by_child, end)).transpose()?;
         let tree = if root.by_child { assemble(root, &Ids { base: 0, userns: None })? } else { wait_for_tree(end)? };
-        mounts::enter(&plan.kernel_mounts, &made, &tree)?;
+        mounts::enter(&plan.kernel_mounts, &made, &tree, view.as_ref())?;
     }
     let terminal = plan.process.terminal.then(terminal::open).transpose()?;
     let identity = plan.process.identity()?;
@@ -108,6 +110,21 @@ fn wait_for_maps(end: &ChildEnd) -> Result<()> {
         Some(ToChild::Mapped) => Ok(()),
         other => Err(unexpected(other)),
     }
+}
+
+/// The mount of the sandbox's own /proc files. A device works in the user namespace that opened it: a plain user's is opened here,
+/// and goes to the launcher, who answers on it.
+fn own_files(by_child: bool, end: &ChildEnd) -> Result<OwnedFd> {
+    if !by_child {
+        return match end.receive()? {
+            Some(ToChild::View(mount)) => Ok(mount),
+            other => Err(unexpected(other)),
+        };
+    }
+    let device = procview::mount::open().with_context(|| format!("open {}", procview::mount::DEVICE))?;
+    let mount = procview::mount::make(device.as_fd())?;
+    end.send(&ToParent::View(device)).context("tell the launcher")?;
+    Ok(mount)
 }
 
 fn wait_for_tree(end: &ChildEnd) -> Result<OwnedFd> {

@@ -19,6 +19,7 @@ use crate::part::process::{self, ProcessPlan};
 use crate::part::rootfs::{self, RootPlan};
 use crate::part::service::{self, OwnService, ServicePlan};
 use crate::part::users::{self, UserPlan};
+use crate::procview::{self, ViewPlan};
 use crate::spec::{RootSource, Spec};
 use crate::systemd::{self, Assignment, CgroupMode, Setting};
 
@@ -39,6 +40,8 @@ pub(crate) struct Plan {
     pub(crate) root: Option<RootPlan>,
     /// The kernel's file systems in the root.
     pub(crate) kernel_mounts: KernelMounts,
+    /// The sandbox's own numbers in /proc; `None`: the machine's.
+    pub(crate) procview: Option<ViewPlan>,
     /// Capabilities that remain.
     pub(crate) capabilities: Capabilities,
     /// The payload.
@@ -135,6 +138,8 @@ impl Plan {
             own_cgroup && root.is_some(),
             users.maps_tty_group(),
         );
+        let quota = unit.as_ref().is_some_and(UnitPlan::may_have_quota);
+        let procview = procview::plan(spec, host, root.is_some(), quota, &mut warnings)?;
         let process = process::plan(spec, host, &users, &service);
         let names = unit.as_ref().map(|unit| (unit.name.as_str(), unit.user));
         let log = journal::plan(spec, host, names, process.terminal);
@@ -146,6 +151,7 @@ impl Plan {
             hostname: spec.hostname.clone(),
             root,
             kernel_mounts,
+            procview,
             capabilities: spec.capabilities.clone(),
             process,
             service,
@@ -154,6 +160,14 @@ impl Plan {
             warnings: if spec.process.quiet { Vec::new() } else { warnings },
             notes,
         })
+    }
+}
+
+impl UnitPlan {
+    /// Whether its CPU time is limited, as far as that can be known: what the unit file of a service says is not.
+    fn may_have_quota(&self) -> bool {
+        matches!(self.kind, UnitKind::Own { .. })
+            || self.settings.iter().any(|setting| setting.property.starts_with("CPUQuota"))
     }
 }
 
@@ -328,6 +342,9 @@ impl fmt::Display for Plan {
             devices.map(|name| name.display().to_string()).filter(|name| !name.is_empty()).collect();
         if !devices.is_empty() {
             row("devices", &devices.join(" "))?;
+        }
+        if self.root.is_some() && self.procview.is_none() {
+            row("procview", "off: /proc tells the machine's memory and CPUs")?;
         }
         row("capabilities", &self.capabilities.to_string())?;
         let mut environment = String::new();

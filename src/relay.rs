@@ -11,6 +11,7 @@ use rustix::process::Pid;
 
 use crate::error::Result;
 use crate::part::journal::TerminalLog;
+use crate::procview::{Part, View};
 use crate::signals::{Arrived, Signals};
 use crate::sync::{ParentEnd, ToChild, ToParent};
 
@@ -35,6 +36,8 @@ pub(crate) struct Relay<'a> {
     pidfd: &'a OwnedFd,
     signals: &'a Signals,
     terminal: Option<Terminal>,
+    /// The sandbox's own numbers.
+    view: Option<View>,
     /// The payload where it is this process's child: there is no stub, signals go to it, the socket closes when it is executed. It
     /// leads its session, so its process group has the same number.
     payload: Option<Pid>,
@@ -66,6 +69,7 @@ impl<'a> Relay<'a> {
             pidfd,
             signals,
             terminal,
+            view: None,
             payload,
             socket_open: true,
             interrupted: None,
@@ -73,6 +77,11 @@ impl<'a> Relay<'a> {
             killed: false,
             status: None,
         })
+    }
+
+    /// Answers for the sandbox's own numbers from now on.
+    pub(crate) fn serve(&mut self, view: View) {
+        self.view = Some(view);
     }
 
     /// Returns when nothing inside runs any more: with the payload's status (as by wait(2)) when the stub reported it, or without
@@ -85,6 +94,9 @@ impl<'a> Relay<'a> {
             let ready = self.poll()?;
             if let Some(terminal) = &mut self.terminal {
                 terminal.turn(&ready);
+            }
+            if let Some(view) = &mut self.view {
+                ready.parts().for_each(|part| view.turn(part));
             }
             if ready.has(Source::Socket) {
                 self.hear(seen)?;
@@ -125,6 +137,8 @@ impl<'a> Relay<'a> {
         if let Some(terminal) = &self.terminal {
             fds.extend(terminal.interest());
         }
+        let parts = self.view.iter().flat_map(View::interest);
+        fds.extend(parts.map(|(part, fd)| (Source::View(part), PollFd::from_borrowed_fd(fd, PollFlags::IN))));
         wait_for(fds, None)
     }
 
@@ -244,6 +258,7 @@ enum Source {
     Master,
     Input,
     Output,
+    View(Part),
 }
 
 /// What a poll found, by what was polled.
@@ -256,6 +271,12 @@ impl Ready {
 
     fn has(&self, source: Source) -> bool {
         !self.flags(source).is_empty()
+    }
+
+    /// Of the view what has something.
+    fn parts(&self) -> impl Iterator<Item = Part> {
+        let ready = self.0.iter().filter(|(_, flags)| !flags.is_empty());
+        ready.filter_map(|(source, _)| if let Source::View(part) = source { Some(*part) } else { None })
     }
 }
 

@@ -21,6 +21,7 @@ use crate::part::scratch;
 use crate::part::streams;
 use crate::part::users::{self, Claim, UserPlan};
 use crate::plan::Plan;
+use crate::procview::{self, Part, Served, Server, View};
 use crate::relay::Relay;
 use crate::signals::Signals;
 use crate::state::StateFile;
@@ -60,8 +61,18 @@ pub(crate) fn run(plan: &Plan, leases: &[BorrowedFd<'_>], timings: &mut Timings)
     // A connection that was handed over ends when the payload ends it, not when this process does.
     sys::close_listen_fds(listen).context("close the sockets that were handed over")?;
     timings.mark("clone3");
-    let mut running =
-        Running { plan, end, pid, pidfd, helper: None, watcher: None, unit: None, state: None, ended: false };
+    let mut running = Running {
+        plan,
+        end,
+        pid,
+        pidfd,
+        helper: None,
+        watcher: None,
+        unit: None,
+        view: None,
+        state: None,
+        ended: false,
+    };
     match running.start(claim.as_ref(), bus, &signals, timings) {
         Ok(master) => running.supervise(&signals, master, timings),
         Err(error) => Err(match signals.ended_by()? {
@@ -174,6 +185,7 @@ struct Running<'a> {
     helper: Option<(Pid, OwnedFd)>,
     watcher: Option<Watcher>,
     unit: Option<Unit<'a>>,
+    view: Option<View>,
     state: Option<StateFile>,
     ended: bool,
 }
@@ -211,6 +223,7 @@ impl Running<'_> {
         if let Some(claim) = claim {
             streams::give(claim.base, claim.base);
         }
+        self.view = self.plan.procview.as_ref().map(|_| View::new(self.pid)).transpose()?;
         self.start_helper(claim)?;
         self.plan.process.apply_from_outside(self.pid)?;
         timings.mark("id maps, helper");
@@ -247,23 +260,35 @@ impl Running<'_> {
                 PollFd::from_borrowed_fd(self.end.as_fd(), PollFlags::IN),
                 PollFd::from_borrowed_fd(signals.ending(), PollFlags::IN),
             ];
-            fds.extend(helper);
+            // Where there is a helper, that one answers for the view's files until the child is ready.
+            match helper {
+                Some(helper) => fds.push(helper),
+                None => fds.extend(self.view.iter().filter_map(View::files)),
+            }
             match rustix::event::poll(&mut fds, None) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error).context("wait for the child"),
             }
-            let [spoke, ended, helper_ended] = [0, 1, 2].map(|i| fds.get(i).is_some_and(|fd| !fd.revents().is_empty()));
+            let [spoke, ended, third] = [0, 1, 2].map(|i| fds.get(i).is_some_and(|fd| !fd.revents().is_empty()));
             if ended {
                 return Err(fault("interrupted by a signal").into());
             }
-            if helper_ended && !self.reap_helper() && !spoke {
-                return Err(fault("the helper that makes the root was killed").into());
+            if third && self.helper.is_some() {
+                if !self.reap_helper() && !spoke {
+                    return Err(fault("the helper that makes the root was killed").into());
+                }
+            } else if let Some(view) = self.view.as_mut().filter(|_| third) {
+                view.turn(Part::Files);
             }
             if spoke {
-                return match self.end.receive()? {
-                    Some(ToParent::Ready(master)) => Ok(master),
-                    other => Err(unexpected(other)),
-                };
+                match (self.end.receive()?, &mut self.view) {
+                    (Some(ToParent::Ready(master)), _) => {
+                        self.dismiss_helper();
+                        return Ok(master);
+                    }
+                    (Some(ToParent::View(device)), Some(view)) => view.serve(Server::new(device)),
+                    (other, _) => return Err(unexpected(other)),
+                }
             }
         }
     }
@@ -283,6 +308,12 @@ impl Running<'_> {
             return Ok(());
         };
         let userns = claim.map(|_| users::open_userns(self.pid)).transpose()?;
+        let mut files = self
+            .view
+            .as_ref()
+            .map(|_| procview::mount::open().map(Server::new))
+            .transpose()
+            .context("open /dev/fuse")?;
         match sys::clone_process(libc::CLONE_NEWNS).context("start the helper that makes the root")? {
             Side::Child => {
                 // It holds the launcher's end of the socket, so the child would wait for a helper that is stuck.
@@ -290,16 +321,25 @@ impl Running<'_> {
                 // What is made for the root is for everybody in it, whatever the caller's mask.
                 rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
                 let ids = Ids { base: claim.map_or(0, |claim| claim.base), userns: userns.as_ref().map(AsFd::as_fd) };
-                let message = match assemble(root, &ids) {
-                    Ok(tree) => ToChild::Tree(tree),
-                    Err(error) => ToChild::Failed(Failure::from_error(&error)),
-                };
+                let done = help(root, &ids, &self.end, files.as_mut())
+                    .or_else(|error| self.end.send(&ToChild::Failed(Failure::from_error(&error))));
                 // If the child is gone the launcher knows why.
-                sys::exit_now(u8::from(self.end.send(&message).is_err()))
+                sys::exit_now(u8::from(done.is_err()))
             }
             Side::Parent(pid, pidfd) => self.helper = Some((pid, pidfd)),
         }
+        if let (Some(view), Some(files)) = (&mut self.view, files) {
+            view.serve(files);
+        }
         Ok(())
+    }
+
+    /// Lets a helper go that stayed to answer: the child has bound every file, and nobody else knows of them yet.
+    fn dismiss_helper(&self) {
+        if let (Some((_, pidfd)), Some(_)) = (&self.helper, &self.view) {
+            // ESRCH: it has ended by itself.
+            let _ = rustix::process::pidfd_send_signal(pidfd, Signal::KILL);
+        }
     }
 
     /// Waits for the helper's end; whether it ended by itself with its work done.
@@ -352,7 +392,14 @@ impl Running<'_> {
     fn supervise(mut self, signals: &Signals, master: Option<OwnedFd>, timings: &mut Timings) -> Result<Ended> {
         self.reap_helper();
         let payload = self.plan.process.as_pid1.then_some(self.pid);
+        let view = self.view.take().map(|mut view| {
+            view.open(procview::Subject::new(self.plan, self.pid));
+            view
+        });
         let mut relay = Relay::new(&self.end, &self.pidfd, signals, master, payload)?;
+        if let Some(view) = view {
+            relay.serve(view);
+        }
         if let Some(log) = self.plan.log.as_ref().filter(|log| log.terminal) {
             relay.log_to(TerminalLog::open(log)?);
         }
@@ -368,7 +415,7 @@ impl Running<'_> {
                 out_of_memory = oom_kills();
                 self.end.close_half();
             }
-            ToParent::Ready(_) | ToParent::Failed(_) => {}
+            ToParent::Ready(_) | ToParent::View(_) | ToParent::Failed(_) => {}
         });
         let reported = match reported {
             Ok(reported) => reported,
@@ -394,6 +441,24 @@ impl Running<'_> {
         }
         Ok(end)
     }
+}
+
+/// The helper's work: what it makes goes to the child, which then needs somebody to answer for the files of the view. That is this
+/// process until the launcher ends it: the launcher itself waits for systemd meanwhile.
+fn help(root: &RootPlan, ids: &Ids<'_>, end: &ParentEnd, files: Option<&mut Server>) -> Result<()> {
+    if let Some(files) = &files {
+        end.send(&ToChild::View(procview::mount::make(files.as_fd())?))?;
+    }
+    end.send(&ToChild::Tree(assemble(root, ids)?))?;
+    let Some(files) = files else { return Ok(()) };
+    while files.serve(None)? == Served::All {
+        let mut fds = [PollFd::from_borrowed_fd(files.as_fd(), PollFlags::IN)];
+        match rustix::event::poll(&mut fds, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error).context("wait for readers of /proc"),
+        }
+    }
+    Ok(())
 }
 
 fn unexpected(message: Option<ToParent>) -> anyhow::Error {

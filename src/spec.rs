@@ -12,7 +12,7 @@ use std::path::{Component, Path, PathBuf};
 use anyhow::Context;
 
 use crate::error::{Result, fault};
-use crate::layer::{Layer, Log, Manager, Namespace, Network, Notify, Userns};
+use crate::layer::{Layer, Log, Manager, Namespace, Network, Notify, Procview, Userns};
 use crate::part::caps::Capabilities;
 use crate::systemd::Assignment;
 use crate::value::{CpuSet, Rlimit};
@@ -34,6 +34,8 @@ pub(crate) struct Spec {
     pub(crate) name: String,
     /// Hostname inside.
     pub(crate) hostname: String,
+    /// Whether /proc tells the sandbox's own numbers; `None`: where that can be had.
+    pub(crate) procview: Option<Procview>,
     /// Capabilities that the payload's bounding set keeps.
     pub(crate) capabilities: Capabilities,
     /// How the payload starts.
@@ -179,6 +181,7 @@ impl Spec {
             hostname: hostname(&layer, &name, &share)?,
             unit: unit(&layer, assignments)?,
             root: root::root(&layer)?,
+            procview: layer.procview,
             capabilities: Capabilities::parse(&layer.cap_add, &layer.cap_drop)?,
             command: layer.command,
             share,
@@ -209,6 +212,9 @@ impl Spec {
                  --host-secrets",
             )
             .into());
+        }
+        if self.procview == Some(Procview::On) && self.shares(Namespace::Mount) {
+            return Err(fault("--procview on needs mounts of its own: it goes without --share mount").into());
         }
         if self.unit.detach && self.process.terminal == Some(true) {
             return Err(fault("--detach leaves nobody to be at the terminal: it goes without --pty")

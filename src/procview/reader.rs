@@ -10,6 +10,7 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::statistics::{self as say, Cpu, Disk, Level, Memory, Statistics, Tasks, Usage};
 use super::table::{HostText, Need, Row};
+use crate::plan::Plan;
 use crate::systemd::{CgroupMode, CgroupPaths};
 
 /// So many processes are looked at for what no cgroup counts; a reading must not take longer the more a sandbox forks.
@@ -24,6 +25,13 @@ pub(crate) struct Subject {
     pub(crate) own_unit: bool,
     /// CPUs that the payload is told to stay on.
     pub(crate) affinity: Option<Vec<u32>>,
+}
+
+impl Subject {
+    /// The sandbox of a plan, whose first process is `pid`.
+    pub(crate) fn new(plan: &Plan, pid: Pid) -> Subject {
+        Subject { pid, own_unit: plan.unit.is_some(), affinity: plan.process.affinity.clone() }
+    }
 }
 
 /// Reads; keeps what has to be compared with the next time.

@@ -1,0 +1,139 @@
+//! The view of one sandbox while it lives: its parts in the launcher's poll loop, and its end when something of it fails.
+
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use anyhow::Context;
+use rustix::event::{PollFd, PollFlags};
+use rustix::mount::UnmountFlags;
+use rustix::process::{Pid, Signal};
+
+use super::reader::{Reader, Subject};
+use super::server::{Served, Server};
+use super::table::TABLE;
+use crate::error::Result;
+use crate::sys::{self, Side};
+
+/// What of a view the launcher waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// Requests for files.
+    Files,
+}
+
+/// The way into a sandbox's mount namespace, opened before its first process hides itself.
+#[derive(Debug)]
+struct Door {
+    /// Entered first where this process is not root.
+    user: Option<File>,
+    mount: File,
+}
+
+/// The files of one sandbox, and who answers for them.
+#[derive(Debug)]
+pub(crate) struct View {
+    door: Door,
+    files: Option<Server>,
+    reader: Option<Reader>,
+    /// A process that takes the mounts away.
+    detacher: Option<Child>,
+}
+
+/// A child that is ended and waited for with its owner.
+#[derive(Debug)]
+struct Child {
+    pid: Pid,
+    pidfd: OwnedFd,
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        // ESRCH: it has ended by itself.
+        let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
+        let _ = rustix::process::waitpid(Some(self.pid), rustix::process::WaitOptions::empty());
+    }
+}
+
+impl View {
+    /// Of the sandbox whose first process is `pid`; called before that one makes itself unreadable to a plain user.
+    ///
+    /// # Errors
+    /// When its namespaces cannot be opened.
+    pub(crate) fn new(pid: Pid) -> Result<View> {
+        let open = |name: &str| File::open(format!("/proc/{pid}/ns/{name}")).context("open the sandbox's namespaces");
+        let user = if rustix::process::geteuid().is_root() { None } else { Some(open("user")?) };
+        Ok(View { door: Door { user, mount: open("mnt")? }, files: None, reader: None, detacher: None })
+    }
+
+    /// Takes the device over that the mount was made on.
+    pub(crate) fn serve(&mut self, server: Server) {
+        self.files = Some(server);
+    }
+
+    /// From now on files can be read; the sandbox's first process is in its unit.
+    pub(crate) fn open(&mut self, subject: Subject) {
+        self.reader = Some(Reader::new(subject));
+    }
+
+    /// What is to be waited for.
+    pub(crate) fn interest(&self) -> impl Iterator<Item = (Part, BorrowedFd<'_>)> {
+        self.files.iter().map(|server| (Part::Files, server.as_fd()))
+    }
+
+    /// The files alone, to be polled.
+    pub(crate) fn files(&self) -> Option<PollFd<'_>> {
+        self.files.as_ref().map(|server| PollFd::from_borrowed_fd(server.as_fd(), PollFlags::IN))
+    }
+
+    /// Answers what is asked of `part`.
+    pub(crate) fn turn(&mut self, part: Part) {
+        match part {
+            Part::Files => self.turn_files(),
+        }
+    }
+
+    fn turn_files(&mut self) {
+        let Some(server) = &mut self.files else { return };
+        match server.serve(self.reader.as_mut()) {
+            Ok(Served::All) => {}
+            Ok(Served::Ended) => self.files = None,
+            Err(error) => {
+                log::warn!(
+                    "/proc inside shows this machine's memory and CPUs from now on: {DEVICE}: {error}",
+                    DEVICE = super::mount::DEVICE
+                );
+                // Closed first: whoever waits for an answer gets an error, instead of what the detaching is to end.
+                self.files = None;
+                self.detach();
+            }
+        }
+    }
+
+    /// Lets the kernel's own files show through, by a process of its own: this one never leaves its namespaces.
+    fn detach(&mut self) {
+        match sys::clone_process(0) {
+            Ok(Side::Child) => {
+                let status = self.door.enter().map(|()| unmount_all());
+                sys::exit_now(u8::from(status.is_err()))
+            }
+            Ok(Side::Parent(pid, pidfd)) => self.detacher = Some(Child { pid, pidfd }),
+            Err(error) => log::warn!("take the mounts over /proc away: {error}"),
+        }
+    }
+}
+
+impl Door {
+    fn enter(&self) -> std::io::Result<()> {
+        if let Some(user) = &self.user {
+            sys::setns(user.as_fd(), libc::CLONE_NEWUSER)?;
+        }
+        sys::setns(self.mount.as_fd(), libc::CLONE_NEWNS)
+    }
+}
+
+fn unmount_all() {
+    for row in TABLE {
+        // EINVAL: this kernel has no such file, nothing was mounted there.
+        let _ = rustix::mount::unmount(row.path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
+    }
+}
