@@ -20,7 +20,7 @@ use crate::part::terminal;
 use crate::part::users::{self, UserPlan};
 use crate::pid1;
 use crate::plan::Plan;
-use crate::procview;
+use crate::procview::{self, ViewPlan};
 use crate::sync::{ChildEnd, Failure, ToChild, ToParent};
 use crate::sys;
 
@@ -80,7 +80,7 @@ fn steps(plan: &Plan, end: &ChildEnd, streams: &Streams, kept: &[BorrowedFd<'_>]
         mounts::mount_cgroup()?;
     }
     if plan.process.as_pid1 {
-        return Err(plan.payload().become_it(&identity, terminal.as_ref(), Some(end)));
+        return Err(plan.payload(end).become_it(&identity, terminal.as_ref(), Some(end)));
     }
     pid1::supervise(plan, end, &identity, terminal)
 }
@@ -171,12 +171,15 @@ pub(crate) struct Payload<'a> {
     pub(crate) process: &'a ProcessPlan,
     /// Capabilities that remain.
     pub(crate) capabilities: &'a Capabilities,
+    /// Some system calls are answered by the launcher, who is at the other end.
+    pub(crate) answered: Option<(&'a ViewPlan, &'a ChildEnd)>,
 }
 
 impl Plan {
-    /// The payload of this plan.
-    pub(crate) fn payload(&self) -> Payload<'_> {
-        Payload { process: &self.process, capabilities: &self.capabilities }
+    /// The payload of this plan; the launcher is at the other `end`.
+    pub(crate) fn payload<'a>(&'a self, end: &'a ChildEnd) -> Payload<'a> {
+        let answered = self.procview.as_ref().map(|view| (view, end));
+        Payload { process: &self.process, capabilities: &self.capabilities, answered }
     }
 }
 
@@ -218,7 +221,17 @@ impl Payload<'_> {
             return Err(fault("the launcher is gone").into());
         }
         // Last but the system call filter: execve gives no new privileges, set-user-ID bits have no effect.
-        rustix::thread::set_no_new_privs(true).context("set no_new_privs")
+        rustix::thread::set_no_new_privs(true).context("set no_new_privs")?;
+        self.hand_over_calls()
+    }
+
+    /// Before the filter that forbids: that one may forbid seccomp(2).
+    fn hand_over_calls(&self) -> Result<()> {
+        let Some((view, end)) = self.answered else { return Ok(()) };
+        match procview::listen(view.affinity).context("load the filter that hands sysinfo(2) over")? {
+            Some(listener) => end.send(&ToParent::Calls(listener)).context("tell the launcher"),
+            None => Ok(()),
+        }
     }
 }
 

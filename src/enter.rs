@@ -40,7 +40,7 @@ pub(crate) fn enter(sandbox: &Sandbox, process: &ProcessPlan) -> Result<u8> {
     let (pid, pidfd) = match sys::clone_process(0).context("start the process that enters")? {
         Side::Child => {
             drop(end);
-            attendant(&target, Payload { process, capabilities: &capabilities }, &child_end)
+            attendant(&target, Payload { process, capabilities: &capabilities, answered: None }, &child_end)
         }
         Side::Parent(pid, pidfd) => (pid, pidfd),
     };

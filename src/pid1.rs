@@ -32,7 +32,7 @@ pub(crate) fn supervise(plan: &Plan, end: &ChildEnd, identity: &Identity, termin
     let signals = watch_signals()?;
     // Where the PID namespace is the host's, orphans of the payload come to the stub all the same.
     rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1)).context("become a subreaper")?;
-    let (payload, started) = start(|| plan.payload().become_it(identity, terminal.as_ref(), None))?;
+    let (payload, started) = start(|| plan.payload(end).become_it(identity, terminal.as_ref(), None))?;
     child::shrink_stub(end, plan.service.listen.as_ref().map_or(0, |listen| listen.count))?;
     if let Some(failure) = read_failure(started)? {
         return Err(failure.into_error());

@@ -96,7 +96,7 @@ impl<'a> Relay<'a> {
                 terminal.turn(&ready);
             }
             if let Some(view) = &mut self.view {
-                ready.parts().for_each(|part| view.turn(part));
+                ready.parts().for_each(|(part, flags)| view.turn(part, flags));
             }
             if ready.has(Source::Socket) {
                 self.hear(seen)?;
@@ -178,6 +178,11 @@ impl<'a> Relay<'a> {
     fn hear(&mut self, seen: &mut dyn FnMut(&ToParent)) -> Result<()> {
         match self.end.receive()? {
             Some(ToParent::Failed(failure)) => return Err(failure.into_error()),
+            Some(ToParent::Calls(listener)) => {
+                if let Some(view) = &mut self.view {
+                    view.answer(listener);
+                }
+            }
             Some(message) => {
                 if let ToParent::Exited(status) = message {
                     self.status = Some(status);
@@ -274,9 +279,9 @@ impl Ready {
     }
 
     /// Of the view what has something.
-    fn parts(&self) -> impl Iterator<Item = Part> {
+    fn parts(&self) -> impl Iterator<Item = (Part, PollFlags)> {
         let ready = self.0.iter().filter(|(_, flags)| !flags.is_empty());
-        ready.filter_map(|(source, _)| if let Source::View(part) = source { Some(*part) } else { None })
+        ready.filter_map(|(source, flags)| if let Source::View(part) = source { Some((*part, *flags)) } else { None })
     }
 }
 

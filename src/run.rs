@@ -278,7 +278,7 @@ impl Running<'_> {
                     return Err(fault("the helper that makes the root was killed").into());
                 }
             } else if let Some(view) = self.view.as_mut().filter(|_| third) {
-                view.turn(Part::Files);
+                view.turn(Part::Files, PollFlags::IN);
             }
             if spoke {
                 match (self.end.receive()?, &mut self.view) {
@@ -415,7 +415,7 @@ impl Running<'_> {
                 out_of_memory = oom_kills();
                 self.end.close_half();
             }
-            ToParent::Ready(_) | ToParent::View(_) | ToParent::Failed(_) => {}
+            ToParent::Ready(_) | ToParent::View(_) | ToParent::Calls(_) | ToParent::Failed(_) => {}
         });
         let reported = match reported {
             Ok(reported) => reported,

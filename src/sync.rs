@@ -9,6 +9,7 @@
 //!   Failed            ── the helper's failure ─▶     hands it back as its own: one path for errors
 //!                     ◀── Ready (+ pty) ────────     everything that does not need the unit is done
 //!   Go                ── limits are in force ──▶     cgroup and time namespace, payload
+//!                     ◀── Calls + fd ───────────     the system calls that the launcher answers
 //!                     ◀── Executed ─────────────     the payload's execve succeeded
 //!   Signal n | Stop   ── relayed ──────────────▶
 //!                     ◀── Exited status ────────     the payload ended
@@ -58,6 +59,8 @@ pub(crate) enum ToParent {
     Ready(Option<OwnedFd>),
     /// The device that the sandbox's own /proc files are to be answered on.
     View(OwnedFd),
+    /// System calls of the payload that are to be answered on this descriptor.
+    Calls(OwnedFd),
     /// The payload runs.
     Executed,
     /// The payload ended with this status, encoded as by wait(2).
@@ -174,6 +177,7 @@ impl ParentEnd {
         let message = match (bytes.split_first(), fd) {
             (Some((b'R', _)), pty) => ToParent::Ready(pty),
             (Some((b'V', _)), Some(device)) => ToParent::View(device),
+            (Some((b'C', _)), Some(listener)) => ToParent::Calls(listener),
             (Some((b'X', _)), None) => ToParent::Executed,
             (Some((b'E', number)), None) => ToParent::Exited(decode_number(number)?),
             (Some((b'F', failure)), None) => ToParent::Failed(Failure::decode(failure).ok_or_else(bad_message)?),
@@ -192,6 +196,7 @@ impl ChildEnd {
         match message {
             ToParent::Ready(pty) => send(&self.0, b"R", pty.as_ref().map(AsFd::as_fd)),
             ToParent::View(device) => send(&self.0, b"V", Some(device.as_fd())),
+            ToParent::Calls(listener) => send(&self.0, b"C", Some(listener.as_fd())),
             ToParent::Executed => send(&self.0, b"X", None),
             ToParent::Exited(status) => send(&self.0, &number_message(b'E', *status), None),
             ToParent::Failed(failure) => send(&self.0, &failure.encode(), None),
@@ -305,12 +310,14 @@ mod tests {
         child.send(&ToParent::Ready(Some(file()))).unwrap();
         child.send(&ToParent::Ready(None)).unwrap();
         child.send(&ToParent::View(file())).unwrap();
+        child.send(&ToParent::Calls(file())).unwrap();
         child.send(&ToParent::Executed).unwrap();
         child.send(&ToParent::Exited(-7)).unwrap();
         child.send(&ToParent::Failed(failure.clone())).unwrap();
         assert!(matches!(parent.receive().unwrap(), Some(ToParent::Ready(Some(_)))));
         assert!(matches!(parent.receive().unwrap(), Some(ToParent::Ready(None))));
         assert!(matches!(parent.receive().unwrap(), Some(ToParent::View(_))));
+        assert!(matches!(parent.receive().unwrap(), Some(ToParent::Calls(_))));
         assert!(matches!(parent.receive().unwrap(), Some(ToParent::Executed)));
         assert!(matches!(parent.receive().unwrap(), Some(ToParent::Exited(-7))));
         assert!(matches!(parent.receive().unwrap(), Some(ToParent::Failed(f)) if f == failure));

@@ -33,8 +33,7 @@ impl Amounts {
     /// Puts the unit, its slices and the machine together: of each the tightest counts. `host` is the host's meminfo.
     pub(crate) fn new(memory: &Memory, host: &str) -> Amounts {
         let machine = in_meminfo(host, "MemTotal").unwrap_or(u64::MAX);
-        let host_free = in_meminfo(host, "MemFree").unwrap_or(machine);
-        let host_available = in_meminfo(host, "MemAvailable").unwrap_or(host_free);
+        let host_available = in_meminfo(host, "MemAvailable").unwrap_or(machine);
         let limited: Vec<Level> =
             memory.levels.iter().copied().filter(|l| l.limit.is_some_and(|l| l < machine)).collect();
         let total = limited.iter().filter_map(|level| level.limit).fold(machine, u64::min);
@@ -42,8 +41,10 @@ impl Amounts {
         let rest = |level: &Level| room(level).saturating_add(level.reclaimable.min(level.used));
         let available = limited.iter().map(rest).fold(host_available.min(total), u64::min);
         let unused = total.saturating_sub(memory.used());
-        let most_free = if limited.is_empty() { host_free } else { available };
-        let free = limited.iter().map(room).fold(unused, u64::min).min(most_free).min(available);
+        // The page cache of others on the machine can be had, and is nothing that is used here.
+        let own_cache = memory.levels.first().map_or(0, |unit| unit.reclaimable.min(unit.used));
+        let most_free = host_available.saturating_sub(own_cache).min(available);
+        let free = limited.iter().map(room).fold(unused, u64::min).min(most_free);
         let cached = memory.stat("file").min(total - free);
         let (swap_total, swap_free) = swap(memory, host);
         Amounts { total, free, available, cached, shared: memory.stat("shmem").min(cached), swap_total, swap_free }

@@ -16,6 +16,7 @@ pub(crate) mod mount;
 mod reader;
 mod server;
 mod statistics;
+mod sysinfo;
 mod table;
 mod view;
 
@@ -28,6 +29,7 @@ use crate::spec::Spec;
 
 pub(crate) use reader::Subject;
 pub(crate) use server::{Served, Server};
+pub(crate) use sysinfo::listen;
 pub(crate) use view::{Part, View};
 
 use table::Row;

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 use rustix::process::Pid;
 use rustix::time::{ClockId, clock_gettime};
 
+use super::memory::Amounts;
 use super::statistics::{self as say, Cpu, Disk, Level, Memory, Statistics, Tasks, Usage};
+use super::sysinfo::Numbers;
 use super::table::{HostText, Need, Row};
 use crate::plan::Plan;
 use crate::systemd::{CgroupMode, CgroupPaths};
@@ -90,6 +92,18 @@ impl Reader {
         let statistics = self.read(row.needs);
         let page = rustix::param::page_size() as u64;
         Ok((row.text)(&statistics, &HostText { own: &own, meminfo: &meminfo, page }))
+    }
+
+    /// What sysinfo(2) tells.
+    pub(super) fn numbers(&mut self) -> Numbers {
+        let statistics = self.read(&[Need::Memory, Need::Cpu, Need::Tasks]);
+        let meminfo = text_of(MEMINFO).unwrap_or_default();
+        let machine = rustix::system::sysinfo();
+        let amounts = Amounts::new(&statistics.memory.unwrap_or_default(), &meminfo);
+        let loads = machine.loads.map(|load| load as f64 / 65536.0);
+        let (loads, tasks) = statistics.tasks.map_or((loads, machine.procs.into()), |tasks| (tasks.loads, tasks.total));
+        let uptime = statistics.cpu.map_or(machine.uptime as f64, |cpu| cpu.uptime);
+        Numbers { uptime, amounts, loads, tasks }
     }
 
     /// Reads what is needed.

@@ -6,10 +6,11 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use anyhow::Context;
 use rustix::event::{PollFd, PollFlags};
 use rustix::mount::UnmountFlags;
-use rustix::process::{Pid, Signal};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 
 use super::reader::{Reader, Subject};
 use super::server::{Served, Server};
+use super::sysinfo::Calls;
 use super::table::TABLE;
 use crate::error::Result;
 use crate::sys::{self, Side};
@@ -19,6 +20,8 @@ use crate::sys::{self, Side};
 pub(crate) enum Part {
     /// Requests for files.
     Files,
+    /// System calls.
+    Calls,
 }
 
 /// The way into a sandbox's mount namespace, opened before its first process hides itself.
@@ -34,16 +37,35 @@ struct Door {
 pub(crate) struct View {
     door: Door,
     files: Option<Server>,
+    calls: Option<Calls>,
     reader: Option<Reader>,
     /// A process that takes the mounts away.
-    detacher: Option<Child>,
+    _detacher: Option<Child>,
 }
 
 /// A child that is ended and waited for with its owner.
 #[derive(Debug)]
-struct Child {
+pub(super) struct Child {
     pid: Pid,
     pidfd: OwnedFd,
+}
+
+impl Child {
+    pub(super) fn new(pid: Pid, pidfd: OwnedFd) -> Child {
+        Child { pid, pidfd }
+    }
+
+    /// Readable when it has ended.
+    pub(super) fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// Whether it did what it was for; called when it has ended.
+    pub(super) fn succeeded(&self) -> bool {
+        let flags = WaitIdOptions::EXITED | WaitIdOptions::NOWAIT | WaitIdOptions::NOHANG;
+        let status = rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), flags);
+        matches!(status, Ok(Some(status)) if status.exit_status() == Some(0))
+    }
 }
 
 impl Drop for Child {
@@ -62,7 +84,7 @@ impl View {
     pub(crate) fn new(pid: Pid) -> Result<View> {
         let open = |name: &str| File::open(format!("/proc/{pid}/ns/{name}")).context("open the sandbox's namespaces");
         let user = if rustix::process::geteuid().is_root() { None } else { Some(open("user")?) };
-        Ok(View { door: Door { user, mount: open("mnt")? }, files: None, reader: None, detacher: None })
+        Ok(View { door: Door { user, mount: open("mnt")? }, files: None, calls: None, reader: None, _detacher: None })
     }
 
     /// Takes the device over that the mount was made on.
@@ -75,9 +97,15 @@ impl View {
         self.reader = Some(Reader::new(subject));
     }
 
+    /// Answers system calls, too.
+    pub(crate) fn answer(&mut self, listener: OwnedFd) {
+        self.calls = Some(Calls::new(listener));
+    }
+
     /// What is to be waited for.
     pub(crate) fn interest(&self) -> impl Iterator<Item = (Part, BorrowedFd<'_>)> {
-        self.files.iter().map(|server| (Part::Files, server.as_fd()))
+        let files = self.files.iter().map(|server| (Part::Files, server.as_fd()));
+        files.chain(self.calls.iter().map(|calls| (Part::Calls, calls.waits_for())))
     }
 
     /// The files alone, to be polled.
@@ -85,10 +113,20 @@ impl View {
         self.files.as_ref().map(|server| PollFd::from_borrowed_fd(server.as_fd(), PollFlags::IN))
     }
 
-    /// Answers what is asked of `part`.
-    pub(crate) fn turn(&mut self, part: Part) {
+    /// Answers what is asked of `part`, of which poll(2) said `flags`.
+    pub(crate) fn turn(&mut self, part: Part, flags: PollFlags) {
         match part {
             Part::Files => self.turn_files(),
+            Part::Calls if flags.contains(PollFlags::IN) => self.turn_calls(),
+            // Nobody is left who could call. To ask for a call all the same would be to wait for one.
+            Part::Calls => self.calls = None,
+        }
+    }
+
+    fn turn_calls(&mut self) {
+        let (Some(calls), Some(reader)) = (&mut self.calls, &mut self.reader) else { return };
+        if calls.turn(reader).is_err() {
+            self.calls = None;
         }
     }
 
@@ -116,7 +154,7 @@ impl View {
                 let status = self.door.enter().map(|()| unmount_all());
                 sys::exit_now(u8::from(status.is_err()))
             }
-            Ok(Side::Parent(pid, pidfd)) => self.detacher = Some(Child { pid, pidfd }),
+            Ok(Side::Parent(pid, pidfd)) => self._detacher = Some(Child::new(pid, pidfd)),
             Err(error) => log::warn!("take the mounts over /proc away: {error}"),
         }
     }
