@@ -154,7 +154,7 @@ pub(crate) fn look_up(word: &str) -> Result<Option<Named>> {
     let names: Vec<[&str; 2]> = list
         .iter()
         .map(|sandbox| [sandbox.found.record.name.as_str(), sandbox.unit.name.as_str()])
-        .chain(down.iter().map(|service| ["", service.unit.name.as_str()]))
+        .chain(down.iter().map(|service| [service.name(), service.unit.name.as_str()]))
         .collect();
     let Some(chosen) = choose(word, &names)? else {
         // One that is restarted may have been down when it was looked for among the living, and up the moment after.

@@ -76,6 +76,8 @@ pub(crate) enum UnitKind {
 /// The unit around the payload.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct UnitPlan {
+    /// What SIGTERM becomes for the payload where systemd says it to the launcher: the image's stop signal.
+    pub(crate) stop_signal: Option<i32>,
     /// How it comes to be.
     pub(crate) kind: UnitKind,
     /// The caller's own manager, not the system's.
@@ -244,7 +246,10 @@ fn unit(spec: &Spec, host: &Host, warnings: &mut Vec<String>) -> Result<(UnitPla
     let asked = &spec.unit.assignments;
     let is_asked = |stop: &&Assignment| asked.iter().any(|other| other.property() == stop.property());
     let stop_signal = spec.unit.stop_signal.as_ref().filter(|stop| !is_asked(stop));
-    let assignments: Vec<_> = asked.iter().chain(stop_signal).cloned().collect();
+    let is_service = host.service.is_some() || spec.unit.detach;
+    // systemd stops a service by a signal to its main process, the launcher: that says it to the payload in the image's words.
+    let (in_unit, relayed) = if is_service { (None, stop_signal) } else { (stop_signal, None) };
+    let assignments: Vec<_> = asked.iter().chain(in_unit).cloned().collect();
     let translated = systemd::translate(&assignments, cgroup)?;
     let user = match &host.service {
         Some(service) => service.user,
@@ -269,8 +274,10 @@ fn unit(spec: &Spec, host: &Host, warnings: &mut Vec<String>) -> Result<(UnitPla
             .hint("--detach makes a service, which has it; so has a unit file: `sandbox unit install`")
             .into());
     }
+    let stop_signal = relayed.map(|stop| systemd::translate(std::slice::from_ref(stop), cgroup)).transpose()?;
     let unit = UnitPlan {
         kind,
+        stop_signal: stop_signal.and_then(|stop| stop.settings.first().and_then(Setting::number)),
         user,
         name,
         slice,
@@ -324,6 +331,9 @@ impl fmt::Display for Plan {
                 row("description", &unit.description)?;
                 for setting in &unit.settings {
                     row("property", &setting.to_string())?;
+                }
+                if let Some(number) = unit.stop_signal {
+                    row("stop signal", &format!("{number}, when systemd stops the service with SIGTERM"))?;
                 }
             }
         }

@@ -247,73 +247,6 @@ pub(crate) fn new_session_keyring() -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, none) }).map(drop)
 }
 
-/// Whether `signal` is ignored by this process; sigaction(2).
-pub(crate) fn is_ignored(signal: i32) -> bool {
-    // SAFETY: sigaction is plain data for which all zeroes is valid.
-    let mut now: libc::sigaction = unsafe { std::mem::zeroed() };
-    // SAFETY: without a new action the call only writes the present one to `now`, which lives across it.
-    let read = unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut now) };
-    read == 0 && now.sa_sigaction == libc::SIG_IGN
-}
-
-/// Gives every signal its default action and blocks none, as a program expects to start: Rust's runtime ignores SIGPIPE, and
-/// the stub's mask would be inherited through execve; signal(7).
-///
-/// # Errors
-/// What sigprocmask(2) says.
-pub(crate) fn default_signals() -> io::Result<()> {
-    for signal in 1..libc::SIGRTMAX() {
-        if !matches!(signal, libc::SIGKILL | libc::SIGSTOP) {
-            // SAFETY: SIG_DFL is a valid disposition for every catchable signal; the reserved ones give EINVAL and stay.
-            unsafe { libc::signal(signal, libc::SIG_DFL) };
-        }
-    }
-    nix::sys::signal::SigSet::empty().thread_set_mask().map_err(io::Error::from)
-}
-
-/// Ends this process by a signal, without a dump of its memory; returns only for a signal that does not end.
-pub(crate) fn die_by(signal: i32) {
-    let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
-    if default_signals().is_ok() {
-        // SAFETY: raise takes an integer; the signal's action is the default one.
-        unsafe { libc::raise(signal) };
-    }
-}
-
-/// Ends this process at once, without running exit handlers or flushing what it inherited from its parent; _exit(2).
-pub(crate) fn exit_now(status: u8) -> ! {
-    // SAFETY: _exit has no preconditions.
-    unsafe { libc::_exit(i32::from(status)) }
-}
-
-/// The number of BPF programs of one attach type (`enum bpf_attach_type`) on a cgroup itself, those of its parents not
-/// counted; see bpf(2), `BPF_PROG_QUERY`.
-///
-/// # Errors
-/// EPERM without CAP_NET_ADMIN and CAP_BPF, EINVAL where the kernel was built without BPF for cgroups.
-pub(crate) fn bpf_prog_query(cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<u32> {
-    /// `BPF_PROG_QUERY` of `enum bpf_cmd`.
-    const QUERY: libc::c_int = 16;
-    /// The member `query` of `union bpf_attr`.
-    #[repr(C)]
-    struct Query {
-        target_fd: u32,
-        attach_type: u32,
-        query_flags: u32,
-        attach_flags: u32,
-        prog_ids: u64,
-        prog_cnt: u32,
-        padding: u32,
-    }
-    let target_fd = u32::try_from(cgroup.as_raw_fd()).map_err(io::Error::other)?;
-    let mut query =
-        Query { target_fd, attach_type, query_flags: 0, attach_flags: 0, prog_ids: 0, prog_cnt: 0, padding: 0 };
-    // SAFETY: query lives across the call and is as long as said; the kernel takes any length of bpf_attr and treats what is
-    // missing as zero. With prog_ids null and prog_cnt 0 it writes nothing but attach_flags and prog_cnt into it.
-    check(unsafe { libc::syscall(libc::SYS_bpf, QUERY, &raw mut query, size_of::<Query>()) })?;
-    Ok(query.prog_cnt)
-}
-
 /// Loads a filter of system calls that hands some of them over, into this process for good; the descriptor on which they are answered.
 /// `flags` is added to `SECCOMP_FILTER_FLAG_NEW_LISTENER`; seccomp(2).
 ///
@@ -382,4 +315,82 @@ pub(crate) fn affinity_mask(pid: i32, length: usize) -> io::Result<Vec<u8>> {
     let written = check(unsafe { libc::syscall(libc::SYS_sched_getaffinity, pid, length, mask.as_mut_ptr()) })?;
     mask.truncate(usize::try_from(written).map_err(io::Error::other)?);
     Ok(mask)
+}
+
+/// Whether `signal` is ignored by this process; sigaction(2).
+pub(crate) fn is_ignored(signal: i32) -> bool {
+    // SAFETY: sigaction is plain data for which all zeroes is valid.
+    let mut now: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: without a new action the call only writes the present one to `now`, which lives across it.
+    let read = unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut now) };
+    read == 0 && now.sa_sigaction == libc::SIG_IGN
+}
+
+/// Gives every signal its default action and blocks none, as a program expects to start: Rust's runtime ignores SIGPIPE, and
+/// the stub's mask would be inherited through execve; signal(7).
+///
+/// # Errors
+/// What sigprocmask(2) says.
+pub(crate) fn default_signals() -> io::Result<()> {
+    for signal in 1..libc::SIGRTMAX() {
+        if !matches!(signal, libc::SIGKILL | libc::SIGSTOP) {
+            // SAFETY: SIG_DFL is a valid disposition for every catchable signal; the reserved ones give EINVAL and stay.
+            unsafe { libc::signal(signal, libc::SIG_DFL) };
+        }
+    }
+    nix::sys::signal::SigSet::empty().thread_set_mask().map_err(io::Error::from)
+}
+
+/// Ends this process by a signal, without a dump of its memory; returns only for a signal that does not end.
+pub(crate) fn die_by(signal: i32) {
+    let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
+    if default_signals().is_ok() {
+        // SAFETY: raise takes an integer; the signal's action is the default one.
+        unsafe { libc::raise(signal) };
+    }
+}
+
+/// Ends this process at once, without running exit handlers or flushing what it inherited from its parent; _exit(2).
+pub(crate) fn exit_now(status: u8) -> ! {
+    // SAFETY: _exit has no preconditions.
+    unsafe { libc::_exit(i32::from(status)) }
+}
+
+/// The number of BPF programs of one attach type (`enum bpf_attach_type`) on a cgroup itself, those of its parents not
+/// counted; see bpf(2), `BPF_PROG_QUERY`.
+///
+/// # Errors
+/// EPERM without CAP_NET_ADMIN and CAP_BPF, EINVAL where the kernel was built without BPF for cgroups.
+pub(crate) fn bpf_prog_query(cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Result<u32> {
+    /// `BPF_PROG_QUERY` of `enum bpf_cmd`.
+    const QUERY: libc::c_int = 16;
+    /// The member `query` of `union bpf_attr`.
+    #[repr(C)]
+    struct Query {
+        target_fd: u32,
+        attach_type: u32,
+        query_flags: u32,
+        attach_flags: u32,
+        prog_ids: u64,
+        prog_cnt: u32,
+        padding: u32,
+    }
+    let target_fd = u32::try_from(cgroup.as_raw_fd()).map_err(io::Error::other)?;
+    let mut query =
+        Query { target_fd, attach_type, query_flags: 0, attach_flags: 0, prog_ids: 0, prog_cnt: 0, padding: 0 };
+    // SAFETY: query lives across the call and is as long as said; the kernel takes any length of bpf_attr and treats what is
+    // missing as zero. With prog_ids null and prog_cnt 0 it writes nothing but attach_flags and prog_cnt into it.
+    check(unsafe { libc::syscall(libc::SYS_bpf, QUERY, &raw mut query, size_of::<Query>()) })?;
+    Ok(query.prog_cnt)
+}
+
+/// A signal by its number, named or real-time; `None` where the number is none, or one that libc keeps for itself.
+pub(crate) fn signal(number: i32) -> Option<rustix::process::Signal> {
+    rustix::process::Signal::from_named_raw(number).or_else(|| {
+        // SAFETY: from_raw_unchecked wants a number that sigaction(2) takes and that libc does not use itself: such are those from
+        // SIGRTMIN to SIGRTMAX, as libc tells them.
+        (libc::SIGRTMIN()..=libc::SIGRTMAX())
+            .contains(&number)
+            .then(|| unsafe { rustix::process::Signal::from_raw_unchecked(number) })
+    })
 }

@@ -123,7 +123,9 @@ fn shown(report: &Report<'_>, record: &Record) -> Result<String> {
         ("started as", record.arguments.join(" ")),
     ];
     for asked in &report.limits {
-        rows.extend(asked.error.iter().map(|error| ("not in force", error.clone())));
+        // systemd's own name for what set-property writes.
+        let key = |error: &str| if error.contains(".d/50-") { "changed" } else { "not in force" };
+        rows.extend(asked.error.iter().map(|error| (key(error), error.clone())));
         rows.extend(asked.limits.iter().map(|limit| {
             let effective = limit.effective.as_ref().map_or_else(String::new, |found| format!("; {found} holds"));
             ("in force", format!("{}: {} {}{effective}", asked.asked, limit.file, limit.in_force))

@@ -102,7 +102,7 @@ fn living_row(sandbox: &Sandbox, mode: CgroupMode) -> Row {
 
 fn down_row(down: DownService) -> Row {
     Row {
-        name: down.unit.name.trim_end_matches(".service").to_owned(),
+        name: down.name().to_owned(),
         unit: down.unit.name,
         slice: down.slice,
         manager: living::own_manager(),

@@ -225,6 +225,11 @@ fn own_unit(bed: &Bed) {
     assert!(shown.contains(&unit.name) && !shown.contains(&format!("{}other", bed.id())), "{shown}");
     bed.command("systemctl", ["stop", &unit.name]).output().succeeded();
     assert_eq!(unit::property(&unit.name, "Result"), "success", "a stop is no failure");
+    let text = fs::read_to_string(&unit.path).unwrap().replace("-m 48M", "");
+    fs::write(&unit.path, text).unwrap();
+    unit.start(bed).succeeded();
+    let said = bed.sh(&format!("journalctl --sync; journalctl -u {} -o cat", unit.name)).output().succeeded().text();
+    assert!(said.contains("50-MemoryMax.conf still holds"), "a limit of the start before is told: {said}");
 }
 
 fn own_unit_cannot_have_it(bed: &Bed) {
