@@ -55,6 +55,7 @@ mod limits;
 mod namespaces;
 mod pressure;
 mod process;
+mod procview;
 mod profiles;
 mod rootfs;
 mod services;
@@ -104,6 +105,7 @@ fn all() -> Vec<Test> {
         kept::tests(),
         leaks::tests(),
         process::tests(),
+        procview::tests(),
         profiles::tests(),
         rootfs::tests(),
         limits::tests(),
