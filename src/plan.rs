@@ -353,8 +353,12 @@ impl fmt::Display for Plan {
         if !devices.is_empty() {
             row("devices", &devices.join(" "))?;
         }
-        if self.root.is_some() && self.procview.is_none() {
-            row("procview", "off: /proc tells the machine's memory and CPUs")?;
+        match &self.procview {
+            None if self.root.is_some() => row("procview", "off: /proc tells the machine's memory and CPUs")?,
+            Some(view) if !view.machines.is_empty() => {
+                row("procview", &format!("the machine's on cgroup v1: {}", view.machines.join(", ")))?;
+            }
+            _ => {}
         }
         row("capabilities", &self.capabilities.to_string())?;
         let mut environment = String::new();

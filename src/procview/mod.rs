@@ -26,6 +26,7 @@ use crate::error::{Result, fault};
 use crate::host::Host;
 use crate::layer::Procview;
 use crate::spec::Spec;
+use crate::systemd::CgroupMode;
 
 pub(crate) use reader::Subject;
 pub(crate) use server::{Served, Server};
@@ -39,7 +40,12 @@ use table::Row;
 pub(crate) struct ViewPlan {
     /// Calls of sched_getaffinity(2) are answered, too: a quota leaves fewer CPUs than the mask has.
     pub(crate) affinity: bool,
+    /// What is the machine's all the same, since cgroup v1 does not tell it.
+    pub(crate) machines: Vec<&'static str>,
 }
+
+/// What cgroup v1 does not count, or only where its accounting was asked for.
+const NOT_ON_V1: &[&str] = &["pressure", "kernel memory", "disks without IOAccounting="];
 
 /// Decides whether there is a view; `has_root` says that the sandbox has mounts of its own, `quota` that its CPU time is limited.
 /// Where the default has to give way `warnings` gets a line.
@@ -57,7 +63,11 @@ pub(crate) fn plan(
         return Ok(None);
     }
     match (&host.no_fuse, spec.procview) {
-        (None, _) => Ok(Some(ViewPlan { affinity: quota })),
+        (None, _) => {
+            let v1 = host.cgroup != Some(CgroupMode::Unified);
+            let machines = if v1 { NOT_ON_V1.to_vec() } else { Vec::new() };
+            Ok(Some(ViewPlan { affinity: quota, machines }))
+        }
         (Some(why), Some(_)) => {
             let line = format!("--procview on needs {}: {why}", mount::DEVICE);
             Err(fault(line).hint("modprobe fuse, as root; sandbox doctor tells more").into())

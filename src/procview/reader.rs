@@ -63,19 +63,15 @@ impl Reader {
     /// For a sandbox whose first process is in its unit already.
     pub(crate) fn new(subject: Subject) -> Reader {
         let groups = text_of(format!("/proc/{}/cgroup", subject.pid)).unwrap_or_default();
-        let paths = CgroupPaths::parse(&groups);
-        let mut reader = Reader {
+        Reader {
             subject,
             base: "/sys/fs/cgroup".into(),
             mode: CgroupMode::read().ok(),
-            paths,
+            paths: CgroupPaths::parse(&groups),
             offset: None,
-            load: Load::default(),
-        };
-        reader.load.at = boot_time();
-        reader.load.usage = reader.usage().map_or(0.0, Usage::total);
-        reader.load.waited = reader.waited();
-        reader
+            // Its cgroups are new: all their counters are about 0.
+            load: Load { at: boot_time(), ..Load::default() },
+        }
     }
 
     /// The text of a file, as it is now.
@@ -377,4 +373,102 @@ fn text_of(path: impl AsRef<Path>) -> io::Result<String> {
     let mut text = String::with_capacity(8192);
     File::open(path)?.read_to_string(&mut text)?;
     Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1 << 20;
+
+    /// A reader of cgroups in a directory, for a unit in a slice.
+    fn reader(base: &Path, mode: CgroupMode, groups: &str, files: &[(&str, &str)]) -> Reader {
+        for (path, text) in files {
+            let path = base.join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        }
+        let subject = Subject { pid: rustix::process::getpid(), own_unit: true, affinity: None };
+        let paths = CgroupPaths::parse(groups);
+        let load = Load::default();
+        Reader { subject, base: base.into(), mode: Some(mode), paths, offset: None, load }
+    }
+
+    #[test]
+    fn the_unit_and_its_slices_on_v2() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = [
+            ("memory.current", "1"),
+            ("a.slice/memory.max", "1073741824\n"),
+            ("a.slice/memory.high", "max\n"),
+            ("a.slice/memory.current", "943718400\n"),
+            ("a.slice/memory.stat", "active_file 1048576\nanon 5\n"),
+            ("a.slice/cpu.max", "50000 100000\n"),
+            ("a.slice/u.scope/memory.max", "max\n"),
+            ("a.slice/u.scope/memory.high", "314572800\n"),
+            ("a.slice/u.scope/memory.current", "104857600\n"),
+            ("a.slice/u.scope/memory.stat", "file 7\nslab_reclaimable 2097152\n"),
+            ("a.slice/u.scope/memory.swap.max", "67108864\n"),
+            ("a.slice/u.scope/memory.swap.current", "0\n"),
+            ("a.slice/u.scope/cpu.max", "max 100000\n"),
+            ("a.slice/u.scope/cpu.stat", "usage_usec 3\nuser_usec 2000000\nsystem_usec 1000000\n"),
+            ("a.slice/u.scope/io.stat", "8:0 rbytes=4096 wbytes=0 rios=1 wios=0 dbytes=0 dios=0\n"),
+            ("a.slice/u.scope/cpu.pressure", "some avg10=0.00 total=9\n"),
+            ("a.slice/u.scope/cgroup.procs", "1\n"),
+        ];
+        let mut reader = reader(directory.path(), CgroupMode::Unified, "0::/a.slice/u.scope\n", &files);
+        let memory = reader.memory().unwrap();
+        let unit = Level { limit: Some(300 * MIB), used: 100 * MIB, reclaimable: 2 * MIB };
+        let slice = Level { limit: Some(1024 * MIB), used: 900 * MIB, reclaimable: MIB };
+        assert_eq!((&memory.levels[..], memory.stat("file"), memory.complete), (&[unit, slice][..], 7, true));
+        assert_eq!(memory.swap, [Level { limit: Some(64 * MIB), used: 0, reclaimable: 0 }]);
+        assert_eq!(reader.quota(), Some(0.5));
+        assert_eq!(reader.usage(), Some(Usage { user: 2.0, nice: 0.0, system: 1.0 }));
+        assert_eq!(reader.disks().unwrap()[&(8, 0)].reads, 1);
+        assert_eq!(reader.pressure("cpu.pressure").as_deref(), Some("some avg10=0.00 total=9\n"));
+        assert_eq!(reader.visible().len(), 1);
+        assert!(reader.tasks().unwrap().total >= 1);
+        // Without a unit of its own what the cgroup counts is others', but its limits hold.
+        reader.subject.own_unit = false;
+        assert_eq!((reader.usage(), reader.disks(), reader.pressure("cpu.pressure")), (None, None, None));
+        assert_eq!(reader.quota(), Some(0.5));
+    }
+
+    #[test]
+    fn the_unit_and_its_slices_on_v1() {
+        let directory = tempfile::tempdir().unwrap();
+        let groups = "4:memory:/a.slice/u.scope\n3:cpu:/a.slice/u.scope\n2:cpuacct:/a.slice\n1:name=systemd:/a.slice/u.scope\n0::/a.slice/u.scope\n";
+        let files = [
+            ("memory/a.slice/memory.limit_in_bytes", "9223372036854771712\n"),
+            ("memory/a.slice/memory.usage_in_bytes", "943718400\n"),
+            ("memory/a.slice/u.scope/memory.limit_in_bytes", "314572800\n"),
+            ("memory/a.slice/u.scope/memory.usage_in_bytes", "104857600\n"),
+            ("memory/a.slice/u.scope/memory.memsw.limit_in_bytes", "419430400\n"),
+            ("memory/a.slice/u.scope/memory.memsw.usage_in_bytes", "115343360\n"),
+            ("memory/a.slice/u.scope/memory.stat", "cache 1\ntotal_cache 5\ntotal_active_file 1048576\n"),
+            ("cpu/a.slice/cpu.cfs_quota_us", "-1\n"),
+            ("cpu/a.slice/cpu.cfs_period_us", "100000\n"),
+            ("cpu/a.slice/u.scope/cpu.cfs_quota_us", "150000\n"),
+            ("cpu/a.slice/u.scope/cpu.cfs_period_us", "100000\n"),
+            ("cpuacct/a.slice/cpuacct.usage_user", "7000000000\n"),
+            ("unified/a.slice/u.scope/cgroup.procs", "1\n"),
+        ];
+        let reader = reader(directory.path(), CgroupMode::Hybrid, groups, &files);
+        let memory = reader.memory().unwrap();
+        assert_eq!(memory.levels[0], Level { limit: Some(300 * MIB), used: 100 * MIB, reclaimable: MIB });
+        assert_eq!((memory.levels.len(), memory.stat("file"), memory.complete), (2, 5, false));
+        assert_eq!(memory.swap, [Level { limit: Some(100 * MIB), used: 10 * MIB, reclaimable: 0 }]);
+        assert_eq!(reader.quota(), Some(1.5));
+        // The slice's time is not the unit's: its processes are asked instead.
+        assert!(reader.usage().unwrap().total() < 1e6 && reader.disks().is_none() && reader.pressure("x").is_none());
+    }
+
+    #[test]
+    fn lines_of_proc() {
+        let text = "7 (a b) c) R 1 7 7 0 -1 4194560 1 0 0 0 10 20 3 4 20 0 5 0 1 2 3\n";
+        assert_eq!(Process::parse(7, text), Some(Process { pid: 7, state: 'R', user: 13, system: 24, threads: 5 }));
+        assert_eq!(Process::parse(7, "7 (a"), None);
+        assert_eq!(boottime_offset("monotonic           0         0\nboottime    -29219 500000000\n"), -29218.5);
+        assert_eq!(boottime_offset(""), 0.0);
+    }
 }
