@@ -16,7 +16,7 @@ tree_packages() {
   echo "systemd systemd-sysv dbus udev libpam-systemd dbus-user-session uidmap python3-minimal procps busybox-static \
     iproute2 kmod util-linux e2fsprogs linux-image-cloud-amd64"
   # The lab is a bookworm tree, and the benchmark's peers run in it.
-  [ "$1" != bookworm ] || echo "bubblewrap crun hyperfine"
+  [ "$1" != bookworm ] || echo "bubblewrap crun hyperfine strace man-db"
 }
 
 # What a test does not need and what costs seconds under emulation, or would reach out of the lab to the real kernel

@@ -69,6 +69,10 @@ struct Row {
 pub(super) fn main(arguments: &Arguments) -> Result<u8> {
     let mode = CgroupMode::read()?;
     let living = living::all()?;
+    // Without a manager there is nothing to sweep.
+    if let Err(error) = living::sweep(&living) {
+        log::debug!("{error:#}");
+    }
     let mut rows: Vec<Row> = living.iter().map(|sandbox| living_row(sandbox, mode)).collect();
     if arguments.all {
         rows.extend(living::down(&living)?.into_iter().map(down_row));

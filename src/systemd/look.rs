@@ -113,6 +113,25 @@ impl Bus {
         Ok(())
     }
 
+    /// Stops the scopes of sandboxes without a name of their user's that have no process, see [`Bus::is_empty_scope`]; but for those in
+    /// `known`.
+    ///
+    /// # Errors
+    /// When systemd does not answer.
+    pub(crate) fn stop_empty_scopes(&mut self, known: &[&str]) -> Result<()> {
+        let patterns = ["sandbox-*-??????.scope"];
+        let rows: Vec<Row> = self
+            .manager("ListUnitsByPatterns", &(["active"].as_slice(), patterns.as_slice()))
+            .map_err(|failure| self.explain("list units", failure))?;
+        for unit in rows.into_iter().map(ListedUnit::from).filter(|unit| !known.contains(&unit.name.as_str())) {
+            if self.is_empty_scope(&unit.name) {
+                // It may just have ended by itself.
+                drop(self.stop(&unit.name, super::bus::WAIT));
+            }
+        }
+        Ok(())
+    }
+
     /// This service, where its command is `sandbox run` and it is not over; `None` for a name that no unit can have, too.
     ///
     /// # Errors
