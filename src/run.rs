@@ -318,6 +318,7 @@ impl Running<'_> {
             .map(|_| procview::mount::open().map(Server::new))
             .transpose()
             .context("open /dev/fuse")?;
+        let launcher = rustix::process::getpid();
         match sys::clone_process(libc::CLONE_NEWNS).context("start the helper that makes the root")? {
             Side::Child => {
                 // It holds the launcher's end of the socket, so the child would wait for a helper that is stuck.
@@ -325,7 +326,7 @@ impl Running<'_> {
                 // What is made for the root is for everybody in it, whatever the caller's mask.
                 rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
                 let ids = Ids { base: claim.map_or(0, |claim| claim.base), userns: userns.as_ref().map(AsFd::as_fd) };
-                let done = help(root, &ids, &self.end, files.as_mut())
+                let done = help(root, &ids, &self.end, files.as_mut().map(|files| (files, launcher)))
                     .or_else(|error| self.end.send(&ToChild::Failed(Failure::from_error(&error))));
                 // If the child is gone the launcher knows why.
                 sys::exit_now(u8::from(done.is_err()))
@@ -450,12 +451,17 @@ impl Running<'_> {
 
 /// The helper's work: what it makes goes to the child, which then needs somebody to answer for the files of the view. That is this
 /// process until the launcher ends it: the launcher itself waits for systemd meanwhile.
-fn help(root: &RootPlan, ids: &Ids<'_>, end: &ParentEnd, files: Option<&mut Server>) -> Result<()> {
-    if let Some(files) = &files {
+fn help(root: &RootPlan, ids: &Ids<'_>, end: &ParentEnd, files: Option<(&mut Server, Pid)>) -> Result<()> {
+    if let Some((files, _)) = &files {
         end.send(&ToChild::View(procview::mount::make(files.as_fd())?))?;
     }
     end.send(&ToChild::Tree(assemble(root, ids)?))?;
-    let Some(files) = files else { return Ok(()) };
+    let Some((files, launcher)) = files else { return Ok(()) };
+    // Writing as another owner has cleared it, prctl(2); and a launcher that is gone already sends no signal.
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("tie the helper to its launcher")?;
+    if rustix::process::getppid() != Some(launcher) {
+        return Err(fault("the launcher is gone").into());
+    }
     while files.serve(None)? == Served::All {
         let mut fds = [PollFd::from_borrowed_fd(files.as_fd(), PollFlags::IN)];
         match rustix::event::poll(&mut fds, None) {

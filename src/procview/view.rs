@@ -151,6 +151,7 @@ impl View {
     fn detach(&mut self) {
         match sys::clone_process(0) {
             Ok(Side::Child) => {
+                let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
                 let status = self.door.enter().map(|()| unmount_all());
                 sys::exit_now(u8::from(status.is_err()))
             }
