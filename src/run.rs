@@ -339,11 +339,14 @@ impl Running<'_> {
         Ok(())
     }
 
-    /// Lets a helper go that stayed to answer: the child has bound every file, and nobody else knows of them yet.
-    fn dismiss_helper(&self) {
-        if let (Some((_, pidfd)), Some(_)) = (&self.helper, &self.view) {
-            // ESRCH: it has ended by itself.
-            let _ = rustix::process::pidfd_send_signal(pidfd, Signal::KILL);
+    /// Ends a helper that stayed to answer: the child has bound every file. Where the next command may want the same directories its
+    /// end has to be waited for, with the payload under way.
+    fn dismiss_helper(&mut self) {
+        let (Some(view), Some((_, pidfd))) = (&mut self.view, &self.helper) else { return };
+        // ESRCH: it has ended by itself.
+        let _ = rustix::process::pidfd_send_signal(pidfd, Signal::KILL);
+        if let Some((pid, pidfd)) = self.helper.take_if(|_| !self.holds_locks) {
+            view.succeed(pid, pidfd);
         }
     }
 

@@ -22,6 +22,8 @@ pub(crate) enum Part {
     Files,
     /// System calls.
     Calls,
+    /// The end of who answered before.
+    Predecessor,
 }
 
 /// The way into a sandbox's mount namespace, opened before its first process hides itself.
@@ -39,6 +41,8 @@ pub(crate) struct View {
     files: Option<Server>,
     calls: Option<Calls>,
     reader: Option<Reader>,
+    /// Not a [`Child`]: its end is not waited for.
+    predecessor: Option<(Pid, OwnedFd)>,
     /// A process that takes the mounts away.
     _detacher: Option<Child>,
 }
@@ -84,7 +88,14 @@ impl View {
     pub(crate) fn new(pid: Pid) -> Result<View> {
         let open = |name: &str| File::open(format!("/proc/{pid}/ns/{name}")).context("open the sandbox's namespaces");
         let user = if rustix::process::geteuid().is_root() { None } else { Some(open("user")?) };
-        Ok(View { door: Door { user, mount: open("mnt")? }, files: None, calls: None, reader: None, _detacher: None })
+        Ok(View {
+            door: Door { user, mount: open("mnt")? },
+            files: None,
+            calls: None,
+            reader: None,
+            predecessor: None,
+            _detacher: None,
+        })
     }
 
     /// Takes the device over that the mount was made on.
@@ -97,6 +108,12 @@ impl View {
         self.reader = Some(Reader::new(subject));
     }
 
+    /// Goes on where another process answered until now, which was killed. It takes its mounts down, some milliseconds that nobody
+    /// has to wait for; it reads no request any more, and there is none before the payload runs.
+    pub(crate) fn succeed(&mut self, pid: Pid, pidfd: OwnedFd) {
+        self.predecessor = Some((pid, pidfd));
+    }
+
     /// Answers system calls, too.
     pub(crate) fn answer(&mut self, listener: OwnedFd) {
         self.calls = Some(Calls::new(listener));
@@ -105,7 +122,8 @@ impl View {
     /// What is to be waited for.
     pub(crate) fn interest(&self) -> impl Iterator<Item = (Part, BorrowedFd<'_>)> {
         let files = self.files.iter().map(|server| (Part::Files, server.as_fd()));
-        files.chain(self.calls.iter().map(|calls| (Part::Calls, calls.waits_for())))
+        let calls = self.calls.iter().map(|calls| (Part::Calls, calls.waits_for()));
+        files.chain(calls).chain(self.predecessor.iter().map(|(_, pidfd)| (Part::Predecessor, pidfd.as_fd())))
     }
 
     /// The files alone, to be polled.
@@ -117,6 +135,11 @@ impl View {
     pub(crate) fn turn(&mut self, part: Part, flags: PollFlags) {
         match part {
             Part::Files => self.turn_files(),
+            Part::Predecessor => {
+                if let Some((pid, _)) = self.predecessor.take() {
+                    let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::NOHANG);
+                }
+            }
             Part::Calls if flags.contains(PollFlags::IN) => self.turn_calls(),
             // Nobody is left who could call. To ask for a call all the same would be to wait for one.
             Part::Calls => self.calls = None,
