@@ -69,7 +69,7 @@ import_again() { sandbox image import --quiet --tag crash:1 "$work/image.tar" > 
 store_verifies() { sandbox image verify --quiet > /dev/null || left "the store does not verify: $(sandbox image verify 2>&1 | tail -n 3)"; }
 
 keep_one() { # keep_one FLAG…: a kept root called `kept`, with a change
-  sandbox discard --yes kept > /dev/null 2>&1 || true
+  sandbox discard kept > /dev/null 2>&1 || true
   sandbox run --name kept --keep "$@" -- sh -c 'echo changed > /srv/file; echo new > /srv/new' 2> /dev/null
 }
 

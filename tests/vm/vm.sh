@@ -2,7 +2,7 @@
 # vm.sh — the live tests on real Debian kernels: qemu boots a Debian tree with its own kernel and systemd, runs them, powers off.
 #   vm.sh tree SUITE…               build the image of bullseye, bookworm, trixie or sid (cached; see ../tree.sh)
 #   vm.sh run LANE [-- FILTER…]     run the live tests; LANE is a suite or bullseye-v1 (the same tree with cgroup v1)
-#   vm.sh script LANE FILE          run FILE as root in it instead, with `sandbox` in the PATH
+#   vm.sh script LANE FILE          run FILE as root in it instead, with `sandbox` in the PATH (and /payload/live where SANDBOX_LIVE is set)
 #   vm.sh package LANE FILE         install the Debian package FILE in it, use it, boot again, purge it (see ../package.sh)
 # Needs SANDBOX_BIN and, for `run`, SANDBOX_LIVE: static binaries of the program and of its live tests.
 # Exits with the status of what ran inside; 125 if that is not known, for any reason (never take silence for success).
@@ -126,6 +126,7 @@ add_live() { # add_live DIR FILTER…
 }
 
 add_script() { # add_script DIR FILE
+  [ -z "${SANDBOX_LIVE:-}" ] || cp "$SANDBOX_LIVE" "$1/live"
   cat "$2" >> "$1/run"
 }
 
