@@ -62,8 +62,12 @@ fn steps(plan: &Plan, end: &ChildEnd, streams: &Streams, kept: &[BorrowedFd<'_>]
     }
     if let Some(root) = &plan.root {
         let made = mounts::make(&plan.kernel_mounts)?;
-        let view = plan.procview.as_ref().map(|_| own_files(root.by_child, end)).transpose()?;
-        let tree = if root.by_child { assemble(root, &Ids { base: 0, userns: None })? } else { wait_for_tree(end)? };
+        let (tree, view) = if root.by_child {
+            let view = plan.procview.as_ref().map(|_| own_files(end)).transpose()?;
+            (assemble(root, &Ids { base: 0, userns: None })?, view)
+        } else {
+            wait_for_root(end, plan.procview.is_some())?
+        };
         mounts::enter(&plan.kernel_mounts, &made, &tree, view.as_ref())?;
     }
     let terminal = plan.process.terminal.then(terminal::open).transpose()?;
@@ -112,25 +116,29 @@ fn wait_for_maps(end: &ChildEnd) -> Result<()> {
     }
 }
 
-/// The mount of the sandbox's own /proc files. A device works in the user namespace that opened it: a plain user's is opened here,
-/// and goes to the launcher, who answers on it.
-fn own_files(by_child: bool, end: &ChildEnd) -> Result<OwnedFd> {
-    if !by_child {
-        return match end.receive()? {
-            Some(ToChild::View(mount)) => Ok(mount),
-            other => Err(unexpected(other)),
-        };
-    }
+/// The mount of the sandbox's own /proc files, made by a plain user: a device works in the user namespace that opened it, so it is
+/// opened here, and goes to the launcher, who answers on it.
+fn own_files(end: &ChildEnd) -> Result<OwnedFd> {
     let device = procview::mount::open().with_context(|| format!("open {}", procview::mount::DEVICE))?;
     let mount = procview::mount::make(device.as_fd())?;
     end.send(&ToParent::View(device)).context("tell the launcher")?;
     Ok(mount)
 }
 
-fn wait_for_tree(end: &ChildEnd) -> Result<OwnedFd> {
-    match end.receive()? {
-        Some(ToChild::Tree(tree)) => Ok(tree),
-        other => Err(unexpected(other)),
+/// The root, of the helper, and where wanted the mount of the /proc files, of the launcher: in either order.
+fn wait_for_root(end: &ChildEnd, wants_view: bool) -> Result<(OwnedFd, Option<OwnedFd>)> {
+    let (mut root, mut view) = (None, None);
+    loop {
+        match end.receive()? {
+            Some(ToChild::Tree(tree)) => root = Some(tree),
+            Some(ToChild::View(mount)) => view = Some(mount),
+            other => return Err(unexpected(other)),
+        }
+        if view.is_some() == wants_view
+            && let Some(root) = root.take()
+        {
+            return Ok((root, view));
+        }
     }
 }
 

@@ -334,6 +334,8 @@ impl Running<'_> {
             Side::Parent(pid, pidfd) => self.helper = Some((pid, pidfd)),
         }
         if let (Some(view), Some(files)) = (&mut self.view, files) {
+            // Here, where nothing but systemd is waited for, and not by the helper, whom the child waits for.
+            self.end.send(&ToChild::View(procview::mount::make(files.as_fd())?)).context("tell the child")?;
             view.serve(files);
         }
         Ok(())
@@ -455,9 +457,6 @@ impl Running<'_> {
 /// The helper's work: what it makes goes to the child, which then needs somebody to answer for the files of the view. That is this
 /// process until the launcher ends it: the launcher itself waits for systemd meanwhile.
 fn help(root: &RootPlan, ids: &Ids<'_>, end: &ParentEnd, files: Option<(&mut Server, Pid)>) -> Result<()> {
-    if let Some((files, _)) = &files {
-        end.send(&ToChild::View(procview::mount::make(files.as_fd())?))?;
-    }
     end.send(&ToChild::Tree(assemble(root, ids)?))?;
     let Some((files, launcher)) = files else { return Ok(()) };
     // Writing as another owner has cleared it, prctl(2); and a launcher that is gone already sends no signal.

@@ -17,6 +17,9 @@ const MINOR: u32 = 31;
 /// `FUSE_ABORT_ERROR`: a connection that somebody aborted reads otherwise than one whose mounts are gone.
 const ABORT_ERROR: u32 = 1 << 21;
 
+/// `FUSE_DO_READDIRPLUS`: who lists the directory has every name looked up at once.
+const DO_READDIRPLUS: u32 = 1 << 13;
+
 /// `FOPEN_DIRECT_IO`: each read(2) asks anew, whatever the size of the file, which is 0 as everywhere in /proc.
 const DIRECT_IO: u32 = 1;
 
@@ -46,8 +49,19 @@ pub(super) enum Question<'a> {
         /// At most so many bytes.
         size: u32,
     },
+    /// Open the directory.
+    OpenDirectory,
+    /// Every name from the one with this number on, in at most so many bytes.
+    List {
+        /// How many names were told.
+        told: u64,
+        /// At most so many bytes.
+        size: u32,
+    },
     /// The last user of an open file has closed it.
     Release(u64),
+    /// The same of the directory.
+    ReleaseDirectory,
     /// A statement that wants no answer.
     Told,
     /// Anything else.
@@ -84,6 +98,9 @@ impl Request<'_> {
             14 => Question::Open,
             15 => Question::Read { handle: u64_at(body, 0)?, offset: u64_at(body, 8)?, size: u32_at(body, 16)? },
             18 => Question::Release(u64_at(body, 0)?),
+            27 => Question::OpenDirectory,
+            44 => Question::List { told: u64_at(body, 8)?, size: u32_at(body, 16)? },
+            29 => Question::ReleaseDirectory,
             // FORGET, BATCH_FORGET, INTERRUPT (every answer is on its way at once)
             2 | 42 | 36 => Question::Told,
             _ => Question::Unknown,
@@ -92,10 +109,10 @@ impl Request<'_> {
     }
 }
 
-/// The answer to [`Question::Init`]: nothing but the version and that an abort is told.
+/// The answer to [`Question::Init`].
 pub(super) fn agreed() -> Vec<u8> {
     let mut out = Vec::with_capacity(64);
-    [MAJOR, MINOR, 0, ABORT_ERROR].iter().for_each(|word| out.extend(word.to_ne_bytes()));
+    [MAJOR, MINOR, 0, ABORT_ERROR | DO_READDIRPLUS].iter().for_each(|word| out.extend(word.to_ne_bytes()));
     // max_background and congestion_threshold, then max_write.
     [16_u16, 12].iter().for_each(|word| out.extend(word.to_ne_bytes()));
     out.extend(4096_u32.to_ne_bytes());
@@ -134,6 +151,18 @@ pub(super) fn attributes_of(node: u64, mode: u32) -> Vec<u8> {
 pub(super) fn opened(handle: u64) -> Vec<u8> {
     let mut out = handle.to_ne_bytes().to_vec();
     [DIRECT_IO, 0].iter().for_each(|word: &u32| out.extend(word.to_ne_bytes()));
+    out
+}
+
+/// One name of the answer to [`Question::List`]; `next` is how many names are told with this one.
+pub(super) fn listed(node: u64, mode: u32, name: &str, next: u64) -> Vec<u8> {
+    let mut out = entry(node, mode);
+    [node, next].iter().for_each(|word| out.extend(word.to_ne_bytes()));
+    out.extend(u32::try_from(name.len()).unwrap_or(0).to_ne_bytes());
+    // The type, as in the upper bits of a mode.
+    out.extend((mode >> 12).to_ne_bytes());
+    out.extend(name.as_bytes());
+    out.resize(out.len().next_multiple_of(8), 0);
     out
 }
 
@@ -230,6 +259,9 @@ mod tests {
             (request(14, 2, &[0; 8]), Question::Open),
             (request(15, 2, &read), Question::Read { handle: 3, offset: 100, size: 4096 }),
             (request(18, 2, &9_u64.to_ne_bytes()), Question::Release(9)),
+            (request(27, 1, &[0; 8]), Question::OpenDirectory),
+            (request(44, 1, &read), Question::List { told: 100, size: 4096 }),
+            (request(29, 1, &[0; 24]), Question::ReleaseDirectory),
             (request(2, 2, &[0; 8]), Question::Told),
             (request(99, 2, &[]), Question::Unknown),
         ];
@@ -250,5 +282,6 @@ mod tests {
             (agreed().len(), entry(2, mode).len(), attributes_of(2, mode).len(), opened(1).len()),
             (64, 128, 104, 16)
         );
+        assert_eq!(listed(2, mode, "proc-stat", 1).len(), 128 + 24 + 16);
     }
 }

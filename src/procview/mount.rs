@@ -1,10 +1,11 @@
 //! The mounts: one file system, of which each file is bound over the kernel's own.
 
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use rustix::fs::{CWD, Mode, OFlags};
+use rustix::fs::{CWD, Mode, OFlags, RawDir};
 use rustix::mount::{FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
 
 use super::file_name;
@@ -82,10 +83,20 @@ pub(crate) fn bind(mount: &OwnedFd, places: &[&PathBuf], root: BorrowedFd<'_>) -
     if !places.iter().any(|place| rustix::mount::move_mount(mount, "", CWD, place.as_path(), flags).is_ok()) {
         return Err(fault(format!("attach the sandbox's own /proc files: none of {places:?} can hold them")).into());
     }
+    look_up_all(mount).context("list the sandbox's own /proc files")?;
     for row in TABLE {
         bind_one(mount, &file_name(row), Path::new(row.path), root)
             .with_context(|| format!("make {} the sandbox's own", row.path))?;
     }
+    Ok(())
+}
+
+/// One question for all names instead of one for each: the kernel keeps the answer.
+fn look_up_all(mount: &OwnedFd) -> Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = rustix::fs::openat(mount, ".", flags, Mode::empty())?;
+    let mut buffer = [MaybeUninit::uninit(); 4096];
+    RawDir::new(&directory, &mut buffer).next().transpose()?;
     Ok(())
 }
 

@@ -74,6 +74,9 @@ impl Server {
             Question::Attributes => mode(node).map(|mode| fuse::attributes_of(node, mode)),
             Question::Open => self.open(node),
             Question::Read { handle, offset, size } => self.read(node, handle, (offset, size), reader),
+            Question::OpenDirectory => Ok(fuse::opened(0)),
+            Question::ReleaseDirectory => Ok(Vec::new()),
+            Question::List { told, size } => Ok(list(told, size)),
             Question::Release(handle) => {
                 self.texts.retain(|(other, _)| *other != handle);
                 Ok(Vec::new())
@@ -134,4 +137,49 @@ fn lookup(node: u64, name: &[u8]) -> Result<Vec<u8>, Errno> {
     let index = TABLE.iter().position(|row| super::file_name(row).as_bytes() == name).ok_or(Errno::NOENT)?;
     let node = ROOT + 1 + index as u64;
     Ok(fuse::entry(node, mode(node)?))
+}
+
+/// The names after the first `told` ones, as many as there is room for.
+fn list(told: u64, size: u32) -> Vec<u8> {
+    let (told, size) = (usize::try_from(told).unwrap_or(usize::MAX), usize::try_from(size).unwrap_or(0));
+    let mut out = Vec::new();
+    for (index, row) in TABLE.iter().enumerate().skip(told) {
+        let index = index as u64;
+        let one = fuse::listed(ROOT + 1 + index, FILE | row.mode, &super::file_name(row), index + 1);
+        if out.len() + one.len() > size {
+            break;
+        }
+        out.extend(one);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_name_is_listed_once_in_any_room() {
+        for size in [200, 400, 4096] {
+            let (mut told, mut names) = (0, 0);
+            loop {
+                let part = list(told, size);
+                assert!(part.len() <= size as usize);
+                let mut at = 0;
+                while at < part.len() {
+                    let number = |at: usize| u64::from_ne_bytes(part[at..at + 8].try_into().unwrap());
+                    let length = u32::from_ne_bytes(part[at + 144..at + 148].try_into().unwrap()) as usize;
+                    let name = &part[at + 152..at + 152 + length];
+                    assert_eq!(lookup(ROOT, name).unwrap()[..8], number(at).to_ne_bytes());
+                    told = number(at + 136);
+                    names += 1;
+                    at += (152 + length).next_multiple_of(8);
+                }
+                if part.is_empty() {
+                    break;
+                }
+            }
+            assert_eq!(names, TABLE.len(), "{size}");
+        }
+    }
 }
