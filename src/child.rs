@@ -22,6 +22,7 @@ use crate::part::terminal;
 use crate::part::users::{self, UserPlan};
 use crate::pid1;
 use crate::plan::Plan;
+use crate::procview::{self, ViewPlan};
 use crate::seccomp::Filter;
 use crate::sync::{ChildEnd, Failure, ToChild, ToParent};
 use crate::sys;
@@ -64,8 +65,13 @@ fn steps(plan: &Plan, end: &ChildEnd, streams: &Streams, kept: &[BorrowedFd<'_>]
     }
     if let Some(root) = &plan.root {
         let made = mounts::make(&plan.kernel_mounts)?;
-        let tree = if root.by_child { assemble(root, &Ids { base: 0, userns: None })? } else { wait_for_tree(end)? };
-        mounts::enter(&plan.kernel_mounts, &made, &tree)?;
+        let (tree, view) = if root.by_child {
+            let view = plan.procview.as_ref().map(|_| own_files(end)).transpose()?;
+            (assemble(root, &Ids { base: 0, userns: None })?, view)
+        } else {
+            wait_for_root(end, plan.procview.is_some())?
+        };
+        mounts::enter(&plan.kernel_mounts, &made, &tree, view.as_ref())?;
     }
     let terminal = plan.process.terminal.then(terminal::open).transpose()?;
     let identity = plan.process.identity()?;
@@ -82,7 +88,7 @@ fn steps(plan: &Plan, end: &ChildEnd, streams: &Streams, kept: &[BorrowedFd<'_>]
     }
     if plan.process.as_pid1 {
         leave_descriptors(plan, &[end.as_fd()], terminal.as_ref())?;
-        return Err(plan.payload().become_it(&identity, terminal.as_ref(), Some(end)));
+        return Err(plan.payload(end).become_it(&identity, terminal.as_ref(), Some(end)));
     }
     pid1::supervise(plan, end, &identity, terminal)
 }
@@ -126,10 +132,29 @@ fn wait_for_maps(end: &ChildEnd) -> Result<()> {
     }
 }
 
-fn wait_for_tree(end: &ChildEnd) -> Result<OwnedFd> {
-    match end.receive()? {
-        Some(ToChild::Tree(tree)) => Ok(tree),
-        other => Err(unexpected(other)),
+/// The mount of the sandbox's own /proc files, made by a plain user: a device works in the user namespace that opened it, so it is
+/// opened here, and goes to the launcher, who answers on it.
+fn own_files(end: &ChildEnd) -> Result<OwnedFd> {
+    let device = procview::mount::open().with_context(|| format!("open {}", procview::mount::DEVICE))?;
+    let mount = procview::mount::make(device.as_fd())?;
+    end.send(&ToParent::View(device)).context("tell the launcher")?;
+    Ok(mount)
+}
+
+/// The root, of the helper, and where wanted the mount of the /proc files, of the launcher: in either order.
+fn wait_for_root(end: &ChildEnd, wants_view: bool) -> Result<(OwnedFd, Option<OwnedFd>)> {
+    let (mut root, mut view) = (None, None);
+    loop {
+        match end.receive()? {
+            Some(ToChild::Tree(tree)) => root = Some(tree),
+            Some(ToChild::View(mount)) => view = Some(mount),
+            other => return Err(unexpected(other)),
+        }
+        if view.is_some() == wants_view
+            && let Some(root) = root.take()
+        {
+            return Ok((root, view));
+        }
     }
 }
 
@@ -176,17 +201,20 @@ pub(crate) struct Payload<'a> {
     pub(crate) label: Option<&'a Label>,
     /// The filter of system calls.
     pub(crate) seccomp: &'a Filter,
+    /// Some system calls are answered by the launcher, who is at the other end.
+    pub(crate) answered: Option<(&'a ViewPlan, &'a ChildEnd)>,
 }
 
 impl Plan {
-    /// The payload of this plan.
-    pub(crate) fn payload(&self) -> Payload<'_> {
+    /// The payload of this plan; the launcher is at the other `end`.
+    pub(crate) fn payload<'a>(&'a self, end: &'a ChildEnd) -> Payload<'a> {
         Payload {
             process: &self.process,
             capabilities: &self.capabilities,
             landlock: &self.landlock,
             label: self.label.as_ref(),
             seccomp: &self.seccomp,
+            answered: self.procview.as_ref().map(|view| (view, end)),
         }
     }
 }
@@ -242,8 +270,18 @@ impl Payload<'_> {
         }
         // Before the filter, which need not let these calls through.
         self.landlock.apply()?;
+        self.hand_over_calls()?;
         // Last, since it may forbid any of the steps before; all that comes after it is execve and the report of why that failed.
         self.seccomp.load()
+    }
+
+    /// Before the filter that forbids: that one may forbid seccomp(2).
+    fn hand_over_calls(&self) -> Result<()> {
+        let Some((view, end)) = self.answered else { return Ok(()) };
+        match procview::listen(view.affinity).context("load the filter that hands sysinfo(2) over")? {
+            Some(listener) => end.send(&ToParent::Calls(listener)).context("tell the launcher"),
+            None => Ok(()),
+        }
     }
 }
 

@@ -48,6 +48,7 @@ pub(crate) fn enter(sandbox: &Sandbox, process: &ProcessPlan) -> Result<u8> {
                     landlock: &record.entry.landlock,
                     label: record.entry.label.as_ref(),
                     seccomp: &record.entry.seccomp,
+                    answered: None,
                 },
                 &child_end,
             )

@@ -42,6 +42,8 @@ pub(crate) struct Host {
     pub(crate) subordinate_ids: Option<(IdRange, IdRange)>,
     /// IDs that somebody owns already: of /etc/subuid, /etc/subgid, /etc/passwd and /etc/group.
     pub(crate) taken_ids: Vec<IdRange>,
+    /// Why /dev/fuse cannot be used, where it cannot.
+    pub(crate) no_fuse: Option<String>,
     /// Content of /etc/resolv.conf, wherever it really is.
     pub(crate) resolv_conf: Vec<u8>,
     /// What the host view needs to know; read only when it is the root.
@@ -153,6 +155,7 @@ impl Host {
             environment,
             subordinate_ids: own(&subuid).zip(own(&subgid)).filter(|_| uid != 0 && has_map_tools()),
             taken_ids: taken_ids(&[&subuid, &subgid], &[&passwd, &group]),
+            no_fuse: crate::procview::mount::obstacle(),
             resolv_conf: std::fs::read("/etc/resolv.conf").unwrap_or_default(),
             view: HostView::default(),
         })

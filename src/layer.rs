@@ -62,6 +62,16 @@ pub(crate) enum Network {
     Host,
 }
 
+/// Whether /proc tells the sandbox's own numbers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Procview {
+    /// its own memory, CPUs, load and uptime, or an error
+    On,
+    /// the machine's
+    Off,
+}
+
 /// What happens to the whole sandbox when the kernel kills a process in it for memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -232,6 +242,11 @@ pub(crate) struct Layer {
     /// Hostname inside [default: the sandbox's name]
     #[arg(long, value_name = "NAME", help_heading = "Isolation")]
     pub(crate) hostname: Option<String>,
+    /// Whether /proc and sysinfo(2) inside tell the sandbox's limits, or the machine's [default: on where /dev/fuse is]
+    ///
+    /// /proc/{cpuinfo,diskstats,loadavg,meminfo,pressure,stat,swaps,uptime,vmstat} and the lists of CPUs in /sys/devices/system/cpu.
+    #[arg(long, value_name = "BOOL", value_enum, help_heading = "Isolation")]
+    pub(crate) procview: Option<Procview>,
     /// Keep a capability that is taken away by default, such as SYS_NICE; or ALL
     #[arg(long, value_name = "CAP", value_delimiter = ',', help_heading = "Isolation")]
     pub(crate) cap_add: Vec<String>,
@@ -381,6 +396,7 @@ impl Layer {
             userns: self.userns.or(under.userns),
             network: self.network.or(under.network),
             hostname: self.hostname.or(under.hostname),
+            procview: self.procview.or(under.procview),
             cap_add: append(under.cap_add, self.cap_add),
             cap_drop: append(under.cap_drop, self.cap_drop),
             cap_ambient: append(under.cap_ambient, self.cap_ambient),

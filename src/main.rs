@@ -20,6 +20,7 @@ mod nearest;
 mod part;
 mod pid1;
 mod plan;
+mod procview;
 mod profile;
 mod relay;
 mod run;

@@ -21,6 +21,7 @@ use crate::part::process::{self, ProcessPlan};
 use crate::part::rootfs::{self, RootPlan};
 use crate::part::service::{self, OwnService, ServicePlan};
 use crate::part::users::{self, UserPlan};
+use crate::procview::{self, ViewPlan};
 use crate::seccomp::{Asked, Circumstances, Filter};
 use crate::spec::limits::DEVICE;
 use crate::spec::{RootSource, Spec};
@@ -43,6 +44,8 @@ pub(crate) struct Plan {
     pub(crate) root: Option<RootPlan>,
     /// The kernel's file systems in the root.
     pub(crate) kernel_mounts: KernelMounts,
+    /// The sandbox's own numbers in /proc; `None`: the machine's.
+    pub(crate) procview: Option<ViewPlan>,
     /// Capabilities that remain.
     pub(crate) capabilities: Capabilities,
     /// What the payload may use of files and network.
@@ -149,6 +152,8 @@ impl Plan {
         let own_cgroup = namespaces.has(Namespace::Cgroup) && host.cgroup == Some(CgroupMode::Unified);
         let kernel_mounts =
             KernelMounts::plan(shares, own_cgroup && root.is_some(), users.maps_tty_group(), spec.root.hide_pids);
+        let quota = unit.as_ref().is_some_and(UnitPlan::may_have_quota);
+        let procview = procview::plan(spec, host, root.is_some(), quota, &mut warnings)?;
         let process = process::plan(spec, host, &users, &service);
         let circumstances = Circumstances {
             capabilities: &spec.capabilities,
@@ -166,6 +171,7 @@ impl Plan {
             hostname: spec.hostname.clone(),
             root,
             kernel_mounts,
+            procview,
             capabilities: spec.capabilities.clone(),
             stub_seccomp: match &spec.seccomp {
                 Asked::Profile(..) => Filter::plan(&Asked::Default, circumstances, &mut Vec::new())?,
@@ -181,6 +187,14 @@ impl Plan {
             warnings: if spec.process.quiet { Vec::new() } else { warnings },
             notes,
         })
+    }
+}
+
+impl UnitPlan {
+    /// Whether its CPU time is limited, as far as that can be known: what the unit file of a service says is not.
+    fn may_have_quota(&self) -> bool {
+        matches!(self.kind, UnitKind::Own { .. })
+            || self.settings.iter().any(|setting| setting.property.starts_with("CPUQuota"))
     }
 }
 
@@ -369,6 +383,13 @@ impl fmt::Display for Plan {
         }
         if self.kernel_mounts.hide_pids {
             row("proc", "a user sees the processes of that user only")?;
+        }
+        match &self.procview {
+            None if self.root.is_some() => row("procview", "off: /proc tells the machine's memory and CPUs")?,
+            Some(view) if !view.machines.is_empty() => {
+                row("procview", &format!("the machine's on cgroup v1: {}", view.machines.join(", ")))?;
+            }
+            _ => {}
         }
         row("capabilities", &self.capabilities.to_string())?;
         if !self.landlock.is_empty() {

@@ -11,6 +11,7 @@ use rustix::process::Pid;
 
 use crate::error::Result;
 use crate::part::journal::TerminalLog;
+use crate::procview::{Part, View};
 use crate::signals::{Arrived, Signals};
 use crate::sync::{ParentEnd, ToChild, ToParent};
 
@@ -35,6 +36,8 @@ pub(crate) struct Relay<'a> {
     pidfd: &'a OwnedFd,
     signals: &'a Signals,
     terminal: Option<Terminal>,
+    /// The sandbox's own numbers.
+    view: Option<View>,
     /// The payload where it is this process's child: there is no stub, signals go to it, the socket closes when it is executed. It
     /// leads its session, so its process group has the same number.
     payload: Option<Pid>,
@@ -68,6 +71,7 @@ impl<'a> Relay<'a> {
             pidfd,
             signals,
             terminal,
+            view: None,
             payload,
             socket_open: true,
             interrupted: None,
@@ -76,6 +80,11 @@ impl<'a> Relay<'a> {
             status: None,
             stop_signal: None,
         })
+    }
+
+    /// Answers for the sandbox's own numbers from now on.
+    pub(crate) fn serve(&mut self, view: View) {
+        self.view = Some(view);
     }
 
     /// Returns when nothing inside runs any more: with the payload's status (as by wait(2)) when the stub reported it, or without
@@ -88,6 +97,9 @@ impl<'a> Relay<'a> {
             let ready = self.poll()?;
             if let Some(terminal) = &mut self.terminal {
                 terminal.turn(&ready);
+            }
+            if let Some(view) = &mut self.view {
+                ready.parts().for_each(|(part, flags)| view.turn(part, flags));
             }
             if ready.has(Source::Socket) {
                 self.hear(seen)?;
@@ -133,6 +145,8 @@ impl<'a> Relay<'a> {
         if let Some(terminal) = &self.terminal {
             fds.extend(terminal.interest());
         }
+        let parts = self.view.iter().flat_map(View::interest);
+        fds.extend(parts.map(|(part, fd)| (Source::View(part), PollFd::from_borrowed_fd(fd, PollFlags::IN))));
         wait_for(fds, None)
     }
 
@@ -172,6 +186,11 @@ impl<'a> Relay<'a> {
     fn hear(&mut self, seen: &mut dyn FnMut(&ToParent)) -> Result<()> {
         match self.end.receive()? {
             Some(ToParent::Failed(failure)) => return Err(failure.into_error()),
+            Some(ToParent::Calls(listener)) => {
+                if let Some(view) = &mut self.view {
+                    view.answer(listener);
+                }
+            }
             Some(message) => {
                 if let ToParent::Exited(status) = message {
                     self.status = Some(status);
@@ -256,6 +275,7 @@ enum Source {
     Master,
     Input,
     Output,
+    View(Part),
 }
 
 /// What a poll found, by what was polled.
@@ -268,6 +288,12 @@ impl Ready {
 
     fn has(&self, source: Source) -> bool {
         !self.flags(source).is_empty()
+    }
+
+    /// Of the view what has something.
+    fn parts(&self) -> impl Iterator<Item = (Part, PollFlags)> {
+        let ready = self.0.iter().filter(|(_, flags)| !flags.is_empty());
+        ready.filter_map(|(source, flags)| if let Source::View(part) = source { Some((*part, *flags)) } else { None })
     }
 }
 

@@ -21,6 +21,7 @@ use crate::part::scratch;
 use crate::part::streams;
 use crate::part::users::{self, Claim, UserPlan};
 use crate::plan::Plan;
+use crate::procview::{self, Part, Served, Server, View};
 use crate::relay::Relay;
 use crate::signals::Signals;
 use crate::state::StateFile;
@@ -69,6 +70,7 @@ pub(crate) fn run(plan: &Plan, leases: &[BorrowedFd<'_>], timings: &mut Timings)
         helper: None,
         watcher: None,
         unit: None,
+        view: None,
         state: None,
         holds_locks,
         ended: false,
@@ -185,6 +187,7 @@ struct Running<'a> {
     helper: Option<(Pid, OwnedFd)>,
     watcher: Option<Watcher>,
     unit: Option<Unit<'a>>,
+    view: Option<View>,
     state: Option<StateFile>,
     /// The first process has locks on what it runs on, which the next command may want: its end is waited for.
     holds_locks: bool,
@@ -224,6 +227,7 @@ impl Running<'_> {
         if let Some(claim) = claim {
             streams::give(claim.base, claim.base);
         }
+        self.view = self.plan.procview.as_ref().map(|_| View::new(self.pid)).transpose()?;
         self.start_helper(claim)?;
         self.plan.process.apply_from_outside(self.pid)?;
         timings.mark("id maps, helper");
@@ -260,23 +264,35 @@ impl Running<'_> {
                 PollFd::from_borrowed_fd(self.end.as_fd(), PollFlags::IN),
                 PollFd::from_borrowed_fd(signals.ending(), PollFlags::IN),
             ];
-            fds.extend(helper);
+            // Where there is a helper, that one answers for the view's files until the child is ready.
+            match helper {
+                Some(helper) => fds.push(helper),
+                None => fds.extend(self.view.iter().filter_map(View::files)),
+            }
             match rustix::event::poll(&mut fds, None) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error).context("wait for the child"),
             }
-            let [spoke, ended, helper_ended] = [0, 1, 2].map(|i| fds.get(i).is_some_and(|fd| !fd.revents().is_empty()));
+            let [spoke, ended, third] = [0, 1, 2].map(|i| fds.get(i).is_some_and(|fd| !fd.revents().is_empty()));
             if ended {
                 return Err(fault("interrupted by a signal").into());
             }
-            if helper_ended && !self.reap_helper() && !spoke {
-                return Err(fault("the helper that makes the root was killed").into());
+            if third && self.helper.is_some() {
+                if !self.reap_helper() && !spoke {
+                    return Err(fault("the helper that makes the root was killed").into());
+                }
+            } else if let Some(view) = self.view.as_mut().filter(|_| third) {
+                view.turn(Part::Files, PollFlags::IN);
             }
             if spoke {
-                return match self.end.receive()? {
-                    Some(ToParent::Ready(master)) => Ok(master),
-                    other => Err(unexpected(other)),
-                };
+                match (self.end.receive()?, &mut self.view) {
+                    (Some(ToParent::Ready(master)), _) => {
+                        self.dismiss_helper();
+                        return Ok(master);
+                    }
+                    (Some(ToParent::View(device)), Some(view)) => view.serve(Server::new(device)),
+                    (other, _) => return Err(unexpected(other)),
+                }
             }
         }
     }
@@ -296,6 +312,13 @@ impl Running<'_> {
             return Ok(());
         };
         let userns = claim.map(|_| users::open_userns(self.pid)).transpose()?;
+        let mut files = self
+            .view
+            .as_ref()
+            .map(|_| procview::mount::open().map(Server::new))
+            .transpose()
+            .context("open /dev/fuse")?;
+        let launcher = rustix::process::getpid();
         match sys::clone_process(libc::CLONE_NEWNS).context("start the helper that makes the root")? {
             Side::Child => {
                 // It holds the launcher's end of the socket, so the child would wait for a helper that is stuck.
@@ -303,16 +326,30 @@ impl Running<'_> {
                 // What is made for the root is for everybody in it, whatever the caller's mask.
                 rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
                 let ids = Ids { base: claim.map_or(0, |claim| claim.base), userns: userns.as_ref().map(AsFd::as_fd) };
-                let message = match assemble(root, &ids) {
-                    Ok(tree) => ToChild::Tree(tree),
-                    Err(error) => ToChild::Failed(Failure::from_error(&error)),
-                };
+                let done = help(root, &ids, &self.end, files.as_mut().map(|files| (files, launcher)))
+                    .or_else(|error| self.end.send(&ToChild::Failed(Failure::from_error(&error))));
                 // If the child is gone the launcher knows why.
-                sys::exit_now(u8::from(self.end.send(&message).is_err()))
+                sys::exit_now(u8::from(done.is_err()))
             }
             Side::Parent(pid, pidfd) => self.helper = Some((pid, pidfd)),
         }
+        if let (Some(view), Some(files)) = (&mut self.view, files) {
+            // Here, where nothing but systemd is waited for, and not by the helper, whom the child waits for.
+            self.end.send(&ToChild::View(procview::mount::make(files.as_fd())?)).context("tell the child")?;
+            view.serve(files);
+        }
         Ok(())
+    }
+
+    /// Ends a helper that stayed to answer: the child has bound every file. Where the next command may want the same directories its
+    /// end has to be waited for, with the payload under way.
+    fn dismiss_helper(&mut self) {
+        let (Some(view), Some((_, pidfd))) = (&mut self.view, &self.helper) else { return };
+        // ESRCH: it has ended by itself.
+        let _ = rustix::process::pidfd_send_signal(pidfd, Signal::KILL);
+        if let Some((pid, pidfd)) = self.helper.take_if(|_| !self.holds_locks) {
+            view.succeed(pid, pidfd);
+        }
     }
 
     /// Waits for the helper's end; whether it ended by itself with its work done.
@@ -365,7 +402,14 @@ impl Running<'_> {
     fn supervise(mut self, signals: &Signals, master: Option<OwnedFd>, timings: &mut Timings) -> Result<Ended> {
         self.reap_helper();
         let payload = self.plan.process.as_pid1.then_some(self.pid);
+        let view = self.view.take().map(|mut view| {
+            view.open(procview::Subject::new(self.plan, self.pid));
+            view
+        });
         let mut relay = Relay::new(&self.end, &self.pidfd, signals, master, payload)?;
+        if let Some(view) = view {
+            relay.serve(view);
+        }
         relay.stop_by(self.plan.unit.as_ref().and_then(|unit| unit.stop_signal));
         if let Some(log) = self.plan.log.as_ref().filter(|log| log.terminal) {
             relay.log_to(TerminalLog::open(log)?);
@@ -382,7 +426,7 @@ impl Running<'_> {
                 out_of_memory = oom_kills();
                 self.end.close_half();
             }
-            ToParent::Ready(_) | ToParent::Failed(_) => {}
+            ToParent::Ready(_) | ToParent::View(_) | ToParent::Calls(_) | ToParent::Failed(_) => {}
         });
         let reported = match reported {
             Ok(reported) => reported,
@@ -408,6 +452,26 @@ impl Running<'_> {
         }
         Ok(end)
     }
+}
+
+/// The helper's work: what it makes goes to the child, which then needs somebody to answer for the files of the view. That is this
+/// process until the launcher ends it: the launcher itself waits for systemd meanwhile.
+fn help(root: &RootPlan, ids: &Ids<'_>, end: &ParentEnd, files: Option<(&mut Server, Pid)>) -> Result<()> {
+    end.send(&ToChild::Tree(assemble(root, ids)?))?;
+    let Some((files, launcher)) = files else { return Ok(()) };
+    // Writing as another owner has cleared it, prctl(2); and a launcher that is gone already sends no signal.
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("tie the helper to its launcher")?;
+    if rustix::process::getppid() != Some(launcher) {
+        return Err(fault("the launcher is gone").into());
+    }
+    while files.serve(None)? == Served::All {
+        let mut fds = [PollFd::from_borrowed_fd(files.as_fd(), PollFlags::IN)];
+        match rustix::event::poll(&mut fds, None) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error).context("wait for readers of /proc"),
+        }
+    }
+    Ok(())
 }
 
 fn unexpected(message: Option<ToParent>) -> anyhow::Error {

@@ -12,7 +12,7 @@ use std::path::{Component, Path, PathBuf};
 use anyhow::Context;
 
 use crate::error::{Result, fault};
-use crate::layer::{Layer, Log, Manager, Namespace, Network, Notify, Userns};
+use crate::layer::{Layer, Log, Manager, Namespace, Network, Notify, Procview, Userns};
 use crate::part::caps::Capabilities;
 use crate::part::label::Label;
 use crate::part::landlock;
@@ -37,6 +37,8 @@ pub(crate) struct Spec {
     pub(crate) name: String,
     /// Hostname inside.
     pub(crate) hostname: String,
+    /// Whether /proc tells the sandbox's own numbers; `None`: where that can be had.
+    pub(crate) procview: Option<Procview>,
     /// Capabilities that the payload's bounding set keeps.
     pub(crate) capabilities: Capabilities,
     /// What the payload may use of files and network.
@@ -203,6 +205,7 @@ impl Spec {
             hostname: hostname(&layer, &name, &share)?,
             unit: unit(&layer, assignments)?,
             root: root::root(&layer)?,
+            procview: layer.procview,
             capabilities: Capabilities::parse(&layer.cap_add, &layer.cap_drop, &layer.cap_ambient)?,
             landlock: landlock::Restrictions::parse(&layer.landlock, layer.landlock_best_effort.unwrap_or(false))?,
             label: Label::of(layer.apparmor.take(), layer.selinux_label.take())?,
@@ -238,6 +241,9 @@ impl Spec {
                  --host-secrets, --device, --hidepid",
             )
             .into());
+        }
+        if self.procview == Some(Procview::On) && self.shares(Namespace::Mount) {
+            return Err(fault("--procview on needs mounts of its own: it goes without --share mount").into());
         }
         if self.unit.detach && self.process.terminal == Some(true) {
             return Err(fault("--detach leaves nobody to be at the terminal: it goes without --pty")

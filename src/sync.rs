@@ -3,10 +3,13 @@
 //! ```text
 //! launcher (or its helper)                         child, later the stub
 //!   Mapped            ── id maps are written ──▶     becomes root of its user namespace
+//!   View + fd         ── the /proc files' mount ▶    keeps it until it binds from it
+//!                     ◀── View + fd ────────────     a plain user's: the device to answer on
 //!   Tree + fd         ── the assembled root ───▶     attaches it, mounts proc and sysfs, pivots
 //!   Failed            ── the helper's failure ─▶     hands it back as its own: one path for errors
 //!                     ◀── Ready (+ pty) ────────     everything that does not need the unit is done
 //!   Go                ── limits are in force ──▶     cgroup and time namespace, payload
+//!                     ◀── Calls + fd ───────────     the system calls that the launcher answers
 //!                     ◀── Executed ─────────────     the payload's execve succeeded
 //!   Signal n | Stop   ── relayed ──────────────▶
 //!                     ◀── Exited status ────────     the payload ended
@@ -37,6 +40,8 @@ pub(crate) enum ToChild {
     Mapped,
     /// The assembled root, a detached mount tree.
     Tree(OwnedFd),
+    /// The mount of the sandbox's own /proc files, detached.
+    View(OwnedFd),
     /// The payload may run.
     Go,
     /// Send this signal to the payload.
@@ -52,6 +57,10 @@ pub(crate) enum ToChild {
 pub(crate) enum ToParent {
     /// Everything that does not need the unit is done; with the master of the sandbox's terminal, if it has one.
     Ready(Option<OwnedFd>),
+    /// The device that the sandbox's own /proc files are to be answered on.
+    View(OwnedFd),
+    /// System calls of the payload that are to be answered on this descriptor.
+    Calls(OwnedFd),
     /// The payload runs.
     Executed,
     /// The payload ended with this status, encoded as by wait(2).
@@ -149,6 +158,7 @@ impl ParentEnd {
         match message {
             ToChild::Mapped => send(&self.0, b"M", None),
             ToChild::Tree(tree) => send(&self.0, b"T", Some(tree.as_fd())),
+            ToChild::View(mount) => send(&self.0, b"V", Some(mount.as_fd())),
             ToChild::Go => send(&self.0, b"G", None),
             ToChild::Signal(number) => send(&self.0, &number_message(b'S', *number), None),
             ToChild::SignalGroup(number) => send(&self.0, &number_message(b'P', *number), None),
@@ -166,6 +176,8 @@ impl ParentEnd {
         };
         let message = match (bytes.split_first(), fd) {
             (Some((b'R', _)), pty) => ToParent::Ready(pty),
+            (Some((b'V', _)), Some(device)) => ToParent::View(device),
+            (Some((b'C', _)), Some(listener)) => ToParent::Calls(listener),
             (Some((b'X', _)), None) => ToParent::Executed,
             (Some((b'E', number)), None) => ToParent::Exited(decode_number(number)?),
             (Some((b'F', failure)), None) => ToParent::Failed(Failure::decode(failure).ok_or_else(bad_message)?),
@@ -183,6 +195,8 @@ impl ChildEnd {
     pub(crate) fn send(&self, message: &ToParent) -> io::Result<()> {
         match message {
             ToParent::Ready(pty) => send(&self.0, b"R", pty.as_ref().map(AsFd::as_fd)),
+            ToParent::View(device) => send(&self.0, b"V", Some(device.as_fd())),
+            ToParent::Calls(listener) => send(&self.0, b"C", Some(listener.as_fd())),
             ToParent::Executed => send(&self.0, b"X", None),
             ToParent::Exited(status) => send(&self.0, &number_message(b'E', *status), None),
             ToParent::Failed(failure) => send(&self.0, &failure.encode(), None),
@@ -208,6 +222,7 @@ impl ChildEnd {
         let message = match (bytes.split_first(), fd) {
             (Some((b'M', _)), None) => ToChild::Mapped,
             (Some((b'T', _)), Some(tree)) => ToChild::Tree(tree),
+            (Some((b'V', _)), Some(mount)) => ToChild::View(mount),
             (Some((b'G', _)), None) => ToChild::Go,
             (Some((b'S', number)), None) => ToChild::Signal(decode_number(number)?),
             (Some((b'P', number)), None) => ToChild::SignalGroup(decode_number(number)?),
@@ -280,23 +295,29 @@ mod tests {
         let failure = Failure { status: 127, message: "run x: not found".into(), hint: String::new() };
         parent.send(&ToChild::Mapped).unwrap();
         parent.send(&ToChild::Tree(file())).unwrap();
+        parent.send(&ToChild::View(file())).unwrap();
         parent.send(&ToChild::Go).unwrap();
         parent.send(&ToChild::Signal(15)).unwrap();
         parent.send(&ToChild::SignalGroup(2)).unwrap();
         parent.send(&ToChild::Failed(failure.clone())).unwrap();
         assert!(matches!(child.receive().unwrap(), Some(ToChild::Mapped)));
         assert!(matches!(child.receive().unwrap(), Some(ToChild::Tree(_))));
+        assert!(matches!(child.receive().unwrap(), Some(ToChild::View(_))));
         assert!(matches!(child.receive().unwrap(), Some(ToChild::Go)));
         assert!(matches!(child.receive().unwrap(), Some(ToChild::Signal(15))));
         assert!(matches!(child.receive().unwrap(), Some(ToChild::SignalGroup(2))));
         assert!(matches!(child.receive().unwrap(), Some(ToChild::Failed(f)) if f == failure));
         child.send(&ToParent::Ready(Some(file()))).unwrap();
         child.send(&ToParent::Ready(None)).unwrap();
+        child.send(&ToParent::View(file())).unwrap();
+        child.send(&ToParent::Calls(file())).unwrap();
         child.send(&ToParent::Executed).unwrap();
         child.send(&ToParent::Exited(-7)).unwrap();
         child.send(&ToParent::Failed(failure.clone())).unwrap();
         assert!(matches!(parent.receive().unwrap(), Some(ToParent::Ready(Some(_)))));
         assert!(matches!(parent.receive().unwrap(), Some(ToParent::Ready(None))));
+        assert!(matches!(parent.receive().unwrap(), Some(ToParent::View(_))));
+        assert!(matches!(parent.receive().unwrap(), Some(ToParent::Calls(_))));
         assert!(matches!(parent.receive().unwrap(), Some(ToParent::Executed)));
         assert!(matches!(parent.receive().unwrap(), Some(ToParent::Exited(-7))));
         assert!(matches!(parent.receive().unwrap(), Some(ToParent::Failed(f)) if f == failure));

@@ -250,6 +250,76 @@ pub(crate) fn new_session_keyring() -> io::Result<()> {
     check(unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, none) }).map(drop)
 }
 
+/// Loads a filter of system calls that hands some of them over, into this process for good; the descriptor on which they are answered.
+/// `flags` is added to `SECCOMP_FILTER_FLAG_NEW_LISTENER`; seccomp(2).
+///
+/// # Errors
+/// EBUSY where a filter of this process has a listener already, EINVAL for flags that the kernel does not know, EACCES without
+/// no_new_privs.
+pub(crate) fn load_notifying_filter(program: &[libc::sock_filter], flags: libc::c_ulong) -> io::Result<OwnedFd> {
+    let flags = flags | libc::SECCOMP_FILTER_FLAG_NEW_LISTENER | libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
+    let len = u16::try_from(program.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
+    let program = libc::sock_fprog { len, filter: program.as_ptr().cast_mut() };
+    // SAFETY: len instructions are behind the pointer; the kernel copies them and writes nothing.
+    let fd =
+        check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) })?;
+    let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
+    // SAFETY: with NEW_LISTENER a success is an open descriptor that nobody else owns.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The next call that a filter handed over; only called when poll(2) says that there is one, else it waits; seccomp_unotify(2).
+///
+/// # Errors
+/// ENOENT when whoever called was killed meanwhile.
+pub(crate) fn notification(listener: BorrowedFd<'_>) -> io::Result<libc::seccomp_notif> {
+    // SAFETY: seccomp_notif is plain integers; the kernel wants it zeroed.
+    let mut call: libc::seccomp_notif = unsafe { std::mem::zeroed() };
+    // SAFETY: NOTIF_RECV writes one seccomp_notif, whose size is part of the request's number.
+    check(unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV, &raw mut call) } as libc::c_long)?;
+    Ok(call)
+}
+
+/// Whether the call is still waited for: its process has not ended, so its number is still its own.
+///
+/// # Errors
+/// ENOENT when it has.
+pub(crate) fn notification_is_valid(listener: BorrowedFd<'_>, id: u64) -> io::Result<()> {
+    // SAFETY: NOTIF_ID_VALID reads one u64.
+    check(
+        unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ID_VALID, &raw const id) } as libc::c_long
+    )
+    .map(drop)
+}
+
+/// Lets a call return a value, or with `None` go on in the kernel.
+///
+/// # Errors
+/// ENOENT when nobody waits for it any more.
+pub(crate) fn answer_notification(listener: BorrowedFd<'_>, id: u64, returned: Option<i64>) -> io::Result<()> {
+    let flags = if returned.is_none() { libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE } else { 0 };
+    let flags = u32::try_from(flags).map_err(io::Error::other)?;
+    let answer = libc::seccomp_notif_resp { id, val: returned.unwrap_or(0), error: 0, flags };
+    // SAFETY: NOTIF_SEND reads one seccomp_notif_resp.
+    check(
+        unsafe { libc::ioctl(listener.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND, &raw const answer) } as libc::c_long
+    )
+    .map(drop)
+}
+
+/// The CPUs that a thread may run on, one bit each, as the kernel writes them for who asks for `length` bytes;
+/// sched_getaffinity(2).
+///
+/// # Errors
+/// EINVAL when that is too few, ESRCH when it has ended.
+pub(crate) fn affinity_mask(pid: i32, length: usize) -> io::Result<Vec<u8>> {
+    let mut mask = vec![0; length];
+    // SAFETY: the kernel writes at most length bytes, which mask has.
+    let written = check(unsafe { libc::syscall(libc::SYS_sched_getaffinity, pid, length, mask.as_mut_ptr()) })?;
+    mask.truncate(usize::try_from(written).map_err(io::Error::other)?);
+    Ok(mask)
+}
+
 /// Whether `signal` is ignored by this process; sigaction(2).
 pub(crate) fn is_ignored(signal: i32) -> bool {
     // SAFETY: sigaction is plain data for which all zeroes is valid.

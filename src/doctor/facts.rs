@@ -1,6 +1,5 @@
 //! [`Facts`]: what doctor read of this machine and what its trials showed. Reading decides nothing.
 
-use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{CWD, Mode, OFlags, ResolveFlags};
@@ -279,15 +278,10 @@ fn calls() -> Calls {
     let actions = words("/proc/sys/kernel/seccomp/actions_avail").unwrap_or_default();
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let openat2 = rustix::fs::openat2(CWD, "/", flags, Mode::empty(), ResolveFlags::empty()).is_ok();
-    let fuse = std::fs::File::options().read(true).write(true).open("/dev/fuse");
     Calls {
         seccomp_notify: actions.iter().any(|action| action == "user_notif"),
         openat2,
-        fuse: fuse.err().map(|error: io::Error| match error.kind() {
-            io::ErrorKind::NotFound => "not there".to_owned(),
-            io::ErrorKind::PermissionDenied => "not for this user".to_owned(),
-            _ => crate::error::line(&error.into()),
-        }),
+        fuse: crate::procview::mount::obstacle(),
         pasta: in_path("pasta"),
     }
 }

@@ -401,11 +401,13 @@ fn calls(facts: &Facts) -> Vec<Check> {
         (None, Some(install)) => Check::new("pasta", Missing, "not in the PATH").command(install),
         (None, None) => Check::new("pasta", Missing, "not in the PATH"),
     };
-    let later = "this version does not use it";
-    let unused = |check: Check| {
-        if check.state == Found { check } else { check.advice(later) }
-    };
-    vec![openat2, unused(notify), unused(fuse), unused(pasta)]
+    let without = |check: Check, advice: &str| if check.state == Found { check } else { check.advice(advice) };
+    vec![
+        openat2,
+        without(notify, "sysinfo(2) inside tells the machine's memory and uptime"),
+        without(fuse, "/proc inside tells the machine's memory and CPUs"),
+        without(pasta, "this version does not use it"),
+    ]
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use crate::host::parse_mountinfo;
 use crate::layer::Namespace;
 use crate::part::inside::{Make, open_existing, open_or_make};
 use crate::part::rootfs::assemble::new_file_system;
+use crate::procview;
 use crate::sys;
 
 /// The kernel's file systems inside.
@@ -156,18 +157,19 @@ fn make_one(kind: &str, at: &'static str, options: &[(&str, String)], flags: Mou
     Ok(Made { mount, at })
 }
 
-/// Makes `tree` the root of this process's mount namespace, with the kernel's file systems in it, and drops the old root.
+/// Makes `tree` the root of this process's mount namespace, with the kernel's file systems in it and the files of `view` over theirs,
+/// and drops the old root.
 ///
 /// # Errors
 /// With the object and the kernel's reason.
-pub(crate) fn enter(plan: &KernelMounts, made: &[Made], tree: &OwnedFd) -> Result<()> {
+pub(crate) fn enter(plan: &KernelMounts, made: &[Made], tree: &OwnedFd, view: Option<&OwnedFd>) -> Result<()> {
     rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
         .context("make / private")?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    let attached = plan.place.iter().any(|place| rustix::mount::move_mount(tree, "", CWD, place, flags).is_ok());
-    if !attached {
+    let attach_at = |place: &&PathBuf| rustix::mount::move_mount(tree, "", CWD, place.as_path(), flags).is_ok();
+    let Some(place) = plan.place.iter().find(attach_at) else {
         return Err(fault(format!("attach the new root: none of {:?} can hold it", plan.place)).into());
-    }
+    };
     rustix::process::fchdir(tree).context("enter the new root")?;
     for Made { mount, at } in made {
         attach(mount, tree.as_fd(), Path::new(at), Make::Directory).with_context(|| format!("mount {at}"))?;
@@ -178,6 +180,10 @@ pub(crate) fn enter(plan: &KernelMounts, made: &[Made], tree: &OwnedFd) -> Resul
     }
     for path in &plan.read_only {
         make_read_only(tree.as_fd(), path).with_context(|| format!("make {} read-only", path.display()))?;
+    }
+    if let Some(view) = view {
+        let places: Vec<&PathBuf> = plan.place.iter().filter(|other| *other != place).collect();
+        procview::mount::bind(view, &places, tree.as_fd())?;
     }
     // Both names are the new root: the old one is stacked on it and detached, so no directory for it is needed, pivot_root(2).
     rustix::process::pivot_root(".", ".").context("pivot_root")?;

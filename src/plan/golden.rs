@@ -239,6 +239,16 @@ fn on_cgroup_v1() {
 }
 
 #[test]
+fn the_view_of_proc() {
+    check("procview-off", "--procview off true", &host());
+    check("procview-shared", "--procview on --share mount true", &host());
+    let mut host = host();
+    host.no_fuse = Some("not there".into());
+    check("procview-no-fuse", "true", &host);
+    check("procview-no-fuse-asked", "--procview on true", &host);
+}
+
+#[test]
 fn contradictions() {
     for (name, words) in [
         ("twice", "--memory 1G -p MemoryMax=2G true"),

@@ -45,7 +45,7 @@ impl CgroupMode {
 
     /// The directory below /sys/fs/cgroup that holds the hierarchy of `controller` (v1 name on v1: `blkio`);
     /// `None` is the hierarchy of systemd itself where BPF programs go.
-    pub(super) fn hierarchy(self, controller: Option<&str>) -> PathBuf {
+    pub(crate) fn hierarchy(self, controller: Option<&str>) -> PathBuf {
         match (self, controller) {
             (CgroupMode::Unified, _) => PathBuf::new(),
             (_, Some(controller)) => PathBuf::from(controller),
@@ -57,11 +57,11 @@ impl CgroupMode {
 
 /// The paths of one process in all hierarchies: /proc/PID/cgroup, read once.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct CgroupPaths(Vec<(String, String)>);
+pub(crate) struct CgroupPaths(Vec<(String, String)>);
 
 impl CgroupPaths {
     /// Parses the lines `ID:CONTROLLERS:PATH` (cgroups(7)).
-    pub(super) fn parse(text: &str) -> CgroupPaths {
+    pub(crate) fn parse(text: &str) -> CgroupPaths {
         let line = |line: &str| {
             let mut fields = line.splitn(3, ':').skip(1);
             Some((fields.next()?.to_owned(), fields.next()?.to_owned()))
@@ -70,7 +70,7 @@ impl CgroupPaths {
     }
 
     /// The path in the hierarchy of `controller`, without a leading slash; `None` asks for systemd's own hierarchy.
-    pub(super) fn path(&self, mode: CgroupMode, controller: Option<&str>) -> Option<&Path> {
+    pub(crate) fn path(&self, mode: CgroupMode, controller: Option<&str>) -> Option<&Path> {
         let fits = |controllers: &str| match (mode, controller) {
             (CgroupMode::Unified, _) | (CgroupMode::Hybrid, None) => controllers.is_empty(),
             (CgroupMode::Legacy, None) => controllers == "name=systemd",

@@ -26,7 +26,7 @@ mod verify;
 mod wire;
 
 pub(crate) use bus::Bus;
-pub(crate) use cgroup::{CgroupMode, UnitOfProcess};
+pub(crate) use cgroup::{CgroupMode, CgroupPaths, UnitOfProcess};
 pub(crate) use directive::Directive;
 pub(crate) use look::{DownService, ListedUnit, Usage, join_cgroups};
 pub(crate) use own::{OwnSetting, only_in_a_unit_file};

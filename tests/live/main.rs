@@ -56,6 +56,7 @@ mod limits;
 mod namespaces;
 mod pressure;
 mod process;
+mod procview;
 mod profiles;
 mod rootfs;
 mod seccomp;
@@ -107,6 +108,7 @@ fn all() -> Vec<Test> {
         kept::tests(),
         leaks::tests(),
         process::tests(),
+        procview::tests(),
         profiles::tests(),
         rootfs::tests(),
         seccomp::tests(),

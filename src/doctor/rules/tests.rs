@@ -206,13 +206,17 @@ fn a_faster_start_is_offered_where_the_kernel_has_it_and_is_never_needed() {
 }
 
 #[test]
-fn what_only_comes_later_is_never_needed() {
+fn what_a_sandbox_does_without_is_never_needed() {
     let mut facts = good();
     facts.calls = Calls { openat2: true, fuse: Some("not there".into()), ..Calls::default() };
-    for name in ["seccomp notification", "FUSE", "pasta"] {
+    for (name, advice) in [
+        ("seccomp notification", "sysinfo(2) inside tells the machine's memory and uptime"),
+        ("FUSE", "/proc inside tells the machine's memory and CPUs"),
+        ("pasta", "this version does not use it"),
+    ] {
         let row = check(&facts, name);
         assert_eq!((row.state, row.needed), (Missing, false), "{name}");
-        assert_eq!(row.advice.as_deref(), Some("this version does not use it"));
+        assert_eq!(row.advice.as_deref(), Some(advice));
     }
     assert_eq!(check(&facts, "FUSE").command.as_deref(), Some("modprobe fuse"));
     assert!(Report::new(&facts).ok);

@@ -429,7 +429,7 @@ pub(crate) fn new_file_system(
 }
 
 /// Makes the configured file system; the kernel's own words go into the error where it has any.
-pub(super) fn create(file_system: &OwnedFd, attributes: MountAttrFlags) -> Result<OwnedFd> {
+pub(crate) fn create(file_system: &OwnedFd, attributes: MountAttrFlags) -> Result<OwnedFd> {
     if let Err(error) = rustix::mount::fsconfig_create(file_system) {
         let mut text = [0; 512];
         let said = rustix::io::read(file_system, &mut text).unwrap_or(0);

@@ -1,0 +1,116 @@
+//! The mounts: one file system, of which each file is bound over the kernel's own.
+
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use rustix::fs::{CWD, Mode, OFlags, RawDir};
+use rustix::mount::{FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
+
+use super::file_name;
+use super::table::TABLE;
+use crate::error::{Result, fault};
+use crate::part::inside::open_existing;
+use crate::part::rootfs::assemble::create;
+
+/// The device that a server of files opens.
+pub(crate) const DEVICE: &str = "/dev/fuse";
+
+/// Opens the device. Its mount can be made only in the user namespace that this is called in.
+///
+/// # Errors
+/// When it is missing or not for this user.
+pub(crate) fn open() -> std::io::Result<OwnedFd> {
+    let flags = OFlags::RDWR | OFlags::CLOEXEC | OFlags::NONBLOCK;
+    Ok(rustix::fs::open(DEVICE, flags, Mode::empty())?)
+}
+
+/// Why the device cannot be used, in a few words; `None`: it can.
+pub(crate) fn obstacle() -> Option<String> {
+    open().err().map(|error| match error.kind() {
+        std::io::ErrorKind::NotFound => "not there".to_owned(),
+        std::io::ErrorKind::PermissionDenied => "not for this user".to_owned(),
+        _ => crate::error::line(&error.into()),
+    })
+}
+
+/// Makes the file system, not attached yet. `allow_other`: everybody inside may read, not only who mounted it.
+///
+/// # Errors
+/// With the kernel's reason.
+pub(crate) fn make(device: BorrowedFd<'_>) -> Result<OwnedFd> {
+    let uid = rustix::process::geteuid().as_raw();
+    let gid = rustix::process::getegid().as_raw();
+    let options = [
+        ("source", "sandbox".to_owned()),
+        ("subtype", "sandbox".to_owned()),
+        ("fd", device.as_raw_fd().to_string()),
+        ("rootmode", "040555".to_owned()),
+        ("user_id", uid.to_string()),
+        ("group_id", gid.to_string()),
+    ];
+    file_system(&options).map_err(|error| {
+        fault(format!("mount the sandbox's own /proc files: {}", crate::error::line(&error)))
+            .hint("--procview off shows the machine's")
+            .into()
+    })
+}
+
+fn file_system(options: &[(&str, String)]) -> Result<OwnedFd> {
+    let file_system = rustix::mount::fsopen("fuse", FsOpenFlags::FSOPEN_CLOEXEC)?;
+    for (key, value) in options {
+        rustix::mount::fsconfig_set_string(&file_system, *key, value.as_str())?;
+    }
+    for key in ["allow_other", "default_permissions"] {
+        rustix::mount::fsconfig_set_flag(&file_system, key)?;
+    }
+    let attributes = MountAttrFlags::MOUNT_ATTR_RDONLY
+        | MountAttrFlags::MOUNT_ATTR_NOSUID
+        | MountAttrFlags::MOUNT_ATTR_NODEV
+        | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+    create(&file_system, attributes)
+}
+
+/// Binds each file over its place in the tree `root`, by way of one of `places`, which the old root has and `root` is not on.
+/// Somebody has to answer on the device meanwhile.
+///
+/// # Errors
+/// With the file and the kernel's reason.
+pub(crate) fn bind(mount: &OwnedFd, places: &[&PathBuf], root: BorrowedFd<'_>) -> Result<()> {
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    // A mount that is nowhere cannot be bound from; it goes with the old root.
+    if !places.iter().any(|place| rustix::mount::move_mount(mount, "", CWD, place.as_path(), flags).is_ok()) {
+        return Err(fault(format!("attach the sandbox's own /proc files: none of {places:?} can hold them")).into());
+    }
+    look_up_all(mount).context("list the sandbox's own /proc files")?;
+    for row in TABLE {
+        bind_one(mount, &file_name(row), Path::new(row.path), root)
+            .with_context(|| format!("make {} the sandbox's own", row.path))?;
+    }
+    Ok(())
+}
+
+/// One question for all names instead of one for each: the kernel keeps the answer.
+fn look_up_all(mount: &OwnedFd) -> Result<()> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = rustix::fs::openat(mount, ".", flags, Mode::empty())?;
+    let mut buffer = [MaybeUninit::uninit(); 4096];
+    RawDir::new(&directory, &mut buffer).next().transpose()?;
+    Ok(())
+}
+
+fn bind_one(mount: &OwnedFd, name: &str, at: &Path, root: BorrowedFd<'_>) -> Result<()> {
+    let target = match open_existing(root, at) {
+        Ok(target) => target,
+        // A kernel without this file, or a /sys of another machine's making.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::EACCES)) => {
+            return Ok(());
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let file = rustix::mount::open_tree(mount.as_fd(), name, flags)?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+    Ok(rustix::mount::move_mount(&file, "", &target, "", flags)?)
+}
