@@ -227,7 +227,7 @@ impl Running<'_> {
         if let Some(claim) = claim {
             streams::give(claim.base, claim.base);
         }
-        self.view = self.plan.procview.as_ref().map(|_| View::new(self.pid)).transpose()?;
+        self.view = self.plan.procview.as_ref().map(|_| View::new(self.pid, self.plan.process.quiet)).transpose()?;
         self.start_helper(claim)?;
         self.plan.process.apply_from_outside(self.pid)?;
         timings.mark("id maps, helper");

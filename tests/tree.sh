@@ -117,6 +117,7 @@ tree_prepare() { # tree_prepare ROOT: the same for a tree on disk and for the la
   touch "$root/var/lib/systemd/linger/tester"
   echo bed > "$root/etc/hostname"
   : > "$root/etc/fstab"                                            # a cow view must not mount the machine's disks
+  echo 'z /dev/fuse 0666' > "$root/etc/tmpfiles.d/fuse.conf"        # as udev does it, which is masked
   printf '[Journal]\nStorage=volatile\n' > "$root/etc/systemd/journald.conf.d/bed.conf"
   # Without --remove: at boot it empties /tmp, and through a directory bound into a lab's /tmp, or as it, the machine's own.
   mkdir -p "$root/etc/systemd/system/systemd-tmpfiles-setup.service.d"

@@ -38,6 +38,8 @@ struct Door {
 #[derive(Debug)]
 pub(crate) struct View {
     door: Door,
+    /// Nothing is said when it breaks.
+    quiet: bool,
     files: Option<Server>,
     calls: Option<Calls>,
     reader: Option<Reader>,
@@ -85,11 +87,12 @@ impl View {
     ///
     /// # Errors
     /// When its namespaces cannot be opened.
-    pub(crate) fn new(pid: Pid) -> Result<View> {
+    pub(crate) fn new(pid: Pid, quiet: bool) -> Result<View> {
         let open = |name: &str| File::open(format!("/proc/{pid}/ns/{name}")).context("open the sandbox's namespaces");
         let user = if rustix::process::geteuid().is_root() { None } else { Some(open("user")?) };
         Ok(View {
             door: Door { user, mount: open("mnt")? },
+            quiet,
             files: None,
             calls: None,
             reader: None,
@@ -159,10 +162,9 @@ impl View {
             Ok(Served::All) => {}
             Ok(Served::Ended) => self.files = None,
             Err(error) => {
-                log::warn!(
-                    "/proc inside shows this machine's memory and CPUs from now on: {DEVICE}: {error}",
-                    DEVICE = super::mount::DEVICE
-                );
+                if !self.quiet {
+                    log::warn!("/proc inside shows this machine's memory and CPUs from now on: /dev/fuse: {error}");
+                }
                 // Closed first: whoever waits for an answer gets an error, instead of what the detaching is to end.
                 self.files = None;
                 self.detach();
