@@ -2,8 +2,6 @@
 //! tested without root.
 
 use std::ffi::OsString;
-use std::fmt::{self, Write as _};
-use std::path::Path;
 
 use serde::Serialize;
 
@@ -140,13 +138,10 @@ impl Plan {
         check_sys_admin(spec, &users, &mut warnings)?;
         let shares = |namespace| spec.shares(namespace);
         let service = service::plan(spec, host, namespaces.has(Namespace::Mount), &mut warnings);
-        let mut root = if namespaces.has(Namespace::Mount) {
+        let mut root = None;
+        if namespaces.has(Namespace::Mount) {
             let (net, pid) = (shares(Namespace::Net), shares(Namespace::Pid));
-            Some(rootfs::plan(spec, host, users.owners(), net, pid, &mut warnings)?)
-        } else {
-            None
-        };
-        if let Some(root) = &mut root {
+            let root = root.insert(rootfs::plan(spec, host, users.owners(), net, pid, &mut warnings)?);
             root.operations.extend(service.operations());
         }
         let own_cgroup = namespaces.has(Namespace::Cgroup) && host.cgroup == Some(CgroupMode::Unified);
@@ -173,10 +168,7 @@ impl Plan {
             kernel_mounts,
             procview,
             capabilities: spec.capabilities.clone(),
-            stub_seccomp: match &spec.seccomp {
-                Asked::Profile(..) => Filter::plan(&Asked::Default, circumstances, &mut Vec::new())?,
-                Asked::Default | Asked::Unconfined => seccomp.clone(),
-            },
+            stub_seccomp: stub_filter(spec, &seccomp, circumstances)?,
             landlock: spec.landlock.clone(),
             label: spec.label.clone(),
             seccomp,
@@ -187,6 +179,14 @@ impl Plan {
             warnings: if spec.process.quiet { Vec::new() } else { warnings },
             notes,
         })
+    }
+}
+
+/// A profile of the user's may forbid what the stub needs.
+fn stub_filter(spec: &Spec, payloads: &Filter, circumstances: Circumstances<'_>) -> Result<Filter> {
+    match &spec.seccomp {
+        Asked::Profile(..) => Filter::plan(&Asked::Default, circumstances, &mut Vec::new()),
+        Asked::Default | Asked::Unconfined => Ok(payloads.clone()),
     }
 }
 
@@ -346,74 +346,6 @@ fn quoted(word: &str) -> String {
     if !word.is_empty() && word.chars().all(plain) { word } else { format!("'{}'", word.replace('\'', "'\\''")) }
 }
 
-impl fmt::Display for Plan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut row = |key: &str, value: &str| writeln!(f, "{key:<13} {value}");
-        row("name", &self.name)?;
-        match &self.unit {
-            None => row("unit", "none: no limits")?,
-            Some(unit) => {
-                let manager = if unit.user { "user" } else { "system" };
-                let own = if matches!(unit.kind, UnitKind::Own { .. }) { ", as its main process" } else { "" };
-                row("unit", &format!("{} in {} ({manager} manager{own})", unit.name, unit.slice))?;
-                row("description", &unit.description)?;
-                for setting in &unit.settings {
-                    row("property", &setting.to_string())?;
-                }
-                if let Some(number) = unit.stop_signal {
-                    row("stop signal", &format!("{number}, when systemd stops the service with SIGTERM"))?;
-                }
-            }
-        }
-        for note in &self.notes {
-            row("note", note)?;
-        }
-        row("namespaces", &self.namespaces.to_string())?;
-        row("users", &self.users.to_string())?;
-        row("hostname", &self.hostname)?;
-        let operations = || self.root.iter().flat_map(|root| &root.operations);
-        for operation in operations().filter(|operation| operation.at().parent() != Some(Path::new("/dev"))) {
-            row("root", &operation.to_string())?;
-        }
-        let devices = operations().filter_map(|operation| operation.at().strip_prefix("/dev/").ok());
-        let devices: Vec<String> =
-            devices.map(|name| name.display().to_string()).filter(|name| !name.is_empty()).collect();
-        if !devices.is_empty() {
-            row("devices", &devices.join(" "))?;
-        }
-        if self.kernel_mounts.hide_pids {
-            row("proc", "a user sees the processes of that user only")?;
-        }
-        match &self.procview {
-            None if self.root.is_some() => row("procview", "off: /proc tells the machine's memory and CPUs")?,
-            Some(view) if !view.machines.is_empty() => {
-                row("procview", &format!("the machine's on cgroup v1: {}", view.machines.join(", ")))?;
-            }
-            _ => {}
-        }
-        row("capabilities", &self.capabilities.to_string())?;
-        if !self.landlock.is_empty() {
-            row("landlock", &self.landlock.to_string())?;
-        }
-        if let Some(label) = &self.label {
-            row("label", &label.to_string())?;
-        }
-        row("seccomp", &self.seccomp.to_string())?;
-        let mut environment = String::new();
-        for (name, value) in &self.process.environment {
-            write!(environment, "{}={} ", name.to_string_lossy(), quoted(&value.to_string_lossy()))?;
-        }
-        row("environment", environment.trim_end())?;
-        row("command", &description(&self.process.command))?;
-        if let Some(log) = &self.log {
-            row("log", &log.to_string())?;
-        }
-        for warning in &self.warnings {
-            row("warning", warning)?;
-        }
-        Ok(())
-    }
-}
-
 #[cfg(test)]
 mod golden;
+mod show;

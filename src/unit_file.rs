@@ -81,7 +81,8 @@ impl UnitFile {
             }
         }
         if !user && !directives.iter().any(|directive| directive.name == "DevicePolicy") {
-            writeln!(text, "DevicePolicy=closed")?;
+            // The truthful /proc is served by it; the command itself has no such node.
+            writeln!(text, "DevicePolicy=closed\nDeviceAllow=/dev/fuse rw")?;
         }
         writeln!(text, "SuccessExitStatus={CLEAN}")?;
         if user && !directives.iter().any(|directive| directive.name == "Delegate") {
@@ -195,6 +196,7 @@ NotifyAccess=all
 TimeoutStopSec=10s
 OOMPolicy=continue
 DevicePolicy=closed
+DeviceAllow=/dev/fuse rw
 SuccessExitStatus=129 130 141 143
 Slice=web.slice
 Restart=on-failure

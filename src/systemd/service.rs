@@ -54,6 +54,8 @@ pub(crate) struct ServiceRequest<'a> {
     pub(crate) delegate: bool,
     /// Whether only the standard devices may be opened, and those that `settings` allow.
     pub(crate) closed_devices: bool,
+    /// The program in it serves a truthful /proc, by /dev/fuse.
+    pub(crate) serves_proc: bool,
 }
 
 /// Until the program says that it is ready: the payload runs. An image may have to be unpacked before.
@@ -104,6 +106,10 @@ impl Request for ServiceRequest<'_> {
         let asked = |name: &str| self.settings.iter().any(|setting| setting.name == name);
         properties.retain(|(name, _)| !asked(name) && !left_out.contains(name));
         properties.extend(self.settings.iter().map(|setting| (setting.name.as_str(), variant(&setting.value))));
+        if self.closed_devices && self.serves_proc {
+            // Beside those that were asked for: the list is added to.
+            properties.push(("DeviceAllow", Variant::new(vec![("/dev/fuse".to_owned(), "rw".to_owned())])));
+        }
         properties
     }
 
