@@ -8,8 +8,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
+pub(crate) mod network;
+
 use crate::error::Result;
 use crate::part::account;
+use crate::spec::network::NetworkSpec;
+use network::NetworkFacts;
 use crate::part::service::{Listen, OwnService};
 use crate::systemd::CgroupMode;
 
@@ -44,6 +48,8 @@ pub(crate) struct Host {
     pub(crate) taken_ids: Vec<IdRange>,
     /// Content of /etc/resolv.conf, wherever it really is.
     pub(crate) resolv_conf: Vec<u8>,
+    /// What is known of the network; read only for a sandbox that is connected to it.
+    pub(crate) network: NetworkFacts,
     /// What the host view needs to know; read only when it is the root.
     pub(crate) view: HostView,
     /// The service whose main process the launcher is.
@@ -154,8 +160,18 @@ impl Host {
             subordinate_ids: own(&subuid).zip(own(&subgid)).filter(|_| uid != 0 && has_map_tools()),
             taken_ids: taken_ids(&[&subuid, &subgid], &[&passwd, &group]),
             resolv_conf: std::fs::read("/etc/resolv.conf").unwrap_or_default(),
+            network: NetworkFacts::default(),
             view: HostView::default(),
         })
+    }
+
+    /// Reads what the network of a sandbox needs.
+    ///
+    /// # Errors
+    /// When the sandbox whose network is joined is not there.
+    pub(crate) fn read_network(&mut self, asked: &NetworkSpec) -> Result<()> {
+        self.network = NetworkFacts::read(asked, &self.resolv_conf)?;
+        Ok(())
     }
 
     /// Reads what the host view needs: what of it exists, and the files that every sandbox gets a copy of.

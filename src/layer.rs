@@ -52,16 +52,6 @@ pub(crate) enum Namespace {
     User,
 }
 
-/// The network inside.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Network {
-    /// a loopback interface and nothing else
-    None,
-    /// the host's
-    Host,
-}
-
 /// What happens to the whole sandbox when the kernel kills a process in it for memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -226,9 +216,6 @@ pub(crate) struct Layer {
     /// How IDs inside relate to IDs outside, for root [default: auto]
     #[arg(long, value_name = "HOW", value_enum, help_heading = "Isolation")]
     pub(crate) userns: Option<Userns>,
-    /// The network inside [default: none]
-    #[arg(long, visible_alias = "net", value_name = "WHICH", value_enum, help_heading = "Isolation")]
-    pub(crate) network: Option<Network>,
     /// Hostname inside [default: the sandbox's name]
     #[arg(long, value_name = "NAME", help_heading = "Isolation")]
     pub(crate) hostname: Option<String>,
@@ -238,6 +225,42 @@ pub(crate) struct Layer {
     /// Take a capability away; or ALL
     #[arg(long, value_name = "CAP", value_delimiter = ',', help_heading = "Isolation")]
     pub(crate) cap_drop: Vec<String>,
+
+    /// Network: none, host, pasta, ns:PATH or container:NAME [default: none]
+    ///
+    /// none: a loopback interface and nothing else. host: the host's. pasta: one of its own that reaches out through a pasta process
+    /// in the unit, and whose ports --publish opens. ns:/run/netns/NAME: one that is there already. container:NAME: another sandbox's.
+    #[arg(long, visible_alias = "net", value_name = "WHICH", help_heading = "Network")]
+    pub(crate) network: Option<String>,
+    /// Reach a port inside from outside, with --network pasta
+    ///
+    /// On all addresses of the host where none is given, over IPv4 and IPv6. Both ports may be ranges of one length (8000-8009:80-89).
+    /// Host port 0 is one that is free, printed at the start and shown by `sandbox ps`.
+    #[arg(long, value_name = "[ADDR:]HOSTPORT:PORT[/tcp|udp]", help_heading = "Network")]
+    pub(crate) publish: Vec<String>,
+    /// Publish every port that the image exposes, each on a free port of the host
+    #[arg(long, help_heading = "Network", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
+    pub(crate) publish_all: Option<bool>,
+    /// DNS server inside, instead of the host's
+    #[arg(long, value_name = "ADDR", help_heading = "Network")]
+    pub(crate) dns: Vec<String>,
+    /// Domain that short names are looked up in, instead of the host's
+    #[arg(long, value_name = "DOMAIN", help_heading = "Network")]
+    pub(crate) dns_search: Vec<String>,
+    /// A line more in /etc/hosts; the address host-gateway is one that reaches the host
+    ///
+    /// With --network pasta host-gateway opens what listens on the host's loopback interface, too.
+    #[arg(long, value_name = "NAME:ADDR", help_heading = "Network")]
+    pub(crate) add_host: Vec<String>,
+    /// Addresses that are an exception of --deny-ip (IPAddressAllow=)
+    #[arg(long, value_name = "ADDR[/BITS]|WORD", help_heading = "Network")]
+    pub(crate) allow_ip: Vec<String>,
+    /// Addresses that nothing inside can send to or receive from: any, localhost, 10.0.0.0/8 (IPAddressDeny=)
+    #[arg(long, value_name = "ADDR[/BITS]|WORD", help_heading = "Network")]
+    pub(crate) deny_ip: Vec<String>,
+    /// The only ports that can be bound: 8080, tcp:80, udp:5000-5010 (SocketBindAllow=)
+    #[arg(long, value_name = "PORT", help_heading = "Network")]
+    pub(crate) allow_bind: Vec<String>,
 
     /// Set a variable; without =VALUE it is the caller's
     ///
@@ -284,6 +307,10 @@ pub(crate) struct Layer {
     #[arg(skip)]
     #[serde(skip)]
     pub(crate) directories: Vec<PathBuf>,
+    /// Ports that an image exposes: `80/tcp`.
+    #[arg(skip)]
+    #[serde(skip)]
+    pub(crate) exposed: Vec<String>,
     /// The signal that an image wants to be stopped with, where a unit is there to send it.
     #[arg(skip)]
     #[serde(skip)]
@@ -341,10 +368,19 @@ impl Layer {
             host_secrets: self.host_secrets.or(under.host_secrets),
             share: append(under.share, self.share),
             userns: self.userns.or(under.userns),
-            network: self.network.or(under.network),
             hostname: self.hostname.or(under.hostname),
             cap_add: append(under.cap_add, self.cap_add),
             cap_drop: append(under.cap_drop, self.cap_drop),
+            network: self.network.or(under.network),
+            publish: append(under.publish, self.publish),
+            publish_all: self.publish_all.or(under.publish_all),
+            dns: append(under.dns, self.dns),
+            dns_search: append(under.dns_search, self.dns_search),
+            add_host: append(under.add_host, self.add_host),
+            allow_ip: append(under.allow_ip, self.allow_ip),
+            deny_ip: append(under.deny_ip, self.deny_ip),
+            allow_bind: append(under.allow_bind, self.allow_bind),
+            exposed: append(under.exposed, self.exposed),
             setenv: append(under.setenv, self.setenv),
             working_directory: self.working_directory.or(under.working_directory),
             uid: self.uid.or(under.uid),

@@ -14,6 +14,7 @@ use crate::part::caps::Capabilities;
 use crate::part::journal::{self, LogPlan};
 use crate::part::mounts::KernelMounts;
 use crate::part::namespaces::Namespaces;
+use crate::part::network::{self, NetworkPlan};
 use crate::part::process::{self, ProcessPlan};
 use crate::part::rootfs::{self, RootPlan};
 use crate::part::service::{self, OwnService, ServicePlan};
@@ -30,6 +31,8 @@ pub(crate) struct Plan {
     pub(crate) unit: Option<UnitPlan>,
     /// Namespaces of its own.
     pub(crate) namespaces: Namespaces,
+    /// The network.
+    pub(crate) network: NetworkPlan,
     /// How IDs map.
     pub(crate) users: UserPlan,
     /// Hostname inside.
@@ -113,10 +116,11 @@ impl Plan {
         let (users, fallback) = users::plan(spec, host)?;
         warnings.extend(fallback);
         check_sys_admin(spec, &users, &mut warnings)?;
+        let network = network::plan(spec, host, &users, &mut warnings)?;
         let shares = |namespace| spec.shares(namespace);
         let service = service::plan(spec, host, namespaces.has(Namespace::Mount), &mut warnings);
         let mut root = if namespaces.has(Namespace::Mount) {
-            let (net, pid) = (shares(Namespace::Net), shares(Namespace::Pid));
+            let (net, pid) = (!namespaces.has(Namespace::Net), shares(Namespace::Pid));
             Some(rootfs::plan(spec, host, users.owners(), net, pid, &mut warnings)?)
         } else {
             None
@@ -127,7 +131,7 @@ impl Plan {
         let own_cgroup = namespaces.has(Namespace::Cgroup) && host.cgroup == Some(CgroupMode::Unified);
         let kernel_mounts = KernelMounts::plan(
             shares(Namespace::Pid),
-            shares(Namespace::Net),
+            !namespaces.has(Namespace::Net),
             shares(Namespace::Ipc),
             own_cgroup && root.is_some(),
             users.maps_tty_group(),
@@ -140,6 +144,7 @@ impl Plan {
             log,
             unit,
             namespaces,
+            network,
             hostname: spec.hostname.clone(),
             root,
             kernel_mounts,
@@ -182,6 +187,9 @@ fn namespaces(spec: &Spec, host: &Host, warnings: &mut Vec<String>) -> Namespace
         let (major, minor) = host.kernel;
         warnings.push(format!("--as-pid1 shares the boot-time clock with the host on Linux {major}.{minor}"));
         share.push(Namespace::Time);
+    }
+    if spec.network.is_joined() {
+        share.push(Namespace::Net);
     }
     Namespaces::plan(&share)
 }
@@ -313,6 +321,12 @@ impl fmt::Display for Plan {
             row("note", note)?;
         }
         row("namespaces", &self.namespaces.to_string())?;
+        if !matches!(self.network, NetworkPlan::None | NetworkPlan::Host) {
+            row("network", &self.network.to_string())?;
+        }
+        for publish in self.network.published() {
+            row("publish", &publish.to_string())?;
+        }
         row("users", &self.users.to_string())?;
         row("hostname", &self.hostname)?;
         let operations = || self.root.iter().flat_map(|root| &root.operations);

@@ -15,6 +15,8 @@ use crate::error::{Result, fault};
 use crate::exit::{self, Ended};
 use crate::layer::Namespace;
 use crate::part::journal::{Streams, TerminalLog};
+use crate::part::network::join::{JoinPlan, Joined};
+use crate::part::network::pasta::Pasta;
 use crate::part::rootfs::RootPlan;
 use crate::part::rootfs::assemble::{Ids, assemble};
 use crate::part::scratch;
@@ -45,8 +47,14 @@ pub(crate) fn run(plan: &Plan, leases: &[BorrowedFd<'_>], timings: &mut Timings)
     let bus = plan.unit.as_ref().map(unit::connect).transpose()?;
     let streams = plan.log.as_ref().map(Streams::open).transpose()?.unwrap_or_default();
     let listen = plan.service.listen.as_ref().map_or(0, |listen| listen.count);
+    let joined = plan.network.join().map(JoinPlan::open).transpose()?;
     let (end, child_end) = sync::pair().context("make a socket pair")?;
-    let (pid, pidfd) = match sys::clone_process(plan.namespaces.clone_flags()).map_err(explain_clone)? {
+    let flags = plan.namespaces.clone_flags();
+    let side = match &joined {
+        None => sys::clone_process(flags).map_err(explain_clone)?,
+        Some(joined) => joined.clone_process(flags, &plan.users)?,
+    };
+    let (pid, pidfd) = match side {
         Side::Child => {
             let upper = upper.as_ref().map(|upper| upper.lock.as_fd());
             let claimed = claim.iter().map(|claim| claim.lock().as_fd());
@@ -61,7 +69,7 @@ pub(crate) fn run(plan: &Plan, leases: &[BorrowedFd<'_>], timings: &mut Timings)
     sys::close_listen_fds(listen).context("close the sockets that were handed over")?;
     timings.mark("clone3");
     let mut running =
-        Running { plan, end, pid, pidfd, helper: None, watcher: None, unit: None, state: None, ended: false };
+        Running { plan, end, pid, pidfd, helper: None, watcher: None, pasta: None, joined, unit: None, state: None, ended: false };
     match running.start(claim.as_ref(), bus, &signals, timings) {
         Ok(master) => running.supervise(&signals, master, timings),
         Err(error) => Err(match signals.ended_by()? {
@@ -173,6 +181,8 @@ struct Running<'a> {
     pidfd: OwnedFd,
     helper: Option<(Pid, OwnedFd)>,
     watcher: Option<Watcher>,
+    pasta: Option<Pasta>,
+    joined: Option<Joined>,
     unit: Option<Unit<'a>>,
     state: Option<StateFile>,
     ended: bool,
@@ -185,6 +195,7 @@ impl Drop for Running<'_> {
             let _ = rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
         }
         self.end_helper();
+        self.pasta = None;
         // A scope ends with its last process; only what shares the host's PIDs may have left others in it.
         if let Some(unit) = &mut self.unit
             && !self.plan.namespaces.has(Namespace::Pid)
@@ -203,8 +214,10 @@ impl Running<'_> {
         signals: &Signals,
         timings: &mut Timings,
     ) -> Result<Option<OwnedFd>> {
+        self.pasta = self.plan.network.pasta().map(|plan| Pasta::prepare(plan, self.pid)).transpose()?;
+        let beside = self.pasta.as_ref().map(Pasta::attendant);
         if let (Some(plan), Some(bus)) = (&self.plan.unit, bus) {
-            self.unit = Some(Unit::begin(plan, self.pid, self.pidfd.as_fd(), bus, signals.ending())?);
+            self.unit = Some(Unit::begin(plan, self.pid, beside, self.pidfd.as_fd(), bus, signals.ending())?);
             timings.mark("unit asked for");
         }
         self.map_ids(claim)?;
@@ -231,6 +244,10 @@ impl Running<'_> {
                 report.warnings.iter().for_each(|warning| log::warn!("{warning}"));
             }
             timings.mark("limits verified");
+        }
+        if let Some(pasta) = &mut self.pasta {
+            pasta.await_ready(signals.ending())?;
+            timings.mark("network up");
         }
         if self.plan.process.as_pid1 {
             self.watcher = Some(Watcher::start(&self.pidfd)?);
@@ -260,10 +277,11 @@ impl Running<'_> {
                 return Err(fault("the helper that makes the root was killed").into());
             }
             if spoke {
-                return match self.end.receive()? {
-                    Some(ToParent::Ready(master)) => Ok(master),
-                    other => Err(unexpected(other)),
-                };
+                match (self.end.receive()?, &self.pasta) {
+                    (Some(ToParent::Network(namespace)), Some(pasta)) => pasta.begin(namespace)?,
+                    (Some(ToParent::Ready(master)), _) => return Ok(master),
+                    (other, _) => return Err(unexpected(other)),
+                }
             }
         }
     }
@@ -273,7 +291,9 @@ impl Running<'_> {
         let Some((uid, gid)) = users::map_lines(&self.plan.users, base) else {
             return Ok(());
         };
-        users::write_maps(self.pid, &uid, &gid, rustix::process::geteuid().is_root())?;
+        if !self.joined.as_ref().is_some_and(Joined::writes_maps) {
+            users::write_maps(self.pid, &uid, &gid, rustix::process::geteuid().is_root())?;
+        }
         self.end.send(&ToChild::Mapped).context("tell the child")
     }
 
@@ -290,7 +310,9 @@ impl Running<'_> {
                 // What is made for the root is for everybody in it, whatever the caller's mask.
                 rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
                 let ids = Ids { base: claim.map_or(0, |claim| claim.base), userns: userns.as_ref().map(AsFd::as_fd) };
-                let message = match assemble(root, &ids) {
+                // What of /sys is made here shows the network.
+                let entered = self.joined.as_ref().map_or(Ok(()), Joined::enter);
+                let message = match entered.and_then(|()| assemble(root, &ids)) {
                     Ok(tree) => ToChild::Tree(tree),
                     Err(error) => ToChild::Failed(Failure::from_error(&error)),
                 };
@@ -368,7 +390,7 @@ impl Running<'_> {
                 out_of_memory = oom_kills();
                 self.end.close_half();
             }
-            ToParent::Ready(_) | ToParent::Failed(_) => {}
+            ToParent::Ready(_) | ToParent::Network(_) | ToParent::Child(..) | ToParent::Failed(_) => {}
         });
         let reported = match reported {
             Ok(reported) => reported,

@@ -60,7 +60,7 @@ impl Process {
 /// What a further process in the sandbox starts with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Entry {
-    /// Namespaces of its own.
+    /// Namespaces that are not the host's.
     pub(crate) namespaces: Vec<Namespace>,
     /// Capabilities that remain, without CAP_.
     pub(crate) capabilities: Vec<String>,
@@ -156,8 +156,9 @@ fn entry(plan: &Plan) -> Entry {
     // What was handed to the payload is not handed to another process.
     let own = ["NOTIFY_SOCKET", "WATCHDOG_USEC"];
     let environment = process.environment.iter().filter(|(name, _)| !own.iter().any(|own| name == own));
+    let joined = plan.network.join().map(|_| Namespace::Net);
     Entry {
-        namespaces: plan.namespaces.list().to_vec(),
+        namespaces: plan.namespaces.list().iter().copied().chain(joined).collect(),
         capabilities: plan.capabilities.names().map(str::to_owned).collect(),
         environment: environment.map(|(name, value)| (text(name), text(value))).collect(),
         user: process.user.clone(),

@@ -5,6 +5,7 @@
 //!   Mapped            ── id maps are written ──▶     becomes root of its user namespace
 //!   Tree + fd         ── the assembled root ───▶     attaches it, mounts proc and sysfs, pivots
 //!   Failed            ── the helper's failure ─▶     hands it back as its own: one path for errors
+//!                     ◀── Network + fd ─────────     only for pasta, which starts then
 //!                     ◀── Ready (+ pty) ────────     everything that does not need the unit is done
 //!   Go                ── limits are in force ──▶     cgroup and time namespace, payload
 //!                     ◀── Executed ─────────────     the payload's execve succeeded
@@ -25,6 +26,8 @@ use rustix::net::{
     SendFlags, SocketFlags, SocketType,
 };
 
+use rustix::process::Pid;
+
 use crate::error::{Fault, fault};
 
 /// Longest message in bytes; a failure's text is cut to fit.
@@ -37,6 +40,8 @@ pub(crate) enum ToChild {
     Mapped,
     /// The assembled root, a detached mount tree.
     Tree(OwnedFd),
+    /// The network namespace that pasta is for; to the process that attends to it.
+    Network(OwnedFd),
     /// The payload may run.
     Go,
     /// Send this signal to the payload.
@@ -52,6 +57,10 @@ pub(crate) enum ToChild {
 pub(crate) enum ToParent {
     /// Everything that does not need the unit is done; with the master of the sandbox's terminal, if it has one.
     Ready(Option<OwnedFd>),
+    /// The sandbox's first process, from the one that made it in the network that is joined.
+    Child(Pid, OwnedFd),
+    /// The network namespace is made; with it, where pasta waits for it.
+    Network(OwnedFd),
     /// The payload runs.
     Executed,
     /// The payload ended with this status, encoded as by wait(2).
@@ -149,6 +158,7 @@ impl ParentEnd {
         match message {
             ToChild::Mapped => send(&self.0, b"M", None),
             ToChild::Tree(tree) => send(&self.0, b"T", Some(tree.as_fd())),
+            ToChild::Network(namespace) => send(&self.0, b"N", Some(namespace.as_fd())),
             ToChild::Go => send(&self.0, b"G", None),
             ToChild::Signal(number) => send(&self.0, &number_message(b'S', *number), None),
             ToChild::SignalGroup(number) => send(&self.0, &number_message(b'P', *number), None),
@@ -166,6 +176,10 @@ impl ParentEnd {
         };
         let message = match (bytes.split_first(), fd) {
             (Some((b'R', _)), pty) => ToParent::Ready(pty),
+            (Some((b'N', _)), Some(namespace)) => ToParent::Network(namespace),
+            (Some((b'C', pid)), Some(pidfd)) => {
+                ToParent::Child(Pid::from_raw(decode_number(pid)?).ok_or_else(bad_message)?, pidfd)
+            }
             (Some((b'X', _)), None) => ToParent::Executed,
             (Some((b'E', number)), None) => ToParent::Exited(decode_number(number)?),
             (Some((b'F', failure)), None) => ToParent::Failed(Failure::decode(failure).ok_or_else(bad_message)?),
@@ -183,6 +197,10 @@ impl ChildEnd {
     pub(crate) fn send(&self, message: &ToParent) -> io::Result<()> {
         match message {
             ToParent::Ready(pty) => send(&self.0, b"R", pty.as_ref().map(AsFd::as_fd)),
+            ToParent::Network(namespace) => send(&self.0, b"N", Some(namespace.as_fd())),
+            ToParent::Child(pid, pidfd) => {
+                send(&self.0, &number_message(b'C', pid.as_raw_nonzero().get()), Some(pidfd.as_fd()))
+            }
             ToParent::Executed => send(&self.0, b"X", None),
             ToParent::Exited(status) => send(&self.0, &number_message(b'E', *status), None),
             ToParent::Failed(failure) => send(&self.0, &failure.encode(), None),
@@ -208,6 +226,7 @@ impl ChildEnd {
         let message = match (bytes.split_first(), fd) {
             (Some((b'M', _)), None) => ToChild::Mapped,
             (Some((b'T', _)), Some(tree)) => ToChild::Tree(tree),
+            (Some((b'N', _)), Some(namespace)) => ToChild::Network(namespace),
             (Some((b'G', _)), None) => ToChild::Go,
             (Some((b'S', number)), None) => ToChild::Signal(decode_number(number)?),
             (Some((b'P', number)), None) => ToChild::SignalGroup(decode_number(number)?),

@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::host::Host;
 use crate::kept::{self, Choice};
 use crate::layer::{Layer, Manager};
+use crate::part::network::publish::Reserved;
 use crate::plan::{Plan, UnitKind};
 use crate::profile::Profile;
 use crate::spec::{RootSource, Spec};
@@ -95,7 +96,8 @@ fn start(arguments: Arguments) -> Result<u8> {
     if spec.root.source == RootSource::HostView {
         host.read_view()?;
     }
-    let plan = Plan::new(&spec, &host)?;
+    host.read_network(&spec.network)?;
+    let mut plan = Plan::new(&spec, &host)?;
     timings.mark("plan");
     if arguments.dry_run {
         let text = if arguments.json { format!("{:#}\n", serde_json::to_value(&plan)?) } else { plan.to_string() };
@@ -112,6 +114,7 @@ fn start(arguments: Arguments) -> Result<u8> {
         std::io::stdout().write_all(format!("{}\n", unit.name).as_bytes())?;
         return Ok(0);
     }
+    let _reserved = reserve(&spec, &mut plan)?;
     drop((spec, host));
     if let Some(kept) = &kept {
         kept.begin()?;
@@ -129,4 +132,15 @@ fn start(arguments: Arguments) -> Result<u8> {
         crate::sys::die_by(signal);
     }
     Ok(ended.status)
+}
+
+/// Sees that the ports to publish are free, and says which were picked.
+fn reserve(spec: &Spec, plan: &mut Plan) -> Result<Reserved> {
+    let reserved = plan.network.reserve()?;
+    let picked = spec.network.publish.iter().zip(plan.network.published());
+    for (_, publish) in picked.filter(|(asked, _)| asked.host_port == 0) {
+        // Without a standard error there is nobody to tell; `sandbox ps` knows it.
+        drop(std::io::stderr().write_all(format!("sandbox: published {publish}\n").as_bytes()));
+    }
+    Ok(reserved)
 }

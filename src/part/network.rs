@@ -1,11 +1,146 @@
-//! The network: a namespace of its own with the loopback interface up, or the host's.
+//! The network: a namespace of its own with the loopback interface up, the host's, one that is there already, or one of its own
+//! whose traffic a pasta process carries.
+
+use std::fmt;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
 
 use anyhow::Context;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use std::os::fd::AsFd;
+use serde::Serialize;
 
-use crate::error::Result;
+use crate::error::{Result, fault};
+use crate::host::Host;
+use crate::part::users::UserPlan;
+use crate::spec::Spec;
+use crate::spec::network::Network;
 use crate::sys;
+
+pub(crate) mod join;
+pub(crate) mod names;
+pub(crate) mod pasta;
+pub(crate) mod publish;
+
+use join::JoinPlan;
+use publish::{Publish, Reserved};
+
+/// The network, decided.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(rename_all = "kebab-case", tag = "kind")]
+pub(crate) enum NetworkPlan {
+    /// A namespace of its own with the loopback interface.
+    None,
+    /// The host's.
+    Host,
+    /// One that is there already.
+    Join(JoinPlan),
+    /// A namespace of its own, and pasta.
+    Pasta(PastaPlan),
+}
+
+/// The pasta process.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub(crate) struct PastaPlan {
+    /// Its program.
+    pub(crate) program: PathBuf,
+    /// Ports that are reached from outside.
+    pub(crate) publish: Vec<Publish>,
+    /// The gateway's address leads to the host.
+    pub(crate) reach_host: bool,
+    /// Only root's may open low ports of the host.
+    pub(crate) root: bool,
+}
+
+/// Decides the network; `warnings` gets a line for what will not work inside.
+///
+/// # Errors
+/// When it cannot be had here.
+pub(crate) fn plan(spec: &Spec, host: &Host, users: &UserPlan, warnings: &mut Vec<String>) -> Result<NetworkPlan> {
+    let asked = &spec.network;
+    warnings.extend(names::without_server(asked, host));
+    let reach_host = asked.hosts.iter().find(|line| line.address.is_none());
+    if let Some(line) = reach_host.filter(|_| names::gateway(asked, host).is_none()) {
+        let fault = fault(format!("--add-host {}:host-gateway: there is no address that reaches the host", line.name));
+        return Err(match asked.kind {
+            Network::Pasta => fault.hint("the host has no gateway whose address could stand for it: ip route"),
+            _ => fault.hint("--network pasta, or --network host"),
+        }
+        .into());
+    }
+    let join = |asked, path| Ok(NetworkPlan::Join(JoinPlan { asked, path, root: host.uid == 0 }));
+    match &asked.kind {
+        Network::None => Ok(NetworkPlan::None),
+        Network::Host => Ok(NetworkPlan::Host),
+        Network::Namespace(path) => join(format!("ns:{}", path.display()), path.clone()),
+        Network::Container(name) => {
+            let leader = host.network.leader.unwrap_or_default();
+            join(format!("container:{name}"), format!("/proc/{leader}/ns/net").into())
+        }
+        Network::Pasta => {
+            if matches!(users, UserPlan::Host) {
+                return Err(fault("--network pasta needs a user namespace: pasta would keep rights over the host")
+                    .hint("leave --userns host out")
+                    .into());
+            }
+            let program = host.network.pasta.clone().ok_or_else(|| {
+                let install = host.network.install.clone();
+                fault("--network pasta: the program pasta is not installed")
+                    .hint(install.unwrap_or_else(|| "install passt, https://passt.top".into()))
+            })?;
+            let (publish, reach_host) = (asked.publish.clone(), reach_host.is_some());
+            Ok(NetworkPlan::Pasta(PastaPlan { program, publish, reach_host, root: host.uid == 0 }))
+        }
+    }
+}
+
+impl NetworkPlan {
+    /// The pasta process, where there is one.
+    pub(crate) fn pasta(&self) -> Option<&PastaPlan> {
+        match self {
+            NetworkPlan::Pasta(pasta) => Some(pasta),
+            NetworkPlan::None | NetworkPlan::Host | NetworkPlan::Join(_) => None,
+        }
+    }
+
+    /// The namespace that is joined, where one is.
+    pub(crate) fn join(&self) -> Option<&JoinPlan> {
+        match self {
+            NetworkPlan::Join(join) => Some(join),
+            NetworkPlan::None | NetworkPlan::Host | NetworkPlan::Pasta(_) => None,
+        }
+    }
+
+    /// Ports that are reached from outside.
+    pub(crate) fn published(&self) -> &[Publish] {
+        self.pasta().map_or(&[], |pasta| &pasta.publish)
+    }
+
+    /// Sees that every port to publish is free, and picks those that may be any: the plan has them then.
+    ///
+    /// # Errors
+    /// When one is in use, or may not be used.
+    pub(crate) fn reserve(&mut self) -> Result<Reserved> {
+        match self {
+            NetworkPlan::Pasta(pasta) => publish::reserve(&mut pasta.publish),
+            NetworkPlan::None | NetworkPlan::Host | NetworkPlan::Join(_) => Ok(Reserved::default()),
+        }
+    }
+}
+
+impl fmt::Display for NetworkPlan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NetworkPlan::None => f.write_str("a loopback interface"),
+            NetworkPlan::Host => f.write_str("the host's"),
+            NetworkPlan::Join(join) => write!(f, "{}, by {}", join.asked, join.path.display()),
+            NetworkPlan::Pasta(pasta) => {
+                write!(f, "out through {}", pasta.program.display())?;
+                if pasta.reach_host { f.write_str(", the host at its gateway's address") } else { Ok(()) }
+            }
+        }
+    }
+}
 
 /// Makes a network namespace and brings its loopback interface up.
 ///
@@ -17,3 +152,16 @@ pub(crate) fn unshare() -> Result<()> {
         .context("make a socket to set lo up")?;
     sys::interface_up(socket.as_fd(), "lo").context("set lo up")
 }
+
+/// This process's own network namespace, for pasta, with IPv6 addresses that work at once: nobody else is on that link, so whether
+/// another one has the address need not be waited for.
+///
+/// # Errors
+/// When it cannot be opened.
+pub(crate) fn own_namespace() -> Result<OwnedFd> {
+    if let Err(error) = std::fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0") {
+        log::debug!("IPv6 addresses are detected twice: {error}");
+    }
+    Ok(File::open("/proc/self/ns/net").context("open the network namespace")?.into())
+}
+

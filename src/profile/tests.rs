@@ -219,7 +219,7 @@ fn flags_override_in_whatever_words() {
         ("rootfs = \"/\"", Layer { layer: vec!["/x".into()], ..Layer::default() }, "layer: [\"/x\"]"),
         (
             "share = [\"net\", \"ipc\"]",
-            Layer { network: Some(crate::layer::Network::None), ..Layer::default() },
+            Layer { network: Some("none".into()), ..Layer::default() },
             "share: [Ipc]; network: Some(None)",
         ),
         ("uid = 5", property("User=6"), "property: [\"User=6\"]"),

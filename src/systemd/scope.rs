@@ -28,6 +28,8 @@ pub(crate) struct ScopeRequest<'a> {
     pub(crate) description: &'a str,
     /// The process that goes in, as PID 1 numbers it. It must be a child of ours, so that the number stays its own.
     pub(crate) pid: Pid,
+    /// One more that goes in, likewise.
+    pub(crate) beside: Option<Pid>,
     /// The same process as a descriptor; systemd takes it since 255.
     pub(crate) pidfd: Option<BorrowedFd<'a>>,
     /// The limits and whatever else was asked, translated.
@@ -350,7 +352,11 @@ fn properties<'a>(request: &ScopeRequest<'a>, left_out: &[&str]) -> Vec<(&'a str
     properties.extend(request.settings.iter().map(|setting| (setting.name.as_str(), variant(&setting.value))));
     properties.push(match request.pidfd {
         Some(pidfd) if !left_out.contains(&"PIDFDs") => ("PIDFDs", Variant::from(vec![Fd::from(pidfd)])),
-        _ => ("PIDs", Variant::from(vec![u32::try_from(request.pid.as_raw_nonzero().get()).unwrap_or_default()])),
+        _ => {
+            let number = |pid: Pid| u32::try_from(pid.as_raw_nonzero().get()).unwrap_or_default();
+            let pids: Vec<u32> = [request.pid].into_iter().chain(request.beside).map(number).collect();
+            ("PIDs", Variant::from(pids))
+        }
     });
     properties
 }
