@@ -12,10 +12,10 @@ pub(crate) mod network;
 
 use crate::error::Result;
 use crate::part::account;
-use crate::spec::network::NetworkSpec;
-use network::NetworkFacts;
 use crate::part::service::{Listen, OwnService};
+use crate::spec::network::NetworkSpec;
 use crate::systemd::CgroupMode;
+use network::NetworkFacts;
 
 /// What was read of this machine.
 #[derive(Debug, Clone, Default)]

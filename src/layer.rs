@@ -332,10 +332,8 @@ pub(crate) struct Layer {
 
 impl Layer {
     /// This layer over another: what this one says counts, lists go on where the other's end. The command is one whole.
-    pub(crate) fn over(self, under: Layer) -> Layer {
-        fn append<T>(under: Vec<T>, over: Vec<T>) -> Vec<T> {
-            under.into_iter().chain(over).collect()
-        }
+    pub(crate) fn over(mut self, mut under: Layer) -> Layer {
+        self.take_network(&mut under);
         Layer {
             unit: self.unit.or(under.unit),
             name: self.name.or(under.name),
@@ -371,16 +369,6 @@ impl Layer {
             hostname: self.hostname.or(under.hostname),
             cap_add: append(under.cap_add, self.cap_add),
             cap_drop: append(under.cap_drop, self.cap_drop),
-            network: self.network.or(under.network),
-            publish: append(under.publish, self.publish),
-            publish_all: self.publish_all.or(under.publish_all),
-            dns: append(under.dns, self.dns),
-            dns_search: append(under.dns_search, self.dns_search),
-            add_host: append(under.add_host, self.add_host),
-            allow_ip: append(under.allow_ip, self.allow_ip),
-            deny_ip: append(under.deny_ip, self.deny_ip),
-            allow_bind: append(under.allow_bind, self.allow_bind),
-            exposed: append(under.exposed, self.exposed),
             setenv: append(under.setenv, self.setenv),
             working_directory: self.working_directory.or(under.working_directory),
             uid: self.uid.or(under.uid),
@@ -399,6 +387,29 @@ impl Layer {
             stop_signal: self.stop_signal.or(under.stop_signal),
             user_marks: self.user_marks || under.user_marks,
             command: if self.command.is_empty() { under.command } else { self.command },
+            ..self
         }
     }
+
+    /// The same for what is said of the network.
+    fn take_network(&mut self, under: &mut Layer) {
+        self.network = self.network.take().or(under.network.take());
+        self.publish_all = self.publish_all.or(under.publish_all);
+        for (over, under) in [
+            (&mut self.publish, &mut under.publish),
+            (&mut self.dns, &mut under.dns),
+            (&mut self.dns_search, &mut under.dns_search),
+            (&mut self.add_host, &mut under.add_host),
+            (&mut self.allow_ip, &mut under.allow_ip),
+            (&mut self.deny_ip, &mut under.deny_ip),
+            (&mut self.allow_bind, &mut under.allow_bind),
+            (&mut self.exposed, &mut under.exposed),
+        ] {
+            *over = append(std::mem::take(under), std::mem::take(over));
+        }
+    }
+}
+
+fn append<T>(under: Vec<T>, over: Vec<T>) -> Vec<T> {
+    under.into_iter().chain(over).collect()
 }

@@ -68,8 +68,19 @@ pub(crate) fn run(plan: &Plan, leases: &[BorrowedFd<'_>], timings: &mut Timings)
     // A connection that was handed over ends when the payload ends it, not when this process does.
     sys::close_listen_fds(listen).context("close the sockets that were handed over")?;
     timings.mark("clone3");
-    let mut running =
-        Running { plan, end, pid, pidfd, helper: None, watcher: None, pasta: None, joined, unit: None, state: None, ended: false };
+    let mut running = Running {
+        plan,
+        end,
+        pid,
+        pidfd,
+        helper: None,
+        watcher: None,
+        pasta: None,
+        joined,
+        unit: None,
+        state: None,
+        ended: false,
+    };
     match running.start(claim.as_ref(), bus, &signals, timings) {
         Ok(master) => running.supervise(&signals, master, timings),
         Err(error) => Err(match signals.ended_by()? {
@@ -398,6 +409,9 @@ impl Running<'_> {
         };
         let out_of_memory = out_of_memory.or_else(oom_kills);
         drop(relay);
+        if self.pasta.as_ref().is_some_and(Pasta::has_ended) && !self.plan.process.quiet {
+            log::warn!("the network ended before the sandbox did: pasta was killed or has failed");
+        }
         let end = match reported {
             Some(status) => Ended::from_wait_status(status),
             None => self.wait_for_child()?,

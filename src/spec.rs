@@ -15,9 +15,9 @@ use anyhow::Context;
 use crate::error::{Result, fault};
 use crate::layer::{Layer, Log, Manager, Namespace, Notify, Userns};
 use crate::part::caps::Capabilities;
-use network::{Network, NetworkSpec};
 use crate::systemd::Assignment;
 use crate::value::{CpuSet, Rlimit};
+use network::{Network, NetworkSpec};
 
 /// A request for one sandbox.
 #[derive(Debug, Clone)]
@@ -203,7 +203,8 @@ impl Spec {
             || !self.root.binds.is_empty()
             || !self.root.tmpfs.is_empty()
             || self.root.host_secrets;
-        let names_asked = !self.network.dns.is_empty() || !self.network.search.is_empty() || !self.network.hosts.is_empty();
+        let names_asked =
+            !self.network.dns.is_empty() || !self.network.search.is_empty() || !self.network.hosts.is_empty();
         if self.shares(Namespace::Mount) && names_asked {
             return Err(fault("--share mount leaves the host's /etc: no --dns, --dns-search, --add-host").into());
         }

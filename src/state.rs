@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
 use crate::layer::Namespace;
+use crate::part::network::publish::Publish;
 use crate::part::rootfs::{Operation, RootPlan};
 use crate::plan::{Plan, UnitKind, UnitPlan};
 use crate::systemd::KeptSetting;
@@ -111,6 +112,9 @@ pub(crate) struct Record {
     pub(crate) arguments: Vec<String>,
     /// Properties as they were sent.
     pub(crate) settings: Vec<KeptSetting>,
+    /// Ports of the host that lead into it.
+    #[serde(default)]
+    pub(crate) ports: Vec<Publish>,
     /// How one gets in.
     pub(crate) entry: Entry,
     /// Every decision, as `run --dry-run` prints it.
@@ -138,6 +142,7 @@ impl Record {
             command: lossy(&plan.process.command),
             arguments: lossy(&std::env::args_os().collect::<Vec<_>>()),
             settings: unit.settings.iter().map(KeptSetting::from).collect(),
+            ports: plan.network.published().to_vec(),
             entry: entry(plan),
             decided: plan.to_string(),
             plan: serde_json::to_value(plan).ok()?,
@@ -380,6 +385,7 @@ mod tests {
             command: vec!["sleep".into()],
             arguments: vec![],
             settings: vec![],
+            ports: Vec::new(),
             entry: Entry {
                 namespaces: vec![Namespace::Pid],
                 capabilities: vec!["KILL".into()],

@@ -40,9 +40,7 @@ impl<'a> Unit<'a> {
         bus.interrupt_by(interrupt);
         let pending = match plan.kind {
             UnitKind::Own { .. } => None,
-            UnitKind::Scope | UnitKind::Service => {
-                Some(bus.begin_scope(&request(plan, pid, beside, Some(pidfd)))?)
-            }
+            UnitKind::Scope | UnitKind::Service => Some(bus.begin_scope(&request(plan, pid, beside, Some(pidfd)))?),
         };
         Ok(Unit { plan, pid, beside, bus: Some(bus), pending, memory_events: None })
     }
@@ -148,12 +146,7 @@ pub(crate) fn connect(plan: &UnitPlan) -> Result<Bus> {
     if plan.user { Bus::user() } else { Bus::system() }
 }
 
-fn request<'a>(
-    plan: &'a UnitPlan,
-    pid: Pid,
-    beside: Option<Pid>,
-    pidfd: Option<BorrowedFd<'a>>,
-) -> ScopeRequest<'a> {
+fn request<'a>(plan: &'a UnitPlan, pid: Pid, beside: Option<Pid>, pidfd: Option<BorrowedFd<'a>>) -> ScopeRequest<'a> {
     ScopeRequest {
         name: &plan.name,
         slice: &plan.slice,

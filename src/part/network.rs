@@ -164,4 +164,3 @@ pub(crate) fn own_namespace() -> Result<OwnedFd> {
     }
     Ok(File::open("/proc/self/ns/net").context("open the network namespace")?.into())
 }
-

@@ -18,6 +18,10 @@ fn without(mut under: Layer, over: &Layer) -> Layer {
     if over.network.as_deref().is_some_and(|network| network != "host") {
         under.share.retain(|namespace| *namespace != Namespace::Net);
     }
+    if over.network.as_deref().is_some_and(|network| network != "pasta") {
+        under.publish.clear();
+        under.publish_all = None;
+    }
     let said = said(over);
     let is_said = |subject: &str| said.iter().any(|other| other == subject);
     under.property.retain(|text| systemd::subject(text).is_none_or(|subject| !is_said(subject)));

@@ -66,8 +66,11 @@ impl JoinPlan {
     /// The user namespace that owns it, of those that a plain user has made.
     fn owner(&self, network: &OwnedFd) -> Result<OwnedFd> {
         let foreign = || {
-            fault(format!("--network {}: a plain user can join the network of an own sandbox only", self.asked))
-                .hint("run as root: sudo sandbox run …")
+            fault(format!(
+                "--network {}: a plain user can join the network of one of their own sandboxes only",
+                self.asked
+            ))
+            .hint("run as root: sudo sandbox run …")
         };
         let owner = sys::namespace_owner(network.as_fd()).map_err(|_| foreign())?;
         let own = std::fs::metadata("/proc/self/ns/user").context("look at the user namespace")?;
@@ -127,7 +130,8 @@ impl Joined {
 
     fn make_sibling(&self, flags: libc::c_int, plan: &UserPlan) -> Result<Side> {
         if let Some(users) = &self.users {
-            sys::setns(users.as_fd(), libc::CLONE_NEWUSER).context("enter the user namespace of the network's owner")?;
+            sys::setns(users.as_fd(), libc::CLONE_NEWUSER)
+                .context("enter the user namespace of the network's owner")?;
             // Else the files in /proc that the maps are written to would not be this process's.
             rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable).context("own /proc/self")?;
         }
@@ -152,8 +156,12 @@ fn write_maps(pid: Pid, plan: &UserPlan) -> Result<()> {
     let through = |name: &str, lines: &[MapLine]| {
         let text = std::fs::read_to_string(format!("/proc/self/{name}")).with_context(|| format!("read {name}"))?;
         through(lines, &parse(&text)).ok_or_else(|| {
-            anyhow::Error::from(fault(format!("the sandbox whose network is joined has other IDs: its {name} lacks some of this one's"))
-                .hint("--userns is to be the same for both"))
+            anyhow::Error::from(
+                fault(format!(
+                    "the sandbox whose network is joined has other IDs: its {name} lacks some of this one's"
+                ))
+                .hint("--userns is to be the same for both"),
+            )
         })
     };
     let (uid, gid) = (through("uid_map", &uid)?, through("gid_map", &gid)?);
@@ -191,8 +199,11 @@ mod tests {
     fn maps_below_maps() {
         let outer = parse("         0       1000          1\n         1     100000      65536\n");
         let map = |lines: &[[u32; 3]]| {
-            let lines: Vec<_> =
-                lines.iter().map(|[inside, outside, count]| MapLine { inside: *inside, outside: *outside, count: *count });
+            let lines = lines.iter().map(|[inside, outside, count]| MapLine {
+                inside: *inside,
+                outside: *outside,
+                count: *count,
+            });
             through(&lines.collect::<Vec<_>>(), &outer)
         };
         let same = map(&[[0, 1000, 1], [1, 100_000, 65536]]).unwrap();
@@ -206,8 +217,11 @@ mod tests {
     #[test]
     fn what_is_no_namespace_is_refused() {
         let open = |path: &str| JoinPlan { asked: format!("ns:{path}"), path: path.into(), root: true }.open();
-        for (path, words) in [("/dev/null", "no network namespace"), ("/proc/self/ns/uts", "no network namespace"), ("/no", "No such file")]
-        {
+        for (path, words) in [
+            ("/dev/null", "no network namespace"),
+            ("/proc/self/ns/uts", "no network namespace"),
+            ("/no", "No such file"),
+        ] {
             assert!(open(path).unwrap_err().to_string().contains(words), "{path}");
         }
         open("/proc/self/ns/net").unwrap();

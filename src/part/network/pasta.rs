@@ -153,7 +153,7 @@ fn attend(plan: &PastaPlan, child: Pid, end: &ChildEnd) -> Result<u8> {
     let (pid, pidfd) = match sys::clone_process(0).context("start pasta")? {
         Side::Child => {
             let error = become_pasta(plan, &place, &said);
-            drop(rustix::io::write(&said, format!("{error:#}\n").as_bytes()));
+            let _ = rustix::io::write(&said, format!("{error:#}\n").as_bytes());
             sys::exit_now(1)
         }
         Side::Parent(pid, pidfd) => (pid, pidfd),
@@ -164,7 +164,8 @@ fn attend(plan: &PastaPlan, child: Pid, end: &ChildEnd) -> Result<u8> {
         finish(pid, &pidfd);
         return Err(explain(&errors, plan));
     }
-    end.send(&ToParent::Ready(Some(pidfd.try_clone().context("duplicate a descriptor")?))).context("tell the launcher")?;
+    end.send(&ToParent::Ready(Some(pidfd.try_clone().context("duplicate a descriptor")?)))
+        .context("tell the launcher")?;
     // What pasta says from now on nobody reads.
     drop((errors, place));
     wait_for(&[pidfd.as_fd(), end.as_fd()])?;
@@ -185,7 +186,7 @@ fn explain(errors: &OwnedFd, plan: &PastaPlan) -> anyhow::Error {
         // Whoever wrote into it has ended.
         drop(File::from(errors).take(16 << 10).read_to_string(&mut text));
     }
-    let last = text.lines().map(str::trim).filter(|line| !line.is_empty()).next_back().unwrap_or("it said nothing");
+    let last = text.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or("it said nothing");
     let fault = fault(format!("{}: {last}", plan.program.display()));
     if last.contains("nterface not usable") || last.contains("outable interface") {
         return fault.hint("this host has no default route, so nothing could be reached: ip route").into();
@@ -265,7 +266,8 @@ fn become_pasta(plan: &PastaPlan, place: &Place, errors: &OwnedFd) -> anyhow::Er
 }
 
 fn prepare(plan: &PastaPlan, errors: &OwnedFd) -> Result<()> {
-    let null = rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).context("open /dev/null")?;
+    let null =
+        rustix::fs::open("/dev/null", OFlags::RDWR | OFlags::CLOEXEC, Mode::empty()).context("open /dev/null")?;
     rustix::stdio::dup2_stdin(&null).context("take /dev/null")?;
     rustix::stdio::dup2_stdout(&null).context("take /dev/null")?;
     rustix::stdio::dup2_stderr(errors).context("take a pipe")?;
@@ -335,15 +337,20 @@ mod tests {
         let publish = ports.iter().flat_map(|text| publish::parse(text).unwrap()).collect();
         let plan = PastaPlan { program: "/usr/bin/pasta".into(), publish, reach_host, root };
         let words = arguments(&plan, Path::new("/proc/7/ns"));
-        words.iter().map(|word| String::from_utf8_lossy(word.as_bytes()).into_owned()).collect::<Vec<_>>().join(" ")
+        words.iter().map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ")
     }
 
     #[test]
     fn nothing_is_open_that_was_not_asked_for() {
         let text = line(&[], false, true);
-        for words in
-            ["--tcp-ports none", "--udp-ports none", "--tcp-ns none", "--udp-ns none", "--no-map-gw", "--userns /proc/7/ns/user"]
-        {
+        for words in [
+            "--tcp-ports none",
+            "--udp-ports none",
+            "--tcp-ns none",
+            "--udp-ns none",
+            "--no-map-gw",
+            "--userns /proc/7/ns/user",
+        ] {
             assert!(text.contains(words), "{words}: {text}");
         }
         let text = line(&[], true, false);
@@ -353,6 +360,9 @@ mod tests {
     #[test]
     fn ports_are_written_as_pasta_reads_them() {
         let text = line(&["8080:80", "127.0.0.1:8000-8001:90-91", "[::1]:53:53/udp"], false, true);
-        assert!(text.contains("--tcp-ports 8080:80 --tcp-ports 127.0.0.1/8000-8001:90-91 --udp-ports ::1/53:53"), "{text}");
+        assert!(
+            text.contains("--tcp-ports 8080:80 --tcp-ports 127.0.0.1/8000-8001:90-91 --udp-ports ::1/53:53"),
+            "{text}"
+        );
     }
 }

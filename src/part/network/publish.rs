@@ -181,11 +181,13 @@ pub(crate) fn reserve(list: &mut [Publish]) -> Result<Reserved> {
 fn refused(publish: &Publish, port: u16, error: Errno) -> Fault {
     let what = format!("--publish {publish}: port {port}/{}", publish.protocol);
     match error {
-        Errno::ADDRINUSE => fault(format!("{what} is in use on this host"))
-            .hint(format!("ss -ln{} sport = :{port} shows it; host port 0 picks a free one", match publish.protocol {
+        Errno::ADDRINUSE => fault(format!("{what} is in use on this host")).hint(format!(
+            "ss -ln{} sport = :{port} shows it; host port 0 picks a free one",
+            match publish.protocol {
                 Protocol::Tcp => "tp",
                 Protocol::Udp => "up",
-            })),
+            }
+        )),
         Errno::ACCESS => fault(format!("{what}: a plain user may not listen there"))
             .hint("a port from 1024 on; or for the whole host: sysctl net.ipv4.ip_unprivileged_port_start=80"),
         Errno::ADDRNOTAVAIL => fault(format!("{what}: this host has no such address")).hint("ip address"),
@@ -260,8 +262,21 @@ mod tests {
     #[test]
     fn what_is_no_port_is_refused() {
         let wrong = [
-            "80", "", ":", "a:80", "80:", "80:0", "8080:80/sctp", "::1:8080:80", "8000-8009:80", "0-3:80-83", "9-8:9-8",
-            "1.2.3:1:1", "65536:1", "+1:1", "1:2:3:4",
+            "80",
+            "",
+            ":",
+            "a:80",
+            "80:",
+            "80:0",
+            "8080:80/sctp",
+            "::1:8080:80",
+            "8000-8009:80",
+            "0-3:80-83",
+            "9-8:9-8",
+            "1.2.3:1:1",
+            "65536:1",
+            "+1:1",
+            "1:2:3:4",
         ];
         for text in wrong {
             assert!(parse(text).is_err(), "{text}");
