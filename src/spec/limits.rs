@@ -76,7 +76,8 @@ fn network(layer: &Layer) -> Result<Vec<(String, String)>> {
         list.extend(values.iter().map(|value| (format!("{flag} {value}"), format!("{property}={value}"))));
     }
     if let Some(allowed) = layer.allow_bind.first() {
-        list.push((format!("--allow-bind {allowed}"), "SocketBindDeny=any".into()));
+        // What is not allowed is denied.
+        list.push((format!("SocketBindDeny=any of --allow-bind {allowed}"), "SocketBindDeny=any".into()));
     }
     Ok(list)
 }

@@ -81,6 +81,13 @@ pub(super) fn network(layer: &Layer, share: &[Namespace]) -> Result<NetworkSpec>
         };
         return Err(fault(format!("{flag} needs --network pasta")).hint(hint).into());
     }
+    if kind == Network::Pasta
+        && let Some(allowed) = layer.allow_bind.first()
+    {
+        let line =
+            format!("--allow-bind {allowed} would hold for pasta as well, which could open no connection any more");
+        return Err(fault(line).hint("what was not published is not reached from outside: leave it out").into());
+    }
     Ok(NetworkSpec {
         kind,
         publish: ports,
@@ -199,6 +206,12 @@ mod tests {
         };
         assert_eq!(all(&["80/tcp", "53/udp", "8000-8002"]), Ok(5));
         assert!(all(&[]).is_err());
+    }
+
+    #[test]
+    fn pasta_is_bound_by_what_is_said_of_binding() {
+        let bind = |network: &str| read(Layer { allow_bind: vec!["80".into()], ..named(network) }, &[]);
+        assert!(bind("pasta").is_err() && bind("host").is_ok() && bind("none").is_ok());
     }
 
     #[test]
