@@ -25,6 +25,8 @@ Examples:
       With limits, in a unit that `systemctl status toptest.scope` shows.
   sandbox run --bind $PWD --network host -- make
       With a directory of this machine and its network.
+  sandbox run --image nginx --network pasta --publish 8080:80
+      A server that is reached at port 8080 of this machine.
   sandbox run --rootfs /srv/debian --read-only --tmpfs /run:16M -- /sbin/daemon
       On a tree of its own that nothing can write to.
   sandbox run --image mysql:5.7 -m 1G

@@ -3,7 +3,7 @@
 use crate::bed::{Bed, patience};
 use crate::command::{Cmd, Running};
 use crate::outside::{self, FAR, HERE, THERE, outside};
-use crate::{Test, alone, test, unit};
+use crate::{Test, alone, images, test, unit};
 use rustix::process::Signal;
 use std::fs;
 use std::io::{Read, Write};
@@ -39,6 +39,7 @@ pub(crate) fn tests() -> Vec<Test> {
         test("network/joined_sandbox_of_a_user", needs![user_manager, kernel_min(5, 11)], joined_sandbox_of_user),
         test("network/names", needs![root, systemd, disk], names),
         alone("network/behind_a_stub", needs![root, systemd, pasta], behind_a_stub),
+        test("network/exposed_by_an_image", needs![root, systemd, disk, pasta], exposed_by_an_image),
         test("network/denied", needs![root, systemd, cgroup2], denied),
         test("network/denied_on_v1", needs![root, systemd, cgroup1], denied_on_v1),
     ]
@@ -516,6 +517,36 @@ fn behind_a_stub(bed: &Bed) {
     fs::remove_file("/run/systemd/resolve/resolv.conf").unwrap();
     let outcome = bed.sandbox(["run", "--network", "pasta", "--", "cat", "/etc/resolv.conf"]).output().succeeded();
     assert!(!outcome.text().contains("nameserver") && outcome.errors().contains("--dns"), "{}", outcome.errors());
+}
+
+/// The example of a web server: its image is one of ours by the same name.
+fn exposed_by_an_image(bed: &Bed) {
+    outside::is_there();
+    let root = images::root_dir(bed);
+    fs::create_dir_all(root.join("www")).unwrap();
+    fs::write(root.join("www/index.html"), "welcome\n").unwrap();
+    let config =
+        r#"{"Cmd":["/bin/busybox","httpd","-f","-p","80","-h","/www"],"ExposedPorts":{"80/tcp":{},"443/tcp":{}}}"#;
+    let store = images::store_of(bed, &[root], config, "nginx:latest");
+    let profile = bed.dir().join("site.toml");
+    fs::write(&profile, include_str!("../../examples/site.toml")).unwrap();
+    let flags = ["run", "--profile", profile.to_str().unwrap(), "--store", store.to_str().unwrap()];
+    let (unit, slice) = (bed.unit(), bed.slice());
+    let running = bed.sandbox(flags).args(["--unit", &unit, "--slice", &slice, "--publish-all"]).spawn();
+    bed.poll("two ports were picked", || picked(&running.stderr_so_far()).len() == 2);
+    let port = picked(&running.stderr_so_far())[1];
+    let get = |address: &str, port: u16| -> String {
+        let page = outside::over_tcp(address, port, "GET / HTTP/1.0\r\n\r\n");
+        page.lines().last().unwrap_or_default().to_owned()
+    };
+    bed.poll("it answers", || outside::try_connect("127.0.0.1", 8080).is_ok());
+    assert_eq!(get("::1", 8080), "welcome");
+    assert_eq!(outside(|| get(HERE[0], 8080)), "welcome");
+    let list = bed.sandbox(["ps"]).output().succeeded().text();
+    assert!(list.contains("8080->80/tcp") && list.contains(&format!("{port}->")), "{list}");
+    bed.sandbox(["stop", &unit]).output().succeeded();
+    running.finish();
+    assert!(outside::is_free(8080));
 }
 
 fn connecting(address: &str, port: u16) -> String {

@@ -4,8 +4,9 @@
 //! child has a network namespace it starts pasta and says when that is ready. It lives as long as pasta does, and ends it when the
 //! launcher's end of their socket closes, however the launcher ended: pasta itself would not notice.
 //!
-//! pasta runs as nobody (as a plain user: as that user), with no capability but in the sandbox's user namespace. Root's has more
-//! only until it has bound the host's ports, of which those below 1024 need one.
+//! pasta runs as nobody (as a plain user: as that user), and enters the sandbox's user namespace, so that it has no capability
+//! elsewhere. To bind ports of the host below 1024 takes one of the host's, which newer versions need after that step: with such a
+//! port it stays outside. In either case it ends up in an empty directory behind its own system call filter.
 
 use std::ffi::{CString, OsString};
 use std::fs::File;
@@ -160,7 +161,8 @@ fn attend(plan: &PastaPlan, child: Pid, end: &ChildEnd) -> Result<u8> {
     };
     drop(said);
     wait_for(&[place.ready.as_fd(), pidfd.as_fd(), end.as_fd()])?;
-    if !is_readable(place.ready.as_fd()) {
+    // It opens the pipe long before it writes its number.
+    if !matches!(rustix::io::read(&place.ready, &mut [0; 32]), Ok(1..)) {
         finish(pid, &pidfd);
         return Err(explain(&errors, plan));
     }
@@ -273,10 +275,8 @@ fn prepare(plan: &PastaPlan, errors: &OwnedFd) -> Result<()> {
     rustix::stdio::dup2_stderr(errors).context("take a pipe")?;
     sys::default_signals().context("reset signals")?;
     NOT_FOR_IT.iter().copied().collect::<SigSet>().thread_set_mask().context("block signals")?;
-    let mut kept = CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN | CapabilitySet::NET_BIND_SERVICE;
+    let kept = CapabilitySet::SYS_ADMIN | CapabilitySet::NET_ADMIN | CapabilitySet::NET_BIND_SERVICE;
     if plan.root {
-        // To enter the sandbox's namespaces, and to bind low ports before.
-        kept = CapabilitySet::SYS_ADMIN | CapabilitySet::NET_BIND_SERVICE;
         rustix::thread::set_keep_capabilities(true).context("keep capabilities")?;
         nix::unistd::setgroups(&[]).context("leave all groups")?;
         let (uid, gid) = (nix::unistd::Uid::from_raw(NOBODY), nix::unistd::Gid::from_raw(NOBODY));
@@ -310,12 +310,19 @@ fn arguments(plan: &PastaPlan, namespaces: &Path) -> Vec<OsString> {
     }
     add(&["--netns"]);
     words.push(namespaces.join("net").into());
-    if plan.root {
+    if plan.root && !plan.has_low_port() {
         words.extend(["--userns".into(), namespaces.join("user").into()]);
     } else {
         words.push("--netns-only".into());
     }
     words
+}
+
+impl PastaPlan {
+    /// A port of the host is one that only root may bind. What a host says otherwise (`ip_unprivileged_port_start`) is not asked.
+    fn has_low_port(&self) -> bool {
+        self.publish.iter().any(|publish| publish.host_port < 1024)
+    }
 }
 
 /// A port as pasta's options have it.
@@ -353,6 +360,8 @@ mod tests {
         ] {
             assert!(text.contains(words), "{words}: {text}");
         }
+        // Port 80 can be bound with the host's rights only.
+        assert!(line(&["80:80"], false, true).ends_with("--netns /proc/7/ns/net --netns-only"));
         let text = line(&[], true, false);
         assert!(!text.contains("--no-map-gw") && text.ends_with("--netns /proc/7/ns/net --netns-only"), "{text}");
     }
