@@ -390,15 +390,16 @@ impl Running<'_> {
             relay.log_to(TerminalLog::open(log)?);
         }
         let oom_kills = || self.unit.as_ref().and_then(Unit::oom_kills).filter(|kills| *kills > 0);
-        let mut out_of_memory = None;
+        let (mut out_of_memory, mut unreachable) = (None, false);
         let reported = relay.until_end(&mut |event| match event {
             ToParent::Executed => {
                 self.plan.service.executed();
                 timings.mark("payload executed");
             }
-            ToParent::Exited(_) => {
-                // Once the stub has ended, systemd removes the cgroup that counts them.
+            ToParent::Exited(status) => {
+                // Once the stub has ended, systemd removes the cgroup that counts them, and the kernel the network.
                 out_of_memory = oom_kills();
+                unreachable = *status != 0 && self.plan.network.was_missed(self.pid);
                 self.end.close_half();
             }
             ToParent::Ready(_) | ToParent::Network(_) | ToParent::Child(..) | ToParent::Failed(_) => {}
@@ -409,9 +410,7 @@ impl Running<'_> {
         };
         let out_of_memory = out_of_memory.or_else(oom_kills);
         drop(relay);
-        if self.pasta.as_ref().is_some_and(Pasta::has_ended) && !self.plan.process.quiet {
-            log::warn!("the network ended before the sandbox did: pasta was killed or has failed");
-        }
+        let pasta_ended = self.pasta.as_ref().is_some_and(Pasta::has_ended);
         let end = match reported {
             Some(status) => Ended::from_wait_status(status),
             None => self.wait_for_child()?,
@@ -425,8 +424,17 @@ impl Running<'_> {
             state.ended(end.status);
         }
         timings.mark("ended");
-        if let Some(kills) = out_of_memory.filter(|_| !self.plan.process.quiet) {
-            log::warn!("out of memory: the kernel killed {kills} of the sandbox's processes (memory.events)");
+        if !self.plan.process.quiet {
+            if let Some(kills) = out_of_memory {
+                log::warn!("out of memory: the kernel killed {kills} of the sandbox's processes (memory.events)");
+            }
+            // What kills everything in the unit kills both.
+            if pasta_ended && end.signal != Some(Signal::KILL.as_raw()) {
+                log::warn!("the network ended before the sandbox did: pasta was killed or has failed");
+            }
+            if unreachable {
+                log::warn!("something inside tried to reach a network; there is none by default: --network pasta");
+            }
         }
         Ok(end)
     }

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use rustix::net::{AddressFamily, SocketFlags, SocketType};
+use rustix::process::Pid;
 use serde::Serialize;
 
 use crate::error::{Result, fault};
@@ -103,6 +104,23 @@ impl NetworkPlan {
         }
     }
 
+    /// Whether something in a sandbox without a network has tried to reach one, as the kernel counts it in the namespace of `pid`: no
+    /// route, or nobody at the DNS server that the host has on its own loopback interface.
+    pub(crate) fn was_missed(&self, pid: Pid) -> bool {
+        if *self != NetworkPlan::None {
+            return false;
+        }
+        let read = |name: &str| {
+            std::fs::read_to_string(format!("/proc/{}/net/{name}", pid.as_raw_nonzero())).unwrap_or_default()
+        };
+        let (v4, v6) = (read("snmp"), read("snmp6"));
+        let asked_a_stub = || {
+            counted(&v4, "Udp:", "NoPorts") > 0
+                && std::fs::read("/etc/resolv.conf").is_ok_and(|text| names::is_stub(&text))
+        };
+        counted(&v4, "Ip:", "OutNoRoutes") > 0 || counted_v6(&v6, "Ip6OutNoRoutes") > 0 || asked_a_stub()
+    }
+
     /// The namespace that is joined, where one is.
     pub(crate) fn join(&self) -> Option<&JoinPlan> {
         match self {
@@ -142,6 +160,20 @@ impl fmt::Display for NetworkPlan {
     }
 }
 
+/// A number of /proc/net/snmp: a line of names, then one of numbers, proc_pid_net(5).
+fn counted(text: &str, group: &str, name: &str) -> u64 {
+    let mut lines = text.lines().filter(|line| line.split_whitespace().next() == Some(group));
+    let (Some(names), Some(numbers)) = (lines.next(), lines.next()) else { return 0 };
+    let mut pairs = names.split_whitespace().zip(numbers.split_whitespace());
+    pairs.find(|(found, _)| *found == name).and_then(|(_, number)| number.parse().ok()).unwrap_or(0)
+}
+
+/// The same of /proc/net/snmp6: a name and a number in each line.
+fn counted_v6(text: &str, name: &str) -> u64 {
+    let line = text.lines().find(|line| line.split_whitespace().next() == Some(name));
+    line.and_then(|line| line.split_whitespace().nth(1)?.parse().ok()).unwrap_or(0)
+}
+
 /// Makes a network namespace and brings its loopback interface up.
 ///
 /// # Errors
@@ -153,14 +185,33 @@ pub(crate) fn unshare() -> Result<()> {
     sys::interface_up(socket.as_fd(), "lo").context("set lo up")
 }
 
-/// This process's own network namespace, for pasta, with IPv6 addresses that work at once: nobody else is on that link, so whether
-/// another one has the address need not be waited for.
+/// Settings of a network namespace with pasta, ip-sysctl. Nobody else is on that link, so whether another one has the address need not
+/// be waited for; and a server that does not run as root may listen on port 80, as with Docker.
+const SETTINGS: &[(&str, &str)] = &[("ipv6/conf/default/accept_dad", "0"), ("ipv4/ip_unprivileged_port_start", "0")];
+
+/// This process's own network namespace, for pasta.
 ///
 /// # Errors
 /// When it cannot be opened.
 pub(crate) fn own_namespace() -> Result<OwnedFd> {
-    if let Err(error) = std::fs::write("/proc/sys/net/ipv6/conf/default/accept_dad", "0") {
-        log::debug!("IPv6 addresses are detected twice: {error}");
+    for (setting, value) in SETTINGS {
+        if let Err(error) = std::fs::write(format!("/proc/sys/net/{setting}"), value) {
+            log::debug!("net/{setting} stays as it is: {error}");
+        }
     }
     Ok(File::open("/proc/self/ns/net").context("open the network namespace")?.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters() {
+        let text = "Ip: Forwarding OutNoRoutes\nIp: 1 3\nUdp: InDatagrams NoPorts\nUdp: 7 5\n";
+        assert_eq!((counted(text, "Ip:", "OutNoRoutes"), counted(text, "Udp:", "NoPorts")), (3, 5));
+        assert_eq!((counted(text, "Tcp:", "NoPorts"), counted("", "Ip:", "x")), (0, 0));
+        let text = "Ip6InReceives                   \t9\nIp6OutNoRoutes                  \t4\n";
+        assert_eq!((counted_v6(text, "Ip6OutNoRoutes"), counted_v6(text, "Ip6Out")), (4, 0));
+    }
 }

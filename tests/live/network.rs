@@ -34,6 +34,7 @@ pub(crate) fn tests() -> Vec<Test> {
         test("network/detached", needs![root, systemd, pasta], detached),
         test("network/killed_pasta", needs![root, systemd, pasta], killed_pasta),
         test("network/no_route", needs![root, systemd, pasta], no_route),
+        test("network/what_was_missed", needs![root, systemd], what_was_missed),
         test("network/joined", needs![root, systemd], joined),
         test("network/joined_sandbox", needs![root, systemd], joined_sandbox),
         test("network/joined_sandbox_of_a_user", needs![user_manager, kernel_min(5, 11)], joined_sandbox_of_user),
@@ -143,10 +144,21 @@ fn out_as_user(bed: &Bed) {
     assert_eq!(identity.succeeded().text(), "2");
 }
 
-/// Whether each address can be connected to from inside, by exit status of nc.
+/// Which of the addresses can be connected to from inside.
 fn reached(bed: &Bed, flags: &[&str], addresses: &[&str], port: u16) -> String {
-    let line = |address: &&str| format!("echo | busybox nc -w 5 {address} {port} > /dev/null 2>&1 && echo {address}; ");
-    bed.run(flags, &(addresses.iter().map(line).collect::<String>() + "true")).output().succeeded().text()
+    let script = format!(
+        r#"
+import socket
+for address in "{}".split():
+    try:
+        socket.create_connection((address, {port}), 5).close()
+        print(address)
+    except OSError:
+        pass
+"#,
+        addresses.join(" ")
+    );
+    bed.run(flags, &python(&script)).output().succeeded().text()
 }
 
 /// What listens on the host's loopback interface is not for those inside: not by that address, nor by the host's own or its gateway's.
@@ -187,7 +199,10 @@ fn published(bed: &Bed) {
         assert_eq!(outside(|| outside::over_tcp(address, tcp, "from there")), "from there", "{address}");
         assert_eq!(outside(|| outside::over_udp(address, udp, "packet")), "packet", "{address}");
     }
-    assert_eq!(outside::over_udp("127.0.0.1", udp, "packet"), "packet");
+    // That of Debian 12 answers from the port inside, which a client on the host itself does not take for the same.
+    if outside::pasta_year() >= 2024 {
+        assert_eq!(outside::over_udp("127.0.0.1", udp, "packet"), "packet");
+    }
     assert_eq!(outside::over_tcp("127.0.0.1", v4, "x"), "x");
     assert_eq!(outside::over_tcp("::1", v6, "x"), "x");
     let name = unit.trim_end_matches(".scope");
@@ -377,11 +392,22 @@ fn free_after_stop(bed: &Bed) {
 fn up_until_the_end(bed: &Bed) {
     let port = outside::echo_server();
     let script = format!(
-        "trap 'echo bye | busybox nc -w 5 {} {port}; exit 0' TERM; echo ready; while true; do sleep 0.1; done",
+        r#"
+import os, signal, socket
+def end(number, frame):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    s = socket.create_connection(("{}", {port}), 60)
+    s.sendall(b"bye")
+    print(s.recv(100).decode(), flush=True)
+    os._exit(0)
+signal.signal(signal.SIGTERM, end)
+print("ready", flush=True)
+while True:
+    signal.pause()
+"#,
         THERE[0]
     );
-    outside::is_there();
-    let (running, unit) = bed.live(["--network", "pasta"], &script);
+    let (running, unit) = bed.live(["--network", "pasta"], &python(&script));
     bed.command("systemctl", ["stop", &unit]).output().succeeded();
     let outcome = running.finish();
     assert_eq!(outcome.text(), "ready\nbye", "{}", outcome.errors());
@@ -435,6 +461,21 @@ fn no_route(bed: &Bed) {
     }
 }
 
+/// A command that fails because there is no network is told how to get one; no other is.
+fn what_was_missed(bed: &Bed) {
+    let line = |flags: &[&str], script: &str| {
+        let outcome = bed.sandbox(["run"]).args(flags).args(["--", "sh", "-c", script]).output();
+        (outcome.status, outcome.errors().contains("--network pasta"))
+    };
+    let connect = "busybox nc -w 5 192.0.2.1 80 2> /dev/null";
+    let connect_v6 = format!("{connect} || {}", connect.replace("192.0.2.1", "2001:db8::1"));
+    assert_eq!(line(&[], connect), (1, true));
+    assert_eq!(line(&[], connect_v6.replacen("192.0.2.1", "127.0.0.1", 1).as_str()), (1, true));
+    assert_eq!(line(&["-q"], connect), (1, false));
+    assert_eq!(line(&[], &format!("{connect}; true")), (0, false));
+    assert_eq!(line(&[], "busybox nc -w 5 127.0.0.1 80 2> /dev/null; exit 3"), (3, false));
+}
+
 fn joined(bed: &Bed) {
     let name = bed.id().to_owned();
     bed.sh(&format!("ip netns add {name} && ip -n {name} link add sbtv0 type veth peer name sbtv1"))
@@ -466,8 +507,9 @@ fn joined_sandbox(bed: &Bed) {
     let text = bed.sandbox(["exec", &second]).args(["sh", "-c", WHICH]).output().succeeded().text();
     assert_eq!(text, namespace);
     // One has what the other listens on.
-    let (_server, _) = bed.live(["--network", &network], &python(ECHO));
-    assert_eq!(reached(bed, &["--network", &network], &["127.0.0.1"], 7), "127.0.0.1");
+    // Low ports are for the one whose network it is.
+    let (_server, _) = bed.live(["--network", &network], &python(&ECHO.replace("(\"::\", 7)", "(\"::\", 7007)")));
+    assert_eq!(reached(bed, &["--network", &network], &["127.0.0.1"], 7007), "127.0.0.1");
     bed.run(["--network", "container:no-such"], "true").output().refused(125, ["no-such"]);
 }
 

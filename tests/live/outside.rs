@@ -174,7 +174,14 @@ pub(crate) fn over_udp(address: &str, port: u16, text: &str) -> String {
     String::new()
 }
 
-/// Whether somebody listens on a TCP port of this machine, any address.
+/// The year of the pasta that is installed; 0 where it does not say.
+pub(crate) fn pasta_year() -> u32 {
+    let said = Command::new("pasta").arg("--version").output().expect("pasta").stdout;
+    let said = String::from_utf8_lossy(&said).into_owned();
+    said.split_once("git").and_then(|(_, rest)| rest.get(..4)?.parse().ok()).unwrap_or(0)
+}
+
+/// Whether nobody listens on a TCP port of this machine, any address.
 pub(crate) fn is_free(port: u16) -> bool {
     TcpListener::bind(("::", port)).is_ok()
 }
