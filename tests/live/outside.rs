@@ -149,14 +149,18 @@ pub(crate) fn try_connect(address: &str, port: u16) -> std::io::Result<TcpStream
     Ok(stream)
 }
 
-/// What is sent back over TCP.
+/// What is sent back over TCP, up to where it ends as what was sent does.
 #[track_caller]
 pub(crate) fn over_tcp(address: &str, port: u16, text: &str) -> String {
     let mut stream = connect(address, port);
     stream.write_all(text.as_bytes()).expect("send");
-    stream.shutdown(std::net::Shutdown::Write).expect("shut down");
-    let mut back = String::new();
-    stream.read_to_string(&mut back).expect("receive");
+    let (mut back, mut bytes) = (String::new(), [0; 1500]);
+    while !back.ends_with(text) {
+        match stream.read(&mut bytes).expect("receive") {
+            0 => break,
+            length => back.push_str(&String::from_utf8_lossy(&bytes[..length])),
+        }
+    }
     back
 }
 
