@@ -287,16 +287,22 @@ while True:
     connection.close()
 "#;
 
-/// 1 GiB out and 1 GiB in, each byte as it was; under emulation less.
+/// Much out and much in, each byte as it was.
 fn every_byte(bed: &Bed) {
     outside::is_there();
     let mut running = bed.run(["--network", "pasta", "--publish", "0:7"], &python(BLOCKS)).spawn();
     running.wait_for("ready");
     let [port] = *picked(&running.stderr_so_far()) else { panic!("{}", running.stderr_so_far()) };
     let emulated = patience(Duration::from_secs(1)) > Duration::from_secs(4);
-    let blocks: u32 = if emulated { 8 } else { 1024 };
+    let blocks: u32 = if emulated { 8 } else { 256 };
+    // pasta may lose packets when it has more than it can send, and TCP waits longer each time.
+    let connect = |address: &str| {
+        let stream = outside::connect(address, port);
+        stream.set_read_timeout(Some(patience(Duration::from_secs(120)))).unwrap();
+        stream
+    };
     outside(|| {
-        let mut stream = outside::connect(HERE[0], port);
+        let mut stream = connect(HERE[0]);
         write!(stream, "g{blocks:04}").unwrap();
         let mut found = vec![0; 1 << 20];
         for number in 0..blocks {
@@ -306,7 +312,7 @@ fn every_byte(bed: &Bed) {
         let mut end = [0; 3];
         stream.read_exact(&mut end).expect("the end");
         assert_eq!(&end, b"end");
-        let mut stream = outside::connect(HERE[1], port);
+        let mut stream = connect(HERE[1]);
         write!(stream, "t{blocks:04}").unwrap();
         (0..blocks).for_each(|number| stream.write_all(&block(number)).expect("send"));
         let mut said = String::new();
@@ -440,15 +446,10 @@ fn detached(bed: &Bed) {
     let (unit, slice) = (bed.unit(), bed.slice());
     let flags = ["run", "--detach", "--network", "pasta", "--publish", "0:7", "--unit", &unit, "--slice", &slice];
     bed.sandbox(flags).arg("--").args(["python3", "-c", ECHO]).output().succeeded();
-    let json = bed.sandbox(["ps", "--json"]).output().succeeded().text();
-    let ours =
-        json.split("\"name\"").find(|row| row.contains(&format!("\"{unit}.service\""))).unwrap_or(&json).to_owned()
-            + json.split("\"unit\"").find(|row| row.contains(&format!("\"{unit}.service\""))).unwrap_or_default();
     let list = bed.sandbox(["ps"]).output().succeeded().text();
-    let line =
-        list.lines().find(|line| line.contains(&format!("{unit}.service"))).unwrap_or_else(|| panic!("{list} {ours}"));
+    let line = list.lines().find(|line| line.contains(&format!("{unit}.service"))).unwrap_or_else(|| panic!("{list}"));
     let port: u16 = line.split("->7/tcp").next().and_then(|front| front.rsplit(' ').next()?.parse().ok()).unwrap();
-    bed.poll("it answers", || outside::try_connect("127.0.0.1", port).is_ok());
+    bed.poll("it answers", || outside::try_over_tcp("127.0.0.1", port, "x").is_ok_and(|back| back == "x"));
     assert_eq!(outside(|| outside::over_tcp(HERE[0], port, "x")), "x");
     bed.sandbox(["stop", &unit]).output().succeeded();
     assert!(outside::is_free(port));
@@ -607,8 +608,7 @@ fn exposed_by_an_image(bed: &Bed) {
         let _ = stream.read_to_end(&mut page);
         String::from_utf8_lossy(&page).lines().last().unwrap_or_default().to_owned()
     };
-    bed.poll("it answers", || outside::try_connect("127.0.0.1", 8080).is_ok());
-    assert_eq!(get("::1", 8080), "welcome");
+    bed.poll("it answers", || get("::1", 8080) == "welcome");
     assert_eq!(outside(|| get(HERE[0], 8080)), "welcome");
     let list = bed.sandbox(["ps"]).output().succeeded().text();
     assert!(list.contains("8080->80/tcp") && list.contains(&format!("{port}->")), "{list}");

@@ -152,16 +152,21 @@ pub(crate) fn try_connect(address: &str, port: u16) -> std::io::Result<TcpStream
 /// What is sent back over TCP, up to where it ends as what was sent does.
 #[track_caller]
 pub(crate) fn over_tcp(address: &str, port: u16, text: &str) -> String {
-    let mut stream = connect(address, port);
-    stream.write_all(text.as_bytes()).expect("send");
+    try_over_tcp(address, port, text).unwrap_or_else(|error| panic!("{address} port {port}: {error}"))
+}
+
+/// The same, and what came of it: pasta takes a connection before it knows that nobody listens inside yet, and resets it then.
+pub(crate) fn try_over_tcp(address: &str, port: u16, text: &str) -> std::io::Result<String> {
+    let mut stream = try_connect(address, port)?;
+    stream.write_all(text.as_bytes())?;
     let (mut back, mut bytes) = (String::new(), [0; 1500]);
     while !back.ends_with(text) {
-        match stream.read(&mut bytes).expect("receive") {
+        match stream.read(&mut bytes)? {
             0 => break,
             length => back.push_str(&String::from_utf8_lossy(&bytes[..length])),
         }
     }
-    back
+    Ok(back)
 }
 
 /// What is sent back over UDP; a lost packet is sent again.
