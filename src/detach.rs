@@ -43,6 +43,7 @@ pub(crate) fn start(spec: &Spec, host: &Host, plan: &Plan, unit: &UnitPlan) -> R
     };
     let mut bus = unit::connect(unit)?;
     bus.interrupt_by(signals.ending());
+    bus.forget_failed(&plan.name)?;
     bus.start_service(&request).map_err(|error| match signals.ended_by() {
         Ok(Some(signal)) => interrupted(signal),
         Ok(None) | Err(_) => error,

@@ -85,7 +85,7 @@ pub(crate) enum Notify {
 }
 
 /// One source of settings. Its keys in a profile are the long names of the flags.
-#[derive(Debug, Clone, Default, Args, serde::Deserialize)]
+#[derive(Debug, Clone, Default, Args, serde::Serialize, serde::Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct Layer {
     /// Name of the unit, to the letter: NAME gives NAME.scope [default: sandbox-NAME-ID.scope]
@@ -188,11 +188,11 @@ pub(crate) struct Layer {
     pub(crate) layer: Vec<PathBuf>,
     /// A file or directory of the host, as it is: writes reach the host unless it is ro
     #[arg(long, short = 'v', visible_alias = "volume", value_name = "SRC[:DST[:ro]]", help_heading = "Root")]
-    #[serde(deserialize_with = "crate::profile::texts")]
+    #[serde(deserialize_with = "crate::profile::texts", serialize_with = "crate::given::shown_texts")]
     pub(crate) bind: Vec<OsString>,
     /// An empty directory in memory
     #[arg(long, value_name = "DST[:SIZE]", help_heading = "Root")]
-    #[serde(deserialize_with = "crate::profile::texts")]
+    #[serde(deserialize_with = "crate::profile::texts", serialize_with = "crate::given::shown_texts")]
     pub(crate) tmpfs: Vec<OsString>,
     /// Nothing of the root can be written; binds and tmpfs can
     #[arg(long, help_heading = "Root", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
@@ -201,7 +201,7 @@ pub(crate) struct Layer {
     ///
     /// Memory is at most half of the machine's, and counts against the unit's limit.
     #[arg(long, value_name = "tmpfs[:SIZE]|DIR", help_heading = "Root")]
-    #[serde(deserialize_with = "crate::profile::text")]
+    #[serde(deserialize_with = "crate::profile::text", serialize_with = "crate::given::shown_text")]
     pub(crate) upper: Option<OsString>,
     /// Show what the view of the host hides
     ///
@@ -273,7 +273,7 @@ pub(crate) struct Layer {
         value_name = "NAME[=VALUE]",
         help_heading = "Process"
     )]
-    #[serde(deserialize_with = "crate::profile::texts")]
+    #[serde(deserialize_with = "crate::profile::texts", serialize_with = "crate::given::shown_texts")]
     pub(crate) setenv: Vec<OsString>,
     /// Working directory [default: the caller's where it can be seen inside, else /]
     #[arg(long, short = 'w', visible_alias = "workdir", value_name = "DIR", help_heading = "Process")]
@@ -326,7 +326,7 @@ pub(crate) struct Layer {
 
     /// The command and its arguments
     #[arg(value_name = "CMD", trailing_var_arg = true)]
-    #[serde(deserialize_with = "crate::profile::texts")]
+    #[serde(deserialize_with = "crate::profile::texts", serialize_with = "crate::given::shown_texts")]
     pub(crate) command: Vec<OsString>,
 }
 

@@ -104,6 +104,15 @@ pub(crate) fn down(living: &[Sandbox]) -> Result<Vec<DownService>> {
     Ok(services.into_iter().filter(|service| !lives(service)).collect())
 }
 
+/// Ends what a kill in the middle of a start left with the caller's own manager; none of those in `living`.
+///
+/// # Errors
+/// When that manager cannot be asked.
+pub(crate) fn sweep(living: &[Sandbox]) -> Result<()> {
+    let known: Vec<&str> = living.iter().map(|sandbox| sandbox.unit.name.as_str()).collect();
+    connect(own_manager())?.stop_empty_scopes(&known)
+}
+
 /// The manager that a caller's sandboxes are with who asks for no other.
 pub(crate) fn own_manager() -> Option<u32> {
     Some(rustix::process::geteuid().as_raw()).filter(|uid| *uid != 0)
@@ -154,7 +163,7 @@ pub(crate) fn look_up(word: &str) -> Result<Option<Named>> {
     let names: Vec<[&str; 2]> = list
         .iter()
         .map(|sandbox| [sandbox.found.record.name.as_str(), sandbox.unit.name.as_str()])
-        .chain(down.iter().map(|service| ["", service.unit.name.as_str()]))
+        .chain(down.iter().map(|service| [service.name(), service.unit.name.as_str()]))
         .collect();
     let Some(chosen) = choose(word, &names)? else {
         // One that is restarted may have been down when it was looked for among the living, and up the moment after.

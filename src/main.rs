@@ -10,6 +10,7 @@ mod doctor;
 mod enter;
 mod error;
 mod exit;
+mod given;
 mod host;
 mod image;
 mod kept;
@@ -38,6 +39,18 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     log_to_stderr();
+    std::panic::set_hook(Box::new(|panic| {
+        let place = panic.location().map(|place| format!(" ({}:{})", place.file(), place.line())).unwrap_or_default();
+        let text = panic.payload();
+        let text = text.downcast_ref::<&str>().copied().or_else(|| text.downcast_ref::<String>().map(String::as_str));
+        let what = text.unwrap_or("panic");
+        report(
+            &error::fault(format!("internal error: {what}{place}"))
+                .hint("a mistake in sandbox: please report it")
+                .into(),
+        );
+        sys::exit_now(exit::FAILED);
+    }));
     match cli::main() {
         Ok(status) => ExitCode::from(status),
         Err(error) => ExitCode::from(report(&error)),

@@ -208,11 +208,12 @@ impl Stub<'_> {
     }
 
     fn signal(&self, number: i32, group: bool) {
-        let pid = nix::unistd::Pid::from_raw(self.payload.as_raw_nonzero().get());
-        let Ok(signal) = Signal::try_from(number) else {
-            return;
-        };
+        let Some(signal) = sys::signal(number) else { return };
         // The payload leads its session, so its own group has its number. ESRCH: it has just ended, which reap() will see.
-        let _ = if group { nix::sys::signal::killpg(pid, signal) } else { nix::sys::signal::kill(pid, signal) };
+        let _ = if group {
+            rustix::process::kill_process_group(self.payload, signal)
+        } else {
+            rustix::process::kill_process(self.payload, signal)
+        };
     }
 }

@@ -8,6 +8,7 @@ use std::path::Path;
 use serde::Serialize;
 
 use crate::error::{Result, fault};
+use crate::given::Given;
 use crate::host::Host;
 use crate::layer::{Manager, Namespace};
 use crate::part::caps::Capabilities;
@@ -49,6 +50,8 @@ pub(crate) struct Plan {
     pub(crate) service: ServicePlan,
     /// What goes to the journal.
     pub(crate) log: Option<LogPlan>,
+    /// Every setting that was given, and by whom; for whoever looks, nothing is decided by it.
+    pub(crate) given: Vec<Given>,
     /// One line each, printed on stderr unless `--quiet`: where a default had to give way.
     pub(crate) warnings: Vec<String>,
     /// One line each, shown by `--dry-run`: what was asked and goes out under another name.
@@ -73,6 +76,8 @@ pub(crate) enum UnitKind {
 /// The unit around the payload.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct UnitPlan {
+    /// What SIGTERM becomes for the payload where systemd says it to the launcher: the image's stop signal.
+    pub(crate) stop_signal: Option<i32>,
     /// How it comes to be.
     pub(crate) kind: UnitKind,
     /// The caller's own manager, not the system's.
@@ -152,6 +157,7 @@ impl Plan {
             process,
             service,
             users,
+            given: Vec::new(),
             warnings: if spec.process.quiet { Vec::new() } else { warnings },
             notes,
         })
@@ -234,7 +240,10 @@ fn unit(spec: &Spec, host: &Host, warnings: &mut Vec<String>) -> Result<(UnitPla
     let asked = &spec.unit.assignments;
     let is_asked = |stop: &&Assignment| asked.iter().any(|other| other.property() == stop.property());
     let stop_signal = spec.unit.stop_signal.as_ref().filter(|stop| !is_asked(stop));
-    let assignments: Vec<_> = asked.iter().chain(stop_signal).cloned().collect();
+    let is_service = host.service.is_some() || spec.unit.detach;
+    // systemd stops a service by a signal to its main process, the launcher: that says it to the payload in the image's words.
+    let (in_unit, relayed) = if is_service { (None, stop_signal) } else { (stop_signal, None) };
+    let assignments: Vec<_> = asked.iter().chain(in_unit).cloned().collect();
     let translated = systemd::translate(&assignments, cgroup)?;
     let user = match &host.service {
         Some(service) => service.user,
@@ -259,8 +268,10 @@ fn unit(spec: &Spec, host: &Host, warnings: &mut Vec<String>) -> Result<(UnitPla
             .hint("--detach makes a service, which has it; so has a unit file: `sandbox unit install`")
             .into());
     }
+    let stop_signal = relayed.map(|stop| systemd::translate(std::slice::from_ref(stop), cgroup)).transpose()?;
     let unit = UnitPlan {
         kind,
+        stop_signal: stop_signal.and_then(|stop| stop.settings.first().and_then(Setting::number)),
         user,
         name,
         slice,
@@ -314,6 +325,9 @@ impl fmt::Display for Plan {
                 row("description", &unit.description)?;
                 for setting in &unit.settings {
                     row("property", &setting.to_string())?;
+                }
+                if let Some(number) = unit.stop_signal {
+                    row("stop signal", &format!("{number}, when systemd stops the service with SIGTERM"))?;
                 }
             }
         }

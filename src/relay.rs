@@ -45,6 +45,8 @@ pub(crate) struct Relay<'a> {
     /// The second interrupt killed: what is under way is not waited for.
     killed: bool,
     status: Option<i32>,
+    /// What SIGTERM becomes for the payload.
+    stop_signal: Option<i32>,
 }
 
 impl<'a> Relay<'a> {
@@ -72,6 +74,7 @@ impl<'a> Relay<'a> {
             asked: false,
             killed: false,
             status: None,
+            stop_signal: None,
         })
     }
 
@@ -112,6 +115,11 @@ impl<'a> Relay<'a> {
         if let Some(terminal) = &mut self.terminal {
             terminal.log = Some(log);
         }
+    }
+
+    /// From now on a SIGTERM is passed on as this signal, by its number.
+    pub(crate) fn stop_by(&mut self, signal: Option<i32>) {
+        self.stop_signal = signal;
     }
 
     fn poll(&self) -> Result<Ready> {
@@ -207,6 +215,7 @@ impl<'a> Relay<'a> {
                 // The first process inside, whatever state it and the payload are in: the kernel ends the rest with it.
                 let _ = rustix::process::pidfd_send_signal(self.pidfd, rustix::process::Signal::KILL);
             }
+            Signal::SIGTERM => self.send_number(self.stop_signal.unwrap_or(libc::SIGTERM), from_terminal),
             // A terminal signals a whole foreground group, of which only this process is a member.
             _ => self.send(signal, from_terminal),
         }
@@ -218,9 +227,12 @@ impl<'a> Relay<'a> {
     }
 
     fn send(&self, signal: Signal, group: bool) {
-        let number = signal as i32;
+        self.send_number(signal as i32, group);
+    }
+
+    fn send_number(&self, number: i32, group: bool) {
         if let Some(leader) = self.payload {
-            if let Some(signal) = rustix::process::Signal::from_named_raw(number) {
+            if let Some(signal) = crate::sys::signal(number) {
                 // ESRCH: it has just ended, which the poll will see. Its number is its own until this process has waited for it.
                 let _ = if group {
                     rustix::process::kill_process_group(leader, signal)

@@ -68,6 +68,7 @@ pub(crate) fn run(plan: &Plan, leases: &[BorrowedFd<'_>], timings: &mut Timings)
     // A connection that was handed over ends when the payload ends it, not when this process does.
     sys::close_listen_fds(listen).context("close the sockets that were handed over")?;
     timings.mark("clone3");
+    let holds_locks = !leases.is_empty() || plan.root.as_ref().is_some_and(|root| root.upper.is_some());
     let mut running = Running {
         plan,
         end,
@@ -79,6 +80,7 @@ pub(crate) fn run(plan: &Plan, leases: &[BorrowedFd<'_>], timings: &mut Timings)
         joined,
         unit: None,
         state: None,
+        holds_locks,
         ended: false,
     };
     match running.start(claim.as_ref(), bus, &signals, timings) {
@@ -196,6 +198,8 @@ struct Running<'a> {
     joined: Option<Joined>,
     unit: Option<Unit<'a>>,
     state: Option<StateFile>,
+    /// The first process has locks on what it runs on, which the next command may want: its end is waited for.
+    holds_locks: bool,
     ended: bool,
 }
 
@@ -386,6 +390,7 @@ impl Running<'_> {
         self.reap_helper();
         let payload = self.plan.process.as_pid1.then_some(self.pid);
         let mut relay = Relay::new(&self.end, &self.pidfd, signals, master, payload)?;
+        relay.stop_by(self.plan.unit.as_ref().and_then(|unit| unit.stop_signal));
         if let Some(log) = self.plan.log.as_ref().filter(|log| log.terminal) {
             relay.log_to(TerminalLog::open(log)?);
         }
@@ -415,8 +420,8 @@ impl Running<'_> {
             Some(status) => Ended::from_wait_status(status),
             None => self.wait_for_child()?,
         };
-        // With a kept upper the next sandbox may start at once: this one's overlay has to be gone.
-        if self.plan.root.as_ref().is_some_and(|root| root.upper.is_some()) && !self.ended {
+        // With a kept upper the next sandbox may start at once, with an image the next `image gc`: this one's overlay has to be gone.
+        if self.holds_locks && !self.ended {
             self.wait_for_child()?;
         }
         self.ended = true;

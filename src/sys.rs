@@ -352,3 +352,14 @@ pub(crate) fn bpf_prog_query(cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Re
     check(unsafe { libc::syscall(libc::SYS_bpf, QUERY, &raw mut query, size_of::<Query>()) })?;
     Ok(query.prog_cnt)
 }
+
+/// A signal by its number, named or real-time; `None` where the number is none, or one that libc keeps for itself.
+pub(crate) fn signal(number: i32) -> Option<rustix::process::Signal> {
+    rustix::process::Signal::from_named_raw(number).or_else(|| {
+        // SAFETY: from_raw_unchecked wants a number that sigaction(2) takes and that libc does not use itself: such are those from
+        // SIGRTMIN to SIGRTMAX, as libc tells them.
+        (libc::SIGRTMIN()..=libc::SIGRTMAX())
+            .contains(&number)
+            .then(|| unsafe { rustix::process::Signal::from_raw_unchecked(number) })
+    })
+}

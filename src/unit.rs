@@ -135,7 +135,18 @@ fn apply(bus: &mut Bus, plan: &UnitPlan) -> Result<Vec<String>> {
             setting.asked, setting.property, plan.name
         )
     };
-    Ok(fixed.iter().filter(|setting| differs(setting)).map(line).collect())
+    let mut warnings: Vec<String> = fixed.iter().filter(|setting| differs(setting)).map(line).collect();
+    let is_asked = |name: &str| live.iter().any(|setting| setting.property == name || setting.name == name);
+    // An earlier start with other settings left them, as `systemctl set-property` does.
+    let earlier = bus.runtime_settings(&plan.name).into_iter().filter(|(name, _)| !is_asked(name));
+    warnings.extend(earlier.map(|(name, path)| {
+        format!(
+            "{name}= of {} still holds, from an earlier start or a set-property; `systemctl revert {}` ends it",
+            path.display(),
+            plan.name
+        )
+    }));
+    Ok(warnings)
 }
 
 /// Connects to the service manager that the plan names, and waits for nothing: its greeting comes while the caller does other work.

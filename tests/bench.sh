@@ -1,12 +1,14 @@
 #!/bin/bash
 # bench.sh — what a start costs, in the tree lab: ours against plain processes, bubblewrap, systemd-run and crun; as root.
 #   tests/bench.sh images               see bench-images.sh
+#   tests/bench.sh scale [COUNT…]       see bench-scale.sh
 #   tests/bench.sh [ROUNDS [RUNS]]      5 rounds of 40 runs; prints minimum and median in milliseconds and ours / systemd-run
 # SANDBOX_BIN names the program; else the release build is made. The bar is 0.85 at the median (SANDBOX_BENCH_BAR), back to back
 # and with 60 ms of idleness before each start: then exit status 1 says that it was missed.
 # Each round measures all commands one after the other, so what drifts on the machine drifts for all.
 set -euo pipefail
 cd "$(dirname "$(realpath "$0")")/.."
+[ "${1:-}" != scale ] || exec tests/bench-scale.sh "${@:2}"
 [ "${1:-}" != images ] || exec tests/bench-images.sh "${@:2}"
 target=x86_64-unknown-linux-gnu
 

@@ -36,19 +36,43 @@ install_it() {
   [ "$(command -v sandbox)" = /usr/bin/sandbox ] || fail "the program is not the package's"
 }
 
-use_it() {
+manuals() {
   local page
+  command -v man > /dev/null || return 0   # only one tree of the VMs has it
   for page in sandbox sandbox-run sandbox-unit-install; do
     man "$page" | grep -q "$(tr - ' ' <<< "$page")" || fail "no manual $page"
   done
   man sandbox-run | grep -q -e '--memory' || fail "sandbox-run(1) does not have the flags"
+}
+
+use_it() {
+  local problems manual=yes
+  manuals
+  command -v man > /dev/null || manual=no
   [ "$(completes sandbox run --memor)" = --memory ] || fail "bash completes --memor to $(completes sandbox run --memor)"
   grep -q -e --memory /usr/share/zsh/vendor-completions/_sandbox || fail "zsh has no completions"
   grep -q -e memory /usr/share/fish/vendor_completions.d/sandbox.fish || fail "fish has no completions"
-  systemd-analyze verify --man=yes sandbox@top.service sandbox.slice sandbox-gc.service sandbox-gc.timer
+  problems=$(systemd-analyze verify --man=$manual sandbox@top.service sandbox.slice sandbox-gc.service sandbox-gc.timer 2>&1 |
+    grep -F sandbox || true)
+  [ -z "$problems" ] || fail "systemd-analyze verify: $problems"
   systemctl enable --now sandbox-gc.timer
   systemctl start sandbox-gc.service || fail "sandbox-gc.service: $(systemctl status --no-pager sandbox-gc.service)"
   sandbox unit check top
+}
+
+enable_top() {
+  systemctl enable --now sandbox@top || fail "sandbox@top does not start: $(systemctl status --no-pager sandbox@top)"
+  has_limit
+}
+
+has_limit() {
+  [ "$(systemctl show --property MemoryMax --value sandbox@top)" = $((500 << 20)) ] || fail "sandbox@top has no limit"
+}
+
+purge_it() { # purge_it BEFORE
+  apt-get -q -y -o Dpkg::Use-Pty=0 purge sandbox < /dev/null
+  diff <(echo "$1") <(of_ours) || fail "this is left of it"
+  [ -z "$(systemctl list-units --all --plain --no-legend 'sandbox*')" ] || fail "units are left of it"
 }
 
 inside() { # inside PACKAGE
@@ -56,18 +80,38 @@ inside() { # inside PACKAGE
   before=$(of_ours)
   install_it "$1"
   use_it
-  systemctl enable --now sandbox@top || fail "sandbox@top does not start: $(systemctl status --no-pager sandbox@top)"
-  [ "$(systemctl show --property MemoryMax --value sandbox@top)" = $((500 << 20)) ] || fail "sandbox@top has no limit"
+  enable_top
   echo 'command = ["sleep", "infinity"]' > /etc/sandbox/sleeper.toml
   sandbox unit install sleeper --enable --now
-  apt-get -q -y -o Dpkg::Use-Pty=0 purge sandbox < /dev/null
-  diff <(echo "$before") <(of_ours) || fail "this is left of it"
-  [ -z "$(systemctl list-units --all --plain --no-legend 'sandbox*')" ] || fail "units are left of it"
+  purge_it "$before"
   echo "package.sh: installed, used and purged"
+}
+
+boot1() { # boot1 PACKAGE
+  of_ours > /var/tmp/before
+  install_it "$1"
+  use_it
+  enable_top
+  systemctl add-wants multi-user.target bed.target
+  sync
+  echo "package.sh: installed and enabled"
+}
+
+boot2() {
+  systemctl is-active sandbox@top || fail "sandbox@top did not come back: $(systemctl status --no-pager sandbox@top)"
+  [ "$(systemctl show --property NRestarts --value sandbox@top)" = 0 ] || fail "sandbox@top was started more than once"
+  has_limit
+  sandbox exec sandbox@top.service true || fail "exec does not reach it"
+  sandbox ps | grep -q sandbox@top.service || fail "ps does not show it: $(sandbox ps)"
+  rm /etc/systemd/system/multi-user.target.wants/bed.target
+  purge_it "$(cat /var/tmp/before)"
+  echo "package.sh: it came back with the machine, and was purged"
 }
 
 case "${1:-}" in
   _inside) inside "$2" ;;
-  "" | -*) sed -n '2,3p' "$0"; exit 125 ;;
+  _boot1) boot1 "$2" ;;
+  _boot2) boot2 ;;
+  "" | -*) sed -n '2,4p' "$0"; exit 125 ;;
   *) outside "$1" "$2" ;;
 esac

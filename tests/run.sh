@@ -46,6 +46,7 @@ install_missing() {
   ! wants unit || needed+=("${peers[@]}" libcap2-bin openssl xz-utils)
   ! wants lab || needed+=("${peers[@]}" libcap2-bin attr busybox-static)
   if wants lab && [ -z "$filter" ]; then needed+=(dpkg-dev binutils lintian man-db); fi
+  if wants vm && [ -z "$filter" ]; then needed+=(dpkg-dev binutils); fi
   command -v apt-get > /dev/null || die "no apt-get here; install by other means: ${needed[*]}, then --unit works without it"
   for package in "${needed[@]}"; do
     dpkg-query -W -f '${db:Status-Status}\n' "$package" 2> /dev/null | grep -qx installed || missing+=("$package")
@@ -171,13 +172,15 @@ lab() { # lab cow|tree FILTER…: each filter in the same lab
 }
 
 vms() { # two at a time: a boot is mostly one thread
-  local lane status seconds
+  local lane status seconds package=
+  [ -n "$filter" ] || package=$(packaging/build-deb.sh --binary "$stage/sandbox" "$stage") || { step package false; return; }
   export SANDBOX_BIN=$stage/sandbox SANDBOX_LIVE=$stage/live
   for lane in $lanes; do
     while [ "$(jobs -rp | grep -vcx "${trees:-0}")" -ge 2 ]; do wait -n || true; done
     echo "vm-$lane: started"
     ( start=$SECONDS; status=0
       SANDBOX_TEST_SLOW=12 tests/vm/vm.sh run "$lane" -- ${filter:+"$filter"} > "$logs/vm-$lane" 2>&1 < /dev/null || status=$?
+      [ -z "$package" ] || tests/vm/vm.sh package "$lane" "$package" >> "$logs/vm-$lane" 2>&1 < /dev/null || status=$?
       echo "$status $((SECONDS - start))" > "$logs/vm-$lane.end"
       echo "vm-$lane: status $status after $((SECONDS - start)) s" ) &
   done
@@ -233,6 +236,8 @@ if wants lab || wants vm; then
       # shellcheck disable=SC2086  # a list of words
       [ -n "$filter" ] || step lab-cow lab cow $cow_areas
       [ -n "$filter" ] || SANDBOX_BIN=$stage/sandbox step lab-docker tests/lab/docker.sh
+      # Every 29th system call of each; all of them take an hour.
+      [ -n "$filter" ] || SANDBOX_BIN=$stage/sandbox step crash tests/crash.sh 29
       [ -n "$filter" ] || step package tests/package.sh "$stage/sandbox" "$stage"
     fi
     ! wants vm || vms

@@ -18,7 +18,7 @@ tree_packages() {
   # For --network pasta; bullseye has none.
   [ "$1" = bullseye ] || echo "passt"
   # The lab is a bookworm tree, and the benchmark's peers run in it.
-  [ "$1" != bookworm ] || echo "bubblewrap crun hyperfine"
+  [ "$1" != bookworm ] || echo "bubblewrap crun hyperfine strace man-db"
 }
 
 # What a test does not need and what costs seconds under emulation, or would reach out of the lab to the real kernel

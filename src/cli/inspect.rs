@@ -26,6 +26,8 @@ JSON: one object with
   limits   a list: asked (as it was given), limits (what the kernel shows now:
            property, file, in_force, effective), error (why one is not in force)
   usage    memory_bytes, cpu_usec, tasks
+  given    a list of every setting: key, value, from (command line, FILE:LINE,
+           image ID, kept root NAME)
   plan     every decision, as `sandbox run --dry-run --json` prints it";
 
 /// Flags of `sandbox inspect`.
@@ -59,6 +61,7 @@ struct Report<'a> {
     ports: &'a [Publish],
     limits: Vec<Asked>,
     usage: Usage,
+    given: &'a serde_json::Value,
     plan: &'a serde_json::Value,
 }
 
@@ -93,6 +96,7 @@ pub(super) fn main(arguments: &Arguments) -> Result<u8> {
         ports: &record.ports,
         limits: record.settings.iter().filter_map(|setting| asked(&mut bus, &sandbox, setting, mode)).collect(),
         usage: sandbox.usage(mode),
+        given: record.plan.get("given").unwrap_or(&serde_json::Value::Null),
         plan: &record.plan,
     };
     let text = if arguments.json { format!("{:#}\n", serde_json::to_value(&report)?) } else { shown(&report, record)? };
@@ -122,7 +126,9 @@ fn shown(report: &Report<'_>, record: &Record) -> Result<String> {
         ("started as", record.arguments.join(" ")),
     ];
     for asked in &report.limits {
-        rows.extend(asked.error.iter().map(|error| ("not in force", error.clone())));
+        // systemd's own name for what set-property writes.
+        let key = |error: &str| if error.contains(".d/50-") { "changed" } else { "not in force" };
+        rows.extend(asked.error.iter().map(|error| (key(error), error.clone())));
         rows.extend(asked.limits.iter().map(|limit| {
             let effective = limit.effective.as_ref().map_or_else(String::new, |found| format!("; {found} holds"));
             ("in force", format!("{}: {} {}{effective}", asked.asked, limit.file, limit.in_force))
@@ -131,6 +137,11 @@ fn shown(report: &Report<'_>, record: &Record) -> Result<String> {
             rows.push(("set", asked.asked.clone()));
         }
     }
+    let given = report.given.as_array().into_iter().flatten();
+    rows.extend(given.map(|given| {
+        let text = |field: &str| given.get(field).and_then(serde_json::Value::as_str).unwrap_or_default();
+        ("given", format!("{} {} ({})", text("key"), text("value"), text("from")))
+    }));
     let now: String = rows.iter().map(|(key, value)| format!("{key:<13} {}\n", crate::error::plain(value))).collect();
     Ok(format!("{}{now}", record.decided))
 }

@@ -73,6 +73,10 @@ struct Row {
 pub(super) fn main(arguments: &Arguments) -> Result<u8> {
     let mode = CgroupMode::read()?;
     let living = living::all()?;
+    // Without a manager there is nothing to sweep.
+    if let Err(error) = living::sweep(&living) {
+        log::debug!("{error:#}");
+    }
     let mut rows: Vec<Row> = living.iter().map(|sandbox| living_row(sandbox, mode)).collect();
     if arguments.all {
         rows.extend(living::down(&living)?.into_iter().map(down_row));
@@ -107,7 +111,7 @@ fn living_row(sandbox: &Sandbox, mode: CgroupMode) -> Row {
 
 fn down_row(down: DownService) -> Row {
     Row {
-        name: down.unit.name.trim_end_matches(".service").to_owned(),
+        name: down.name().to_owned(),
         unit: down.unit.name,
         slice: down.slice,
         manager: living::own_manager(),

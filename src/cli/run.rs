@@ -5,8 +5,10 @@ use std::io::Write;
 use clap::Args;
 
 use crate::error::Result;
+use crate::given::Sources;
 use crate::host::Host;
-use crate::kept::{self, Choice};
+use crate::image::ResolvedImage;
+use crate::kept::{self, Choice, Kept};
 use crate::layer::{Layer, Manager};
 use crate::part::network::publish::Reserved;
 use crate::plan::{Plan, UnitKind};
@@ -80,11 +82,13 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
 fn start(arguments: Arguments) -> Result<u8> {
     let mut timings = Timings::begin();
     let profile = arguments.profile.as_deref().map(Profile::load).transpose()?;
+    let sources = Sources::new(&arguments.layer, profile.as_ref());
     let layer = match &profile {
         Some(profile) => profile.under(arguments.layer),
         None => arguments.layer,
     };
     let Choice { layer, image, kept } = kept::choose(layer)?;
+    let given = sources.of(&layer, &below(image.as_ref(), kept.as_ref()));
     let spec = Spec::from_layer(layer).map_err(|error| match &profile {
         Some(profile) => profile.blame(error),
         None => error,
@@ -99,7 +103,7 @@ fn start(arguments: Arguments) -> Result<u8> {
         host.read_view()?;
     }
     host.read_network(&spec.network)?;
-    let mut plan = Plan::new(&spec, &host)?;
+    let mut plan = Plan { given, ..Plan::new(&spec, &host)? };
     timings.mark("plan");
     if arguments.dry_run {
         let text = if arguments.json { format!("{:#}\n", serde_json::to_value(&plan)?) } else { plan.to_string() };
@@ -145,4 +149,13 @@ fn reserve(spec: &Spec, plan: &mut Plan) -> Result<Reserved> {
         drop(std::io::stderr().write_all(format!("sandbox: published {publish}\n").as_bytes()));
     }
     Ok(reserved)
+}
+
+/// What settings come from that nobody wrote for this run.
+fn below(image: Option<&ResolvedImage>, kept: Option<&Kept>) -> String {
+    match (image, kept) {
+        (Some(image), _) => format!("image {}", image.id),
+        (None, Some(kept)) => format!("kept root {}", kept.name()),
+        (None, None) => "default".to_owned(),
+    }
 }

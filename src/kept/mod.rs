@@ -147,6 +147,11 @@ impl Kept {
         Ok(Kept { name: name.to_owned(), store: open_store(root)?, record, is_new: false })
     }
 
+    /// Its name.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     fn new(name: &str, layer: &Layer, image: Option<&ResolvedImage>) -> Result<Kept> {
         if !is_name(name) {
             let line =

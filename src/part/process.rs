@@ -323,11 +323,13 @@ impl ProcessPlan {
         let is_path = program.as_bytes().contains(&b'/');
         let fault = fault(format!("run {shown}: {}", if is_path { "no such file" } else { "not found in PATH" }))
             .status(exit::NOT_FOUND);
-        if self.host_view && is_path {
-            let hidden = Path::new(program).parent().unwrap_or(Path::new("/"));
+        let path = Path::new(program);
+        let hidden = ["/home", "/root", "/run", "/tmp", "/var/tmp"].iter().any(|hidden| path.starts_with(hidden));
+        if self.host_view && is_path && (hidden || path.is_relative()) {
+            let directory = path.parent().filter(|_| hidden);
             return fault.hint(format!(
                 "/home, /root, /run and /tmp of the host are hidden: --bind {} brings its directory",
-                if hidden.is_absolute() { hidden.display().to_string() } else { "$PWD".into() }
+                directory.map_or_else(|| "$PWD".to_owned(), |directory| directory.display().to_string())
             ));
         }
         fault

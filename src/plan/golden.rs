@@ -236,6 +236,7 @@ fn images() {
     check("image", "--image mysql:5.7", &host());
     let over = "--image mysql:5.7 --entrypoint /bin/sh -e MYSQL_MAJOR=8 --uid 0 -w / -p KillSignal=SIGTERM -- -c id";
     check("image-flags", over, &host());
+    check("image-detached", "--detach --image mysql:5.7", &host());
     check("image-rootless", "--image mysql:5.7 mysqld --verbose", &plain_user());
     let mut host = host();
     host.booted_by_systemd = false;

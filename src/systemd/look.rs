@@ -48,6 +48,19 @@ pub(crate) struct DownService {
     pub(crate) slice: String,
 }
 
+impl DownService {
+    /// Its sandbox's name as far as the unit's tells it: sandbox-NAME-ID.service, sandbox@NAME.service, sandbox-NAME.service, else all
+    /// before the suffix.
+    pub(crate) fn name(&self) -> &str {
+        let stem = self.unit.name.trim_end_matches(".service");
+        let Some(name) = stem.strip_prefix("sandbox-").or_else(|| stem.strip_prefix("sandbox@")) else { return stem };
+        match name.rsplit_once('-') {
+            Some((name, id)) if id.len() == 6 && id.bytes().all(|digit| digit.is_ascii_hexdigit()) => name,
+            _ => name,
+        }
+    }
+}
+
 impl Bus {
     /// The states of these units; one that systemd does not know is `inactive`, or left out.
     ///
@@ -80,6 +93,43 @@ impl Bus {
             self.manager("ListUnitsFiltered", &(states,)).map_err(|failure| self.explain("list units", failure))?;
         let services = rows.into_iter().map(ListedUnit::from).filter(|unit| unit.name.ends_with(".service"));
         Ok(services.filter_map(|unit| self.down_service(unit)).collect())
+    }
+
+    /// Forgets the failed services of `run --detach` that have this sandbox's name and an ID of their own: it is started again.
+    ///
+    /// # Errors
+    /// When systemd does not answer.
+    pub(crate) fn forget_failed(&mut self, name: &str) -> Result<()> {
+        let pattern = format!("sandbox-{name}-??????.service");
+        let rows: Vec<Row> = self
+            .manager("ListUnitsByPatterns", &(["failed"].as_slice(), [pattern.as_str()].as_slice()))
+            .map_err(|failure| self.explain("list units", failure))?;
+        for unit in rows.into_iter().map(ListedUnit::from) {
+            if self.down_service(unit.clone()).is_some_and(|service| service.name() == name) {
+                // Somebody else may just have done it.
+                drop(self.reset_failed(&unit.name));
+            }
+        }
+        Ok(())
+    }
+
+    /// Stops the scopes of sandboxes without a name of their user's that have no process, see [`Bus::is_empty_scope`]; but for those in
+    /// `known`.
+    ///
+    /// # Errors
+    /// When systemd does not answer.
+    pub(crate) fn stop_empty_scopes(&mut self, known: &[&str]) -> Result<()> {
+        let patterns = ["sandbox-*-??????.scope"];
+        let rows: Vec<Row> = self
+            .manager("ListUnitsByPatterns", &(["active"].as_slice(), patterns.as_slice()))
+            .map_err(|failure| self.explain("list units", failure))?;
+        for unit in rows.into_iter().map(ListedUnit::from).filter(|unit| !known.contains(&unit.name.as_str())) {
+            if self.is_empty_scope(&unit.name) {
+                // It may just have ended by itself.
+                drop(self.stop(&unit.name, super::bus::WAIT));
+            }
+        }
+        Ok(())
     }
 
     /// This service, where its command is `sandbox run` and it is not over; `None` for a name that no unit can have, too.

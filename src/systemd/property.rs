@@ -100,6 +100,14 @@ impl Setting {
         reach(self.property) == Reach::Service
     }
 
+    /// Its value where that is a signed number: of a signal, say.
+    pub(crate) fn number(&self) -> Option<i32> {
+        match self.value {
+            Value::I32(number) => Some(number),
+            _ => None,
+        }
+    }
+
     /// Whether systemd changes it in a unit that lives.
     pub(crate) fn is_live(&self) -> bool {
         !matches!(reach(self.property), Reach::Service | Reach::Unit)

@@ -215,6 +215,11 @@ impl Bus {
             self.reset_failed(name)?;
             return Ok(Attempt::Retry);
         }
+        if state == "active" && !pending.was_reset && self.is_empty_scope(name) {
+            pending.was_reset = true;
+            self.stop(name, WAIT)?;
+            return Ok(Attempt::Retry);
+        }
         let line = fault(format!("{name} exists already, it is {state}"));
         let systemctl = if self.user { "systemctl --user" } else { "systemctl" };
         Err(match state.as_str() {
@@ -223,6 +228,15 @@ impl Bus {
             _ => line.hint(format!("{systemctl} stop {name}, or choose another --unit")),
         }
         .into())
+    }
+
+    /// Whether it is a scope without any process. systemd ends one when its last process ends, but does not see it where that process
+    /// was killed just when it was to be moved into the scope: nobody would ever end that one.
+    pub(crate) fn is_empty_scope(&mut self, name: &str) -> bool {
+        // Path, PID and command line of each.
+        type Process = (String, u32, String);
+        name.ends_with(".scope")
+            && self.manager::<_, Vec<Process>>("GetUnitProcesses", &(name,)).is_ok_and(|processes| processes.is_empty())
     }
 
     /// Waits for the answer to a call that makes a job, and then for the end of that job: its result.
@@ -429,6 +443,8 @@ mod tests {
         Error(&'static str, &'static str),
         /// Answers with a property that is a text.
         Text(&'static str),
+        /// Answers with a list of so many processes.
+        Processes(u32),
         /// Answers with nothing in it.
         Nothing,
         /// Answers with a job that never ends.
@@ -465,6 +481,10 @@ mod tests {
                 }
                 Act::Error(name, text) => vec![error(serial, name, text)],
                 Act::Text(text) => vec![answer(serial, &Variant::from(*text))],
+                Act::Processes(count) => {
+                    let row = |pid| ("/".to_owned(), pid, "true".to_owned());
+                    vec![answer(serial, &(1..=*count).map(row).collect::<Vec<_>>())]
+                }
                 Act::Nothing => vec![answer(serial, &())],
                 Act::Stuck => vec![answer(serial, &job("/stuck"))],
                 Act::Close => return calls,
@@ -560,9 +580,20 @@ mod tests {
                 "StartTransientUnit+PIDFDs+OOMPolicy Get ResetFailedUnit StartTransientUnit+PIDFDs+OOMPolicy",
             ),
             (
-                &[(START, exists), ("Get", Act::Text("active"))],
+                &[(START, exists), ("Get", Act::Text("active")), ("GetUnitProcesses", Act::Processes(1))],
                 "t.scope exists already, it is active | systemctl stop t.scope, or choose another --unit",
-                "StartTransientUnit+PIDFDs+OOMPolicy Get",
+                "StartTransientUnit+PIDFDs+OOMPolicy Get GetUnitProcesses",
+            ),
+            (
+                &[
+                    (START, exists),
+                    ("Get", Act::Text("active")),
+                    ("GetUnitProcesses", Act::Processes(0)),
+                    ("StopUnit", Act::Job("/job/2", "done")),
+                    (START, done),
+                ],
+                "started without []",
+                "StartTransientUnit+PIDFDs+OOMPolicy Get GetUnitProcesses StopUnit StartTransientUnit+PIDFDs+OOMPolicy",
             ),
             (
                 &[(START, Act::Job("/job/1", "failed")), ("StopUnit", Act::Nothing), ("ResetFailedUnit", Act::Nothing)],

@@ -85,6 +85,19 @@ trait Manager {
     fn features(&mut self) -> String;
 }
 
+impl Bus {
+    /// What `set-property` changed of a unit until the next boot: each property, and the file that says so.
+    pub(crate) fn runtime_settings(&mut self, unit: &str) -> Vec<(String, PathBuf)> {
+        let property = |path: &PathBuf| {
+            let directory = path.parent().and_then(Path::parent)?;
+            let is_control = directory.ends_with("system.control") || directory.ends_with("user.control");
+            let name = path.file_name()?.to_str()?.strip_prefix("50-")?.strip_suffix(".conf")?;
+            (is_control && path.starts_with("/run")).then(|| (name.to_owned(), path.clone()))
+        };
+        self.drop_ins(unit).iter().filter_map(property).collect()
+    }
+}
+
 impl Manager for Bus {
     fn drop_ins(&mut self, unit: &str) -> Vec<PathBuf> {
         match self.unit_property(unit, "Unit", "DropInPaths") {

@@ -28,6 +28,7 @@ pub(crate) fn tests() -> Vec<Test> {
         test("daily/pause", needs![root, systemd, cgroup2], pause),
         test("daily/set_property", needs![root, systemd], set_property),
         test("daily/rm", needs![root, systemd], rm),
+        test("daily/failed_by_name", needs![root, systemd], failed_by_name),
         test("daily/logs", needs![root, systemd], logs),
         test("daily/log_journal", needs![root, systemd], log_journal),
         test("daily/log_journal_terminal", needs![root, systemd], log_journal_terminal),
@@ -239,7 +240,11 @@ fn inspect(bed: &Bed) {
     let memory = limits.iter().find(|limit| limit["asked"] == "--memory 64M").unwrap();
     assert_eq!(memory["limits"][0]["in_force"], "67108864");
     assert!(limits.iter().any(|limit| limit["asked"] == "KillMode=mixed" && limit["error"].is_null()), "{limits:?}");
+    let given = report["given"].as_array().unwrap();
+    let property = given.iter().find(|given| given["key"] == "property").unwrap();
+    assert_eq!((&property["value"], &property["from"]), (&"KillMode=mixed".into(), &"command line".into()));
     let text = bed.sandbox(["inspect", &scope]).output().succeeded().text();
+    assert!(text.contains("given         memory 64M (command line)"), "{text}");
     assert!(text.contains("in force      --memory 64M: ") && text.contains("67108864"), "{text}");
 }
 
@@ -333,6 +338,27 @@ fn rm(bed: &Bed) {
     bed.sandbox(["rm", "-f", &running]).output().succeeded();
     assert!(unit::is_gone(&running));
     bed.sandbox(["rm", &running]).output().refused(125, [&running]);
+}
+
+/// One that failed is found by the name it was given, until `rm` or the next start of that name.
+fn failed_by_name(bed: &Bed) {
+    let name = format!("{}-n", bed.id());
+    let start = |script: &str| {
+        let run = bed.sandbox(["run", "--detach", "--name", &name, "--", "sh", "-c", script]).output().succeeded();
+        let unit = run.text();
+        assert!(unit.starts_with(&format!("sandbox-{name}-")), "{unit}");
+        unit
+    };
+    let first = start("echo gone wrong >&2; exit 5");
+    bed.poll("its failure", || unit::property(&first, "ActiveState") == "failed");
+    assert_eq!(listed(bed, &["-a"], &first).unwrap()["name"], name.as_str());
+    assert_eq!(bed.sandbox(["wait", &name]).output().succeeded().text(), "5");
+    assert!(bed.sandbox(["logs", &name]).output().succeeded().text().contains("gone wrong"));
+    let second = start("exec sleep 1000");
+    assert!(unit::is_gone(&first), "the next start of the name takes its place");
+    assert!(!unit::is_gone(&second));
+    bed.sandbox(["rm", "--force", &name]).output().succeeded();
+    assert!(unit::is_gone(&second));
 }
 
 fn logs(bed: &Bed) {

@@ -12,6 +12,7 @@ pub(crate) fn tests() -> Vec<Test> {
     vec![
         test("images/every_wrapping", needs![root, systemd, disk], every_wrapping),
         test("images/config", needs![root, systemd, disk], config),
+        test("images/stop_signal", needs![root, systemd, disk], stop_signal),
         test("images/deletions", needs![root, systemd, disk], deletions),
         test("images/owners", needs![root, systemd, disk], owners),
         test("images/128_and_400_layers", needs![root, systemd, disk], many_layers),
@@ -132,6 +133,23 @@ fn config(bed: &Bed) {
     let inspected = image(bed, &store, ["inspect", "conf:1"]).output().succeeded().text();
     for said in ["SIGINT", "/data", "svc", "/srv/made", "CHAIN ID"] {
         assert!(inspected.contains(said), "{said}: {inspected}");
+    }
+}
+
+/// Whoever stops the service of an image stops its command by the image's own signal, a real-time one too.
+fn stop_signal(bed: &Bed) {
+    for (signal, trap) in [("SIGQUIT", "QUIT"), ("SIGRTMIN+3", "37")] {
+        let root = root_dir(bed);
+        let config = format!(r#"{{"StopSignal":"{signal}","Env":["PATH=/bin"]}}"#);
+        let store = store_of(bed, &[root], &config, "stop:1");
+        let unit = format!("{}-{trap}", bed.id());
+        let script = format!("trap 'echo by its own; exit 3' {trap}; trap 'exit 4' TERM; while :; do sleep 0.1; done");
+        let words = ["--store", text(&store), "--image", "stop:1", "--", "sh", "-c", &script];
+        bed.sandbox(["run", "--detach", "--unit", &unit]).args(words).output().succeeded();
+        bed.sandbox(["stop", &unit]).output().succeeded();
+        let status = bed.sh(&format!("journalctl --sync; journalctl -b -u {unit} -o cat")).output().succeeded().text();
+        assert!(status.contains("by its own"), "{signal}: {status}");
+        drop(bed.sandbox(["rm", &unit]).output());
     }
 }
 

@@ -1,6 +1,6 @@
 //! Services: `run --detach`, and `run` as the main process of a unit that is there.
 
-use crate::bed::Bed;
+use crate::bed::{Bed, patience};
 use crate::{Test, alone, test, unit};
 use std::fs;
 use std::os::unix::net::UnixStream;
@@ -126,9 +126,12 @@ fn runtime_max(bed: &Bed) {
 
 /// A payload that says that it lives is left alone, one that stops saying so is not.
 fn watchdog(bed: &Bed) {
-    let script = "test $WATCHDOG_USEC = 700000 && test -z $WATCHDOG_PID || exit 9
-        for i in 1 2 3 4 5 6 7 8 9 10; do systemd-notify WATCHDOG=1; sleep 0.1; done; echo silent; exec sleep 1000";
-    let unit = detached(bed, "a", &["-p", "WatchdogSec=700ms"], script);
+    let limit = patience(std::time::Duration::from_millis(700)).as_millis();
+    let script = format!(
+        "test $WATCHDOG_USEC = {limit}000 && test -z $WATCHDOG_PID || exit 9
+        for i in 1 2 3 4 5 6 7 8 9 10; do systemd-notify WATCHDOG=1; sleep 0.1; done; echo silent; exec sleep 1000"
+    );
+    let unit = detached(bed, "a", &["-p", &format!("WatchdogSec={limit}ms")], &script);
     bed.poll("the watchdog", || unit::property(&unit, "Result") == "watchdog");
     assert!(journal(bed, &unit).contains(&("6".to_owned(), "silent".to_owned())), "it came only after the silence");
 }
@@ -225,6 +228,11 @@ fn own_unit(bed: &Bed) {
     assert!(shown.contains(&unit.name) && !shown.contains(&format!("{}other", bed.id())), "{shown}");
     bed.command("systemctl", ["stop", &unit.name]).output().succeeded();
     assert_eq!(unit::property(&unit.name, "Result"), "success", "a stop is no failure");
+    let text = fs::read_to_string(&unit.path).unwrap().replace("-m 48M", "");
+    fs::write(&unit.path, text).unwrap();
+    unit.start(bed).succeeded();
+    let said = bed.sh(&format!("journalctl --sync; journalctl -u {} -o cat", unit.name)).output().succeeded().text();
+    assert!(said.contains("50-MemoryMax.conf still holds"), "a limit of the start before is told: {said}");
 }
 
 fn own_unit_cannot_have_it(bed: &Bed) {

@@ -11,6 +11,7 @@ pub(crate) fn tests() -> Vec<Test> {
         test("units/name_to_the_letter", needs![root, systemd], name_to_the_letter),
         test("units/name_of_another_kind", needs![root, systemd], name_of_another_kind),
         test("units/existing_name", needs![root, systemd], existing_name),
+        test("units/empty_leftover_gives_way", needs![root, systemd], empty_leftover_gives_way),
         test("units/failed_leftover_gives_way", needs![root, systemd], failed_leftover_gives_way),
         test("units/nested_slice", needs![root, systemd], nested_slice),
         test("units/description", needs![root, systemd], description),
@@ -87,6 +88,25 @@ fn existing_name(bed: &Bed) {
 }
 
 /// A failed scope of the name, which an older `CollectMode` left: the name is free for the next start.
+/// Whoever is killed just when systemd moves it into its scope leaves one that nobody would end.
+fn empty_leftover_gives_way(bed: &Bed) {
+    let scope = format!("{}.scope", bed.unit());
+    let anonymous = "sandbox-empty-0a1b2c.scope";
+    for name in [scope.as_str(), anonymous] {
+        let script = format!(
+            "(sleep 0 & exec sleep 5) & sleep 0.3; zombie=$(ps -o pid= --ppid $!); busctl call org.freedesktop.systemd1 \
+             /org/freedesktop/systemd1 org.freedesktop.systemd1.Manager StartTransientUnit 'ssa(sv)a(sa(sv))' {name} fail \
+             1 PIDs au 1 $zombie 0"
+        );
+        bed.sh(&script).output().succeeded();
+        bed.poll("the empty scope", || unit::is_active(name));
+    }
+    let flag = format!("--unit={}", scope.trim_end_matches(".scope"));
+    assert_eq!(bed.sandbox(["run", &flag, "--", "echo", "works"]).output().succeeded().text(), "works");
+    bed.sandbox(["ps"]).output().succeeded();
+    assert!(unit::is_gone(anonymous));
+}
+
 fn failed_leftover_gives_way(bed: &Bed) {
     let unit = bed.unit();
     let scope = format!("{unit}.scope");

@@ -2,7 +2,8 @@
 # vm.sh — the live tests on real Debian kernels: qemu boots a Debian tree with its own kernel and systemd, runs them, powers off.
 #   vm.sh tree SUITE…               build the image of bullseye, bookworm, trixie or sid (cached; see ../tree.sh)
 #   vm.sh run LANE [-- FILTER…]     run the live tests; LANE is a suite or bullseye-v1 (the same tree with cgroup v1)
-#   vm.sh script LANE FILE          run FILE as root in it instead, with `sandbox` in the PATH
+#   vm.sh script LANE FILE          run FILE as root in it instead, with `sandbox` in the PATH (and /payload/live where SANDBOX_LIVE is set)
+#   vm.sh package LANE FILE         install the Debian package FILE in it, use it, boot again, purge it (see ../package.sh)
 # Needs SANDBOX_BIN and, for `run`, SANDBOX_LIVE: static binaries of the program and of its live tests.
 # Exits with the status of what ran inside; 125 if that is not known, for any reason (never take silence for success).
 # The base image is only read (snapshot=on). What to run comes in on a second disk, its output goes out over the second serial port
@@ -43,15 +44,23 @@ systemctl is-system-running --wait > /dev/null || systemctl --failed --no-legend
 RUN
 }
 
-boot() { # boot LANE DIR: the payload in DIR; output on stdout
-  local lane=$1 dir=$2 image args=() nonce status
+boot() { # boot LANE DIR [DISK]: the payload in DIR; output on stdout; with DISK, a copy of the image, what is written to it stays
+  local lane=$1 dir=$2 image args=() nonce status disk=${3:-}
   # Its own process: in a function that is called with || the shell would not stop at an error.
   image=$(bash "$here/../tree.sh" image "$(suite_of "$lane")" vm) || die "no image for $lane"
   [ "$lane" != bullseye-v1 ] || args+=(systemd.unified_cgroup_hierarchy=0)
+  if [ -z "$disk" ]; then
+    disk=file=$image,snapshot=on
+  else
+    # As machines boot: what is enabled is started.
+    args+=(systemd.unit=multi-user.target)
+    [ -e "$disk" ] || { cp --sparse=always "$image" "$disk"; args[-1]=systemd.unit=bed.target; }
+    disk=file=$disk
+  fi
   mke2fs -q -t ext4 -O ^has_journal -d "$dir" "$dir.img" "$(($(du -sm "$dir" | cut -f1) * 11 / 10 + 4))M" > /dev/null
   nonce=$(cat "$dir/nonce")
   rm -f "$dir/status"
-  qemu "$image" "$dir.img" "$lane" "${args[*]:-}" | report "$nonce" "$dir/status" || true
+  qemu "$image" "$disk" "$dir.img" "$lane" "${args[*]:-}" | report "$nonce" "$dir/status" || true
   if ! status=$(cat "$dir/status" 2> /dev/null) || [ -z "$status" ]; then
     echo "vm: $lane never reported its end; the last lines of its console:" >&2
     tail -n 15 "$tree_cache/console-$lane.log" >&2
@@ -60,20 +69,26 @@ boot() { # boot LANE DIR: the payload in DIR; output on stdout
   return "$status"
 }
 
-qemu() { # qemu IMAGE PAYLOAD LANE KERNEL-ARGS
+qemu() { # qemu IMAGE DISK PAYLOAD LANE KERNEL-ARGS
   # It ends with us, whatever ends us.
   exec setpriv --pdeathsig TERM timeout --foreground --kill-after=5 "${SANDBOX_TEST_VM_TIMEOUT:-900}" qemu-system-x86_64 -M q35 \
     -accel "${SANDBOX_TEST_ACCEL:-tcg,thread=multi}" -cpu max -smp 2 -m 2048 \
     -display none -monitor none -no-reboot -nic none -kernel "$1.vmlinuz" -initrd "$1.initrd" \
-    -drive "file=$1,if=virtio,format=raw,snapshot=on" -drive "file=$2,if=virtio,format=raw,readonly=on" \
-    -serial "file:$tree_cache/console-$3.log" -serial stdio \
-    -append "console=ttyS0 panic=-1 quiet audit=0 mitigations=off systemd.show_status=0 systemd.unit=bed.target $4" < /dev/null
+    -drive "$2,if=virtio,format=raw" -drive "file=$3,if=virtio,format=raw,readonly=on" \
+    -serial "file:$tree_cache/console-$4.log" -serial stdio \
+    -append "console=ttyS0 panic=-1 quiet audit=0 mitigations=off systemd.show_status=0 systemd.unit=bed.target $5" < /dev/null
 }
 
-report() { # report NONCE FILE: pass lines on; the one with the nonce goes to FILE
-  awk -v nonce="$1" -v file="$2" '
-    $1 == "vm-status" && $2 == nonce && NF == 3 { print $3 > file; close(file); next }
-    { print; fflush() }'
+report() { # report NONCE FILE: pass lines on as they come (mawk would wait for 4096 bytes); the one with the nonce goes to FILE
+  local line
+  while IFS= read -r line || [ -n "$line" ]; do
+    line=${line%$'\r'}
+    case "$line" in
+      "vm-status $1 "*[!0-9]*) echo "$line" ;;
+      "vm-status $1 "*) echo "${line##* }" > "$2" ;;
+      *) echo "$line" ;;
+    esac
+  done
 }
 
 with_payload() { # with_payload LANE FUNCTION ARG…: FUNCTION adds to the run script
@@ -90,6 +105,25 @@ with_payload() { # with_payload LANE FUNCTION ARG…: FUNCTION adds to the run s
   exit "$status"
 }
 
+package() { # package LANE FILE: two boots of one disk
+  local lane=$1 file=$2 dir step status=0
+  [ -e "$file" ] || die "$file: no such package"
+  suite_of "$lane" > /dev/null
+  mkdir -p "$tree_cache"
+  dir=$(mktemp -d "$tree_cache/package-XXXXXX")
+  # shellcheck disable=SC2064  # expanded now, on purpose
+  trap "rm -rf '$dir'" EXIT
+  for step in _boot1 _boot2; do
+    mkdir "$dir/$step"
+    SANDBOX_BIN='' payload "$dir/$step" "$lane"
+    cp "$here/../package.sh" "$dir/$step/package.sh"
+    cp "$file" "$dir/$step/sandbox.deb"
+    echo "exec bash /payload/package.sh $step /payload/sandbox.deb" >> "$dir/$step/run"
+    boot "$lane" "$dir/$step" "$dir/disk" || { status=$?; break; }
+  done
+  exit "$status"
+}
+
 add_live() { # add_live DIR FILTER…
   local dir=$1; shift
   [ -x "${SANDBOX_LIVE:-}" ] || die "SANDBOX_LIVE is not the live-test binary"
@@ -98,6 +132,7 @@ add_live() { # add_live DIR FILTER…
 }
 
 add_script() { # add_script DIR FILE
+  [ -z "${SANDBOX_LIVE:-}" ] || cp "$SANDBOX_LIVE" "$1/live"
   cat "$2" >> "$1/run"
 }
 
@@ -106,6 +141,7 @@ case "${1:-}" in
   run)
     lane=${2:?LANE}; shift 2; [ "${1:-}" != -- ] || shift
     with_payload "$lane" add_live "$@" ;;
+  package) package "${2:?LANE}" "${3:?FILE}" ;;
   script) with_payload "${2:?LANE}" add_script "${3:?FILE}" ;;
-  *) sed -n '2,6p' "$0"; exit 125 ;;
+  *) sed -n '2,7p' "$0"; exit 125 ;;
 esac
