@@ -62,6 +62,9 @@ fn steps(plan: &Plan, end: &ChildEnd, streams: &Streams, kept: &[BorrowedFd<'_>]
     // Before sysfs is mounted, which shows the network namespace of whoever mounts it.
     if plan.namespaces.has(Namespace::Net) {
         network::unshare()?;
+        if plan.network.pasta().is_some() {
+            end.send(&ToParent::Network(network::own_namespace()?)).context("tell the launcher")?;
+        }
     }
     if let Some(root) = &plan.root {
         let made = mounts::make(&plan.kernel_mounts)?;

@@ -41,7 +41,7 @@ pub(crate) fn start(spec: &Spec, host: &Host, plan: &Plan, unit: &UnitPlan) -> R
         timeout_stop_usec: unit.timeout_stop_usec,
         delegate: unit.delegate,
         closed_devices: unit.closed_devices,
-        serves_proc: plan.procview.is_some(),
+        own_devices: &unit.own_devices,
     };
     let mut bus = unit::connect(unit)?;
     bus.interrupt_by(signals.ending());

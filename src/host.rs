@@ -8,10 +8,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
+pub(crate) mod network;
+
 use crate::error::Result;
 use crate::part::account;
 use crate::part::service::{Listen, OwnService};
+use crate::spec::network::NetworkSpec;
 use crate::systemd::CgroupMode;
+use network::NetworkFacts;
 
 /// What was read of this machine.
 #[derive(Debug, Clone, Default)]
@@ -46,6 +50,8 @@ pub(crate) struct Host {
     pub(crate) no_fuse: Option<String>,
     /// Content of /etc/resolv.conf, wherever it really is.
     pub(crate) resolv_conf: Vec<u8>,
+    /// What is known of the network; read only for a sandbox that is connected to it.
+    pub(crate) network: NetworkFacts,
     /// What the host view needs to know; read only when it is the root.
     pub(crate) view: HostView,
     /// The service whose main process the launcher is.
@@ -157,8 +163,18 @@ impl Host {
             taken_ids: taken_ids(&[&subuid, &subgid], &[&passwd, &group]),
             no_fuse: crate::procview::mount::obstacle(),
             resolv_conf: std::fs::read("/etc/resolv.conf").unwrap_or_default(),
+            network: NetworkFacts::default(),
             view: HostView::default(),
         })
+    }
+
+    /// Reads what the network of a sandbox needs.
+    ///
+    /// # Errors
+    /// When the sandbox whose network is joined is not there.
+    pub(crate) fn read_network(&mut self, asked: &NetworkSpec) -> Result<()> {
+        self.network = NetworkFacts::read(asked, &self.resolv_conf)?;
+        Ok(())
     }
 
     /// Reads what the host view needs: what of it exists, and the files that every sandbox gets a copy of.

@@ -52,16 +52,6 @@ pub(crate) enum Namespace {
     User,
 }
 
-/// The network inside.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub(crate) enum Network {
-    /// a loopback interface and nothing else
-    None,
-    /// the host's
-    Host,
-}
-
 /// Whether /proc tells the sandbox's own numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -236,9 +226,6 @@ pub(crate) struct Layer {
     /// How IDs inside relate to IDs outside, for root [default: auto]
     #[arg(long, value_name = "HOW", value_enum, help_heading = "Isolation")]
     pub(crate) userns: Option<Userns>,
-    /// The network inside [default: none]
-    #[arg(long, visible_alias = "net", value_name = "WHICH", value_enum, help_heading = "Isolation")]
-    pub(crate) network: Option<Network>,
     /// Hostname inside [default: the sandbox's name]
     #[arg(long, value_name = "NAME", help_heading = "Isolation")]
     pub(crate) hostname: Option<String>,
@@ -290,6 +277,41 @@ pub(crate) struct Layer {
     #[arg(long, value_name = "default|unconfined|FILE", help_heading = "Isolation")]
     #[serde(deserialize_with = "crate::profile::text", serialize_with = "crate::given::shown_text")]
     pub(crate) seccomp: Option<OsString>,
+    /// Network: none, host, pasta, ns:PATH or container:NAME [default: none]
+    ///
+    /// none: a loopback interface and nothing else. host: the host's. pasta: one of its own that reaches out through a pasta process
+    /// in the unit, and whose ports --publish opens. ns:/run/netns/NAME: one that is there already. container:NAME: another sandbox's.
+    #[arg(long, visible_alias = "net", value_name = "WHICH", help_heading = "Network")]
+    pub(crate) network: Option<String>,
+    /// Reach a port inside from outside, with --network pasta
+    ///
+    /// On all addresses of the host where none is given, over IPv4 and IPv6. Both ports may be ranges of one length (8000-8009:80-89).
+    /// Host port 0 is one that is free, printed at the start and shown by `sandbox ps`.
+    #[arg(long, value_name = "[ADDR:]HOSTPORT:PORT[/tcp|udp]", help_heading = "Network")]
+    pub(crate) publish: Vec<String>,
+    /// Publish every port that the image exposes, each on a free port of the host
+    #[arg(long, help_heading = "Network", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
+    pub(crate) publish_all: Option<bool>,
+    /// DNS server inside, instead of the host's
+    #[arg(long, value_name = "ADDR", help_heading = "Network")]
+    pub(crate) dns: Vec<String>,
+    /// Domain that short names are looked up in, instead of the host's
+    #[arg(long, value_name = "DOMAIN", help_heading = "Network")]
+    pub(crate) dns_search: Vec<String>,
+    /// A line more in /etc/hosts; the address host-gateway is one that reaches the host
+    ///
+    /// With --network pasta host-gateway opens what listens on the host's loopback interface, too.
+    #[arg(long, value_name = "NAME:ADDR", help_heading = "Network")]
+    pub(crate) add_host: Vec<String>,
+    /// Addresses that are an exception of --deny-ip (IPAddressAllow=)
+    #[arg(long, value_name = "ADDR[/BITS]|WORD", help_heading = "Network")]
+    pub(crate) allow_ip: Vec<String>,
+    /// Addresses that nothing inside can send to or receive from: any, localhost, 10.0.0.0/8 (IPAddressDeny=)
+    #[arg(long, value_name = "ADDR[/BITS]|WORD", help_heading = "Network")]
+    pub(crate) deny_ip: Vec<String>,
+    /// The only ports that can be bound: 8080, tcp:80, udp:5000-5010 (SocketBindAllow=)
+    #[arg(long, value_name = "PORT", help_heading = "Network")]
+    pub(crate) allow_bind: Vec<String>,
 
     /// Set a variable; without =VALUE it is the caller's
     ///
@@ -336,6 +358,10 @@ pub(crate) struct Layer {
     #[arg(skip)]
     #[serde(skip)]
     pub(crate) directories: Vec<PathBuf>,
+    /// Ports that an image exposes: `80/tcp`.
+    #[arg(skip)]
+    #[serde(skip)]
+    pub(crate) exposed: Vec<String>,
     /// The signal that an image wants to be stopped with, where a unit is there to send it.
     #[arg(skip)]
     #[serde(skip)]
@@ -358,10 +384,8 @@ pub(crate) struct Layer {
 impl Layer {
     /// This layer over another: what this one says counts, lists go on where the other's end. The command is one whole.
     #[expect(clippy::too_many_lines, reason = "one line for each setting")]
-    pub(crate) fn over(self, under: Layer) -> Layer {
-        fn append<T>(under: Vec<T>, over: Vec<T>) -> Vec<T> {
-            under.into_iter().chain(over).collect()
-        }
+    pub(crate) fn over(mut self, mut under: Layer) -> Layer {
+        self.take_network(&mut under);
         Layer {
             unit: self.unit.or(under.unit),
             name: self.name.or(under.name),
@@ -394,7 +418,6 @@ impl Layer {
             host_secrets: self.host_secrets.or(under.host_secrets),
             share: append(under.share, self.share),
             userns: self.userns.or(under.userns),
-            network: self.network.or(under.network),
             hostname: self.hostname.or(under.hostname),
             procview: self.procview.or(under.procview),
             cap_add: append(under.cap_add, self.cap_add),
@@ -425,6 +448,29 @@ impl Layer {
             stop_signal: self.stop_signal.or(under.stop_signal),
             user_marks: self.user_marks || under.user_marks,
             command: if self.command.is_empty() { under.command } else { self.command },
+            ..self
         }
     }
+
+    /// The same for what is said of the network.
+    fn take_network(&mut self, under: &mut Layer) {
+        self.network = self.network.take().or(under.network.take());
+        self.publish_all = self.publish_all.or(under.publish_all);
+        for (over, under) in [
+            (&mut self.publish, &mut under.publish),
+            (&mut self.dns, &mut under.dns),
+            (&mut self.dns_search, &mut under.dns_search),
+            (&mut self.add_host, &mut under.add_host),
+            (&mut self.allow_ip, &mut under.allow_ip),
+            (&mut self.deny_ip, &mut under.deny_ip),
+            (&mut self.allow_bind, &mut under.allow_bind),
+            (&mut self.exposed, &mut under.exposed),
+        ] {
+            *over = append(std::mem::take(under), std::mem::take(over));
+        }
+    }
+}
+
+fn append<T>(under: Vec<T>, over: Vec<T>) -> Vec<T> {
+    under.into_iter().chain(over).collect()
 }

@@ -15,6 +15,7 @@ use crate::part::label::Label;
 use crate::part::landlock::Restrictions;
 use crate::part::mounts::KernelMounts;
 use crate::part::namespaces::Namespaces;
+use crate::part::network::{self, NetworkPlan};
 use crate::part::process::{self, ProcessPlan};
 use crate::part::rootfs::{self, RootPlan};
 use crate::part::service::{self, OwnService, ServicePlan};
@@ -34,6 +35,8 @@ pub(crate) struct Plan {
     pub(crate) unit: Option<UnitPlan>,
     /// Namespaces of its own.
     pub(crate) namespaces: Namespaces,
+    /// The network.
+    pub(crate) network: NetworkPlan,
     /// How IDs map.
     pub(crate) users: UserPlan,
     /// Hostname inside.
@@ -109,6 +112,8 @@ pub(crate) struct UnitPlan {
     /// No device but the harmless ones and those that were asked for (DevicePolicy=closed), where the request says nothing. A user's
     /// service manager cannot have it in force.
     pub(crate) closed_devices: bool,
+    /// Devices that processes of ours in the unit open, and are allowed beside those: the payload has no node of them.
+    pub(crate) own_devices: Vec<&'static str>,
     /// Offer the process as a descriptor first, which systemd takes since 255; refused, it costs a round trip.
     pub(crate) pidfd: bool,
     /// Time between the stop signal and the kill in µs, where the request says nothing; systemd's own is 90 s.
@@ -136,19 +141,25 @@ impl Plan {
         let (users, fallback) = users::plan(spec, host)?;
         warnings.extend(fallback);
         check_sys_admin(spec, &users, &mut warnings)?;
+        let network = network::plan(spec, host, &users, &mut warnings)?;
         let shares = |namespace| spec.shares(namespace);
         let service = service::plan(spec, host, namespaces.has(Namespace::Mount), &mut warnings);
         let mut root = None;
         if namespaces.has(Namespace::Mount) {
-            let (net, pid) = (shares(Namespace::Net), shares(Namespace::Pid));
+            let (net, pid) = (!namespaces.has(Namespace::Net), shares(Namespace::Pid));
             let root = root.insert(rootfs::plan(spec, host, users.owners(), net, pid, &mut warnings)?);
             root.operations.extend(service.operations());
         }
         let own_cgroup = namespaces.has(Namespace::Cgroup) && host.cgroup == Some(CgroupMode::Unified);
-        let kernel_mounts =
-            KernelMounts::plan(shares, own_cgroup && root.is_some(), users.maps_tty_group(), spec.root.hide_pids);
+        let kernel_mounts = KernelMounts::plan(
+            |namespace| !namespaces.has(namespace),
+            own_cgroup && root.is_some(),
+            users.maps_tty_group(),
+            spec.root.hide_pids,
+        );
         let quota = unit.as_ref().is_some_and(UnitPlan::may_have_quota);
         let procview = procview::plan(spec, host, root.is_some(), quota, &mut warnings)?;
+        let unit = unit.map(|unit| UnitPlan { own_devices: unit.needs(&network, procview.is_some()), ..unit });
         let process = process::plan(spec, host, &users, &service);
         let circumstances = Circumstances {
             capabilities: &spec.capabilities,
@@ -163,6 +174,7 @@ impl Plan {
             log,
             unit,
             namespaces,
+            network,
             hostname: spec.hostname.clone(),
             root,
             kernel_mounts,
@@ -191,6 +203,16 @@ fn stub_filter(spec: &Spec, payloads: &Filter, circumstances: Circumstances<'_>)
 }
 
 impl UnitPlan {
+    /// Devices for what runs in the unit beside the payload: pasta, and in a service the launcher, which serves the files of /proc.
+    fn needs(&self, network: &NetworkPlan, procview: bool) -> Vec<&'static str> {
+        let fuse = procview && self.kind != UnitKind::Scope;
+        let tun = matches!(network, NetworkPlan::Pasta(..));
+        [(fuse, "/dev/fuse"), (tun, "/dev/net/tun")]
+            .into_iter()
+            .filter_map(|(needs, path)| needs.then_some(path))
+            .collect()
+    }
+
     /// Whether its CPU time is limited, as far as that can be known: what the unit file of a service says is not.
     fn may_have_quota(&self) -> bool {
         matches!(self.kind, UnitKind::Own { .. })
@@ -227,6 +249,9 @@ fn namespaces(spec: &Spec, host: &Host, warnings: &mut Vec<String>) -> Namespace
         let (major, minor) = host.kernel;
         warnings.push(format!("--as-pid1 shares the boot-time clock with the host on Linux {major}.{minor}"));
         share.push(Namespace::Time);
+    }
+    if spec.network.is_joined() {
+        share.push(Namespace::Net);
     }
     Namespaces::plan(&share)
 }
@@ -313,6 +338,7 @@ fn unit(spec: &Spec, host: &Host, warnings: &mut Vec<String>) -> Result<(UnitPla
         cgroup,
         delegate: user,
         closed_devices: !user,
+        own_devices: Vec::new(),
         pidfd: host.systemd.is_none_or(|version| version >= 255),
         timeout_stop_usec: TIMEOUT_STOP_USEC,
     };

@@ -15,6 +15,8 @@ use crate::error::{Result, fault};
 use crate::exit::{self, Ended};
 use crate::layer::Namespace;
 use crate::part::journal::{Streams, TerminalLog};
+use crate::part::network::join::{JoinPlan, Joined};
+use crate::part::network::pasta::Pasta;
 use crate::part::rootfs::RootPlan;
 use crate::part::rootfs::assemble::{Ids, assemble};
 use crate::part::scratch;
@@ -46,8 +48,14 @@ pub(crate) fn run(plan: &Plan, leases: &[BorrowedFd<'_>], timings: &mut Timings)
     let bus = plan.unit.as_ref().map(unit::connect).transpose()?;
     let streams = plan.log.as_ref().map(Streams::open).transpose()?.unwrap_or_default();
     let listen = plan.service.listen.as_ref().map_or(0, |listen| listen.count);
+    let joined = plan.network.join().map(JoinPlan::open).transpose()?;
     let (end, child_end) = sync::pair().context("make a socket pair")?;
-    let (pid, pidfd) = match sys::clone_process(plan.namespaces.clone_flags()).map_err(explain_clone)? {
+    let flags = plan.namespaces.clone_flags();
+    let side = match &joined {
+        None => sys::clone_process(flags).map_err(explain_clone)?,
+        Some(joined) => joined.clone_process(flags, &plan.users)?,
+    };
+    let (pid, pidfd) = match side {
         Side::Child => {
             let upper = upper.as_ref().map(|upper| upper.lock.as_fd());
             let claimed = claim.iter().map(|claim| claim.lock().as_fd());
@@ -69,6 +77,8 @@ pub(crate) fn run(plan: &Plan, leases: &[BorrowedFd<'_>], timings: &mut Timings)
         pidfd,
         helper: None,
         watcher: None,
+        pasta: None,
+        joined,
         unit: None,
         view: None,
         state: None,
@@ -186,6 +196,8 @@ struct Running<'a> {
     pidfd: OwnedFd,
     helper: Option<(Pid, OwnedFd)>,
     watcher: Option<Watcher>,
+    pasta: Option<Pasta>,
+    joined: Option<Joined>,
     unit: Option<Unit<'a>>,
     view: Option<View>,
     state: Option<StateFile>,
@@ -201,6 +213,7 @@ impl Drop for Running<'_> {
             let _ = rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
         }
         self.end_helper();
+        self.pasta = None;
         // A scope ends with its last process; only what shares the host's PIDs may have left others in it.
         if let Some(unit) = &mut self.unit
             && !self.plan.namespaces.has(Namespace::Pid)
@@ -219,8 +232,10 @@ impl Running<'_> {
         signals: &Signals,
         timings: &mut Timings,
     ) -> Result<Option<OwnedFd>> {
+        self.pasta = self.plan.network.pasta().map(|plan| Pasta::prepare(plan, self.pid)).transpose()?;
+        let beside = self.pasta.as_ref().map(Pasta::attendant);
         if let (Some(plan), Some(bus)) = (&self.plan.unit, bus) {
-            self.unit = Some(Unit::begin(plan, self.pid, self.pidfd.as_fd(), bus, signals.ending())?);
+            self.unit = Some(Unit::begin(plan, self.pid, beside, self.pidfd.as_fd(), bus, signals.ending())?);
             timings.mark("unit asked for");
         }
         self.map_ids(claim)?;
@@ -248,6 +263,10 @@ impl Running<'_> {
                 report.warnings.iter().for_each(|warning| log::warn!("{warning}"));
             }
             timings.mark("limits verified");
+        }
+        if let Some(pasta) = &mut self.pasta {
+            pasta.await_ready(signals.ending())?;
+            timings.mark("network up");
         }
         if self.plan.process.as_pid1 {
             self.watcher = Some(Watcher::start(&self.pidfd)?);
@@ -285,13 +304,14 @@ impl Running<'_> {
                 view.turn(Part::Files, PollFlags::IN);
             }
             if spoke {
-                match (self.end.receive()?, &mut self.view) {
-                    (Some(ToParent::Ready(master)), _) => {
+                match (self.end.receive()?, &mut self.view, &self.pasta) {
+                    (Some(ToParent::Network(namespace)), _, Some(pasta)) => pasta.begin(namespace)?,
+                    (Some(ToParent::Ready(master)), ..) => {
                         self.dismiss_helper();
                         return Ok(master);
                     }
-                    (Some(ToParent::View(device)), Some(view)) => view.serve(Server::new(device)),
-                    (other, _) => return Err(unexpected(other)),
+                    (Some(ToParent::View(device)), Some(view), _) => view.serve(Server::new(device)),
+                    (other, ..) => return Err(unexpected(other)),
                 }
             }
         }
@@ -302,7 +322,9 @@ impl Running<'_> {
         let Some((uid, gid)) = users::map_lines(&self.plan.users, base) else {
             return Ok(());
         };
-        users::write_maps(self.pid, &uid, &gid, rustix::process::geteuid().is_root())?;
+        if !self.joined.as_ref().is_some_and(Joined::writes_maps) {
+            users::write_maps(self.pid, &uid, &gid, rustix::process::geteuid().is_root())?;
+        }
         self.end.send(&ToChild::Mapped).context("tell the child")
     }
 
@@ -326,7 +348,10 @@ impl Running<'_> {
                 // What is made for the root is for everybody in it, whatever the caller's mask.
                 rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
                 let ids = Ids { base: claim.map_or(0, |claim| claim.base), userns: userns.as_ref().map(AsFd::as_fd) };
-                let done = help(root, &ids, &self.end, files.as_mut().map(|files| (files, launcher)))
+                // What of /sys is made here shows the network.
+                let entered = self.joined.as_ref().map_or(Ok(()), Joined::enter);
+                let done = entered
+                    .and_then(|()| help(root, &ids, &self.end, files.as_mut().map(|files| (files, launcher))))
                     .or_else(|error| self.end.send(&ToChild::Failed(Failure::from_error(&error))));
                 // If the child is gone the launcher knows why.
                 sys::exit_now(u8::from(done.is_err()))
@@ -415,18 +440,24 @@ impl Running<'_> {
             relay.log_to(TerminalLog::open(log)?);
         }
         let oom_kills = || self.unit.as_ref().and_then(Unit::oom_kills).filter(|kills| *kills > 0);
-        let mut out_of_memory = None;
+        let (mut out_of_memory, mut unreachable) = (None, false);
         let reported = relay.until_end(&mut |event| match event {
             ToParent::Executed => {
                 self.plan.service.executed();
                 timings.mark("payload executed");
             }
-            ToParent::Exited(_) => {
-                // Once the stub has ended, systemd removes the cgroup that counts them.
+            ToParent::Exited(status) => {
+                // Once the stub has ended, systemd removes the cgroup that counts them, and the kernel the network.
                 out_of_memory = oom_kills();
+                unreachable = *status != 0 && self.plan.network.was_missed(self.pid);
                 self.end.close_half();
             }
-            ToParent::Ready(_) | ToParent::View(_) | ToParent::Calls(_) | ToParent::Failed(_) => {}
+            ToParent::Ready(_)
+            | ToParent::View(_)
+            | ToParent::Calls(_)
+            | ToParent::Network(_)
+            | ToParent::Child(..)
+            | ToParent::Failed(_) => {}
         });
         let reported = match reported {
             Ok(reported) => reported,
@@ -434,6 +465,7 @@ impl Running<'_> {
         };
         let out_of_memory = out_of_memory.or_else(oom_kills);
         drop(relay);
+        let pasta_ended = self.pasta.as_ref().is_some_and(Pasta::has_ended);
         let end = match reported {
             Some(status) => Ended::from_wait_status(status),
             None => self.wait_for_child()?,
@@ -447,8 +479,17 @@ impl Running<'_> {
             state.ended(end.status);
         }
         timings.mark("ended");
-        if let Some(kills) = out_of_memory.filter(|_| !self.plan.process.quiet) {
-            log::warn!("out of memory: the kernel killed {kills} of the sandbox's processes (memory.events)");
+        if !self.plan.process.quiet {
+            if let Some(kills) = out_of_memory {
+                log::warn!("out of memory: the kernel killed {kills} of the sandbox's processes (memory.events)");
+            }
+            // What kills everything in the unit kills both.
+            if pasta_ended && end.signal != Some(Signal::KILL.as_raw()) {
+                log::warn!("the network ended before the sandbox did: pasta was killed or has failed");
+            }
+            if unreachable {
+                log::warn!("something inside tried to reach a network; there is none by default: --network pasta");
+            }
         }
         Ok(end)
     }

@@ -1,6 +1,7 @@
 //! [`Spec`]: the whole request, typed and checked. "X needs Y" lives here and nowhere else.
 
 pub(crate) mod limits;
+pub(crate) mod network;
 mod process;
 pub(crate) mod root;
 
@@ -12,13 +13,14 @@ use std::path::{Component, Path, PathBuf};
 use anyhow::Context;
 
 use crate::error::{Result, fault};
-use crate::layer::{Layer, Log, Manager, Namespace, Network, Notify, Procview, Userns};
+use crate::layer::{Layer, Log, Manager, Namespace, Notify, Procview, Userns};
 use crate::part::caps::Capabilities;
 use crate::part::label::Label;
 use crate::part::landlock;
 use crate::seccomp;
 use crate::systemd::Assignment;
 use crate::value::{CpuSet, Rlimit};
+use network::{Network, NetworkSpec};
 
 /// A request for one sandbox.
 #[derive(Debug, Clone)]
@@ -31,6 +33,8 @@ pub(crate) struct Spec {
     pub(crate) root: RootSpec,
     /// Namespaces that are the host's.
     pub(crate) share: Vec<Namespace>,
+    /// The network.
+    pub(crate) network: NetworkSpec,
     /// How IDs map.
     pub(crate) userns: Userns,
     /// Name of the sandbox.
@@ -184,14 +188,9 @@ impl Spec {
             None => name_of(program),
         };
         let mut share = std::mem::take(&mut layer.share);
-        match layer.network {
-            Some(Network::Host) => share.push(Namespace::Net),
-            Some(Network::None) if share.contains(&Namespace::Net) => {
-                return Err(fault("--network none and --share net ask for different things")
-                    .hint("give only one of them")
-                    .into());
-            }
-            _ => {}
+        let network = network::network(&layer, &share)?;
+        if network.kind == Network::Host {
+            share.push(Namespace::Net);
         }
         let userns = userns(&layer, &share)?;
         if userns == Userns::Host {
@@ -212,6 +211,7 @@ impl Spec {
             seccomp: layer.seccomp.as_deref().map_or(Ok(seccomp::Asked::Default), seccomp::Asked::parse)?,
             command: layer.command,
             share,
+            network,
             userns,
             name,
             process,
@@ -235,6 +235,11 @@ impl Spec {
             || !self.root.devices.is_empty()
             || self.root.hide_pids
             || self.root.host_secrets;
+        let names_asked =
+            !self.network.dns.is_empty() || !self.network.search.is_empty() || !self.network.hosts.is_empty();
+        if self.shares(Namespace::Mount) && names_asked {
+            return Err(fault("--share mount leaves the host's /etc: no --dns, --dns-search, --add-host").into());
+        }
         if self.shares(Namespace::Mount) && root_asked {
             return Err(fault(
                 "--share mount leaves no root of its own: no --rootfs, --layer, --bind, --tmpfs, --upper, --read-only, \

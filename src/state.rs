@@ -19,6 +19,7 @@ use crate::error::Result;
 use crate::layer::Namespace;
 use crate::part::label::Label;
 use crate::part::landlock::Restrictions;
+use crate::part::network::publish::Publish;
 use crate::part::rootfs::{Operation, RootPlan};
 use crate::plan::{Plan, UnitKind, UnitPlan};
 use crate::seccomp::Filter;
@@ -63,7 +64,7 @@ impl Process {
 /// What a further process in the sandbox starts with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Entry {
-    /// Namespaces of its own.
+    /// Namespaces that are not the host's.
     pub(crate) namespaces: Vec<Namespace>,
     /// The IDs inside are a range of their own.
     pub(crate) own_range: bool,
@@ -124,6 +125,9 @@ pub(crate) struct Record {
     pub(crate) arguments: Vec<String>,
     /// Properties as they were sent.
     pub(crate) settings: Vec<KeptSetting>,
+    /// Ports of the host that lead into it.
+    #[serde(default)]
+    pub(crate) ports: Vec<Publish>,
     /// How one gets in.
     pub(crate) entry: Entry,
     /// Every decision, as `run --dry-run` prints it.
@@ -151,6 +155,7 @@ impl Record {
             command: lossy(&plan.process.command),
             arguments: lossy(&std::env::args_os().collect::<Vec<_>>()),
             settings: unit.settings.iter().map(KeptSetting::from).collect(),
+            ports: plan.network.published().to_vec(),
             entry: entry(plan),
             decided: plan.to_string(),
             plan: serde_json::to_value(plan).ok()?,
@@ -169,8 +174,9 @@ fn entry(plan: &Plan) -> Entry {
     // What was handed to the payload is not handed to another process.
     let own = ["NOTIFY_SOCKET", "WATCHDOG_USEC"];
     let environment = process.environment.iter().filter(|(name, _)| !own.iter().any(|own| name == own));
+    let joined = plan.network.join().map(|_| Namespace::Net);
     Entry {
-        namespaces: plan.namespaces.list().to_vec(),
+        namespaces: plan.namespaces.list().iter().copied().chain(joined).collect(),
         own_range: plan.users.own_range(),
         capabilities: plan.capabilities.names().map(str::to_owned).collect(),
         ambient: plan.capabilities.ambient_names().map(str::to_owned).collect(),
@@ -397,6 +403,7 @@ mod tests {
             command: vec!["sleep".into()],
             arguments: vec![],
             settings: vec![],
+            ports: Vec::new(),
             entry: Entry {
                 namespaces: vec![Namespace::Pid],
                 own_range: true,

@@ -7,6 +7,7 @@
 //!                     ◀── View + fd ────────────     a plain user's: the device to answer on
 //!   Tree + fd         ── the assembled root ───▶     attaches it, mounts proc and sysfs, pivots
 //!   Failed            ── the helper's failure ─▶     hands it back as its own: one path for errors
+//!                     ◀── Network + fd ─────────     only for pasta, which starts then
 //!                     ◀── Ready (+ pty) ────────     everything that does not need the unit is done
 //!   Go                ── limits are in force ──▶     cgroup and time namespace, payload
 //!                     ◀── Calls + fd ───────────     the system calls that the launcher answers
@@ -28,6 +29,8 @@ use rustix::net::{
     SendFlags, SocketFlags, SocketType,
 };
 
+use rustix::process::Pid;
+
 use crate::error::{Fault, fault};
 
 /// Longest message in bytes; a failure's text is cut to fit.
@@ -42,6 +45,8 @@ pub(crate) enum ToChild {
     Tree(OwnedFd),
     /// The mount of the sandbox's own /proc files, detached.
     View(OwnedFd),
+    /// The network namespace that pasta is for; to the process that attends to it.
+    Network(OwnedFd),
     /// The payload may run.
     Go,
     /// Send this signal to the payload.
@@ -61,6 +66,10 @@ pub(crate) enum ToParent {
     View(OwnedFd),
     /// System calls of the payload that are to be answered on this descriptor.
     Calls(OwnedFd),
+    /// The sandbox's first process, from the one that made it in the network that is joined.
+    Child(Pid, OwnedFd),
+    /// The network namespace is made; with it, where pasta waits for it.
+    Network(OwnedFd),
     /// The payload runs.
     Executed,
     /// The payload ended with this status, encoded as by wait(2).
@@ -159,6 +168,7 @@ impl ParentEnd {
             ToChild::Mapped => send(&self.0, b"M", None),
             ToChild::Tree(tree) => send(&self.0, b"T", Some(tree.as_fd())),
             ToChild::View(mount) => send(&self.0, b"V", Some(mount.as_fd())),
+            ToChild::Network(namespace) => send(&self.0, b"N", Some(namespace.as_fd())),
             ToChild::Go => send(&self.0, b"G", None),
             ToChild::Signal(number) => send(&self.0, &number_message(b'S', *number), None),
             ToChild::SignalGroup(number) => send(&self.0, &number_message(b'P', *number), None),
@@ -177,7 +187,11 @@ impl ParentEnd {
         let message = match (bytes.split_first(), fd) {
             (Some((b'R', _)), pty) => ToParent::Ready(pty),
             (Some((b'V', _)), Some(device)) => ToParent::View(device),
-            (Some((b'C', _)), Some(listener)) => ToParent::Calls(listener),
+            (Some((b'L', _)), Some(listener)) => ToParent::Calls(listener),
+            (Some((b'N', _)), Some(namespace)) => ToParent::Network(namespace),
+            (Some((b'C', pid)), Some(pidfd)) => {
+                ToParent::Child(Pid::from_raw(decode_number(pid)?).ok_or_else(bad_message)?, pidfd)
+            }
             (Some((b'X', _)), None) => ToParent::Executed,
             (Some((b'E', number)), None) => ToParent::Exited(decode_number(number)?),
             (Some((b'F', failure)), None) => ToParent::Failed(Failure::decode(failure).ok_or_else(bad_message)?),
@@ -196,7 +210,11 @@ impl ChildEnd {
         match message {
             ToParent::Ready(pty) => send(&self.0, b"R", pty.as_ref().map(AsFd::as_fd)),
             ToParent::View(device) => send(&self.0, b"V", Some(device.as_fd())),
-            ToParent::Calls(listener) => send(&self.0, b"C", Some(listener.as_fd())),
+            ToParent::Calls(listener) => send(&self.0, b"L", Some(listener.as_fd())),
+            ToParent::Network(namespace) => send(&self.0, b"N", Some(namespace.as_fd())),
+            ToParent::Child(pid, pidfd) => {
+                send(&self.0, &number_message(b'C', pid.as_raw_nonzero().get()), Some(pidfd.as_fd()))
+            }
             ToParent::Executed => send(&self.0, b"X", None),
             ToParent::Exited(status) => send(&self.0, &number_message(b'E', *status), None),
             ToParent::Failed(failure) => send(&self.0, &failure.encode(), None),
@@ -223,6 +241,7 @@ impl ChildEnd {
             (Some((b'M', _)), None) => ToChild::Mapped,
             (Some((b'T', _)), Some(tree)) => ToChild::Tree(tree),
             (Some((b'V', _)), Some(mount)) => ToChild::View(mount),
+            (Some((b'N', _)), Some(namespace)) => ToChild::Network(namespace),
             (Some((b'G', _)), None) => ToChild::Go,
             (Some((b'S', number)), None) => ToChild::Signal(decode_number(number)?),
             (Some((b'P', number)), None) => ToChild::SignalGroup(decode_number(number)?),

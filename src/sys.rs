@@ -42,6 +42,19 @@ fn thread_count() -> io::Result<usize> {
 /// # Errors
 /// EINVAL with several threads, and what clone3(2) says.
 pub(crate) fn clone_process(flags: libc::c_int) -> io::Result<Side> {
+    clone(flags, libc::SIGCHLD)
+}
+
+/// The same, but the new process is a child of this one's parent.
+///
+/// # Errors
+/// As for [`clone_process`].
+pub(crate) fn clone_sibling(flags: libc::c_int) -> io::Result<Side> {
+    // The signal is that of this process then.
+    clone(flags | libc::CLONE_PARENT, 0)
+}
+
+fn clone(flags: libc::c_int, exit_signal: libc::c_int) -> io::Result<Side> {
     if thread_count()? != 1 {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }
@@ -50,7 +63,7 @@ pub(crate) fn clone_process(flags: libc::c_int) -> io::Result<Side> {
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     args.flags = u64::from((flags | libc::CLONE_PIDFD).cast_unsigned());
     args.pidfd = (&raw mut pidfd) as u64;
-    args.exit_signal = libc::SIGCHLD as u64;
+    args.exit_signal = u64::from(exit_signal.cast_unsigned());
     // SAFETY: args and the pidfd it points to live across the call; without CLONE_VM the child has its own copy of the
     // stack, and the caller is single-threaded (checked above), so the child may go on as after fork(2).
     let pid = check(unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of_val(&args)) })?;
@@ -192,6 +205,32 @@ pub(crate) fn unshare(flags: libc::c_int) -> io::Result<()> {
 pub(crate) fn setns(target: BorrowedFd<'_>, flags: libc::c_int) -> io::Result<()> {
     // SAFETY: integers only; no flag that exists shares or unshares memory or descriptors.
     check(unsafe { libc::setns(target.as_raw_fd(), flags) } as libc::c_long).map(drop)
+}
+
+/// The user namespace that owns the namespace behind a descriptor of /proc/PID/ns; ioctl_ns(2).
+///
+/// # Errors
+/// EPERM where it is outside of the caller's own user namespace.
+pub(crate) fn namespace_owner(namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    /// `NS_GET_USERNS` of linux/nsfs.h.
+    const GET_USERNS: libc::c_ulong = 0xb701;
+    // SAFETY: this ioctl takes no argument; other files answer ENOTTY.
+    let found = check(unsafe { libc::ioctl(namespace.as_raw_fd(), GET_USERNS as _) } as libc::c_long)?;
+    let found = RawFd::try_from(found).map_err(io::Error::other)?;
+    // SAFETY: the kernel has just made this descriptor, so nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(found) })
+}
+
+/// Of which kind (`CLONE_NEW*`) the namespace behind a descriptor is; ioctl_ns(2).
+///
+/// # Errors
+/// ENOTTY for what is no namespace.
+pub(crate) fn namespace_type(namespace: BorrowedFd<'_>) -> io::Result<libc::c_int> {
+    /// `NS_GET_NSTYPE` of linux/nsfs.h.
+    const GET_NSTYPE: libc::c_ulong = 0xb703;
+    // SAFETY: this ioctl takes no argument; other files answer ENOTTY.
+    let found = check(unsafe { libc::ioctl(namespace.as_raw_fd(), GET_NSTYPE as _) } as libc::c_long)?;
+    libc::c_int::try_from(found).map_err(io::Error::other)
 }
 
 /// A resource limit of a process; getrlimit(2). `u64::MAX` is no limit.

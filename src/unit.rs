@@ -7,15 +7,17 @@ use std::time::Duration;
 
 use rustix::process::Pid;
 
-use crate::error::Result;
+use crate::error::{Result, fault};
 use crate::plan::{UnitKind, UnitPlan};
-use crate::systemd::{self, Bus, CgroupMode, PendingScope, Report, ScopeRequest, Setting, Subject};
+use crate::systemd::{self, Bus, CgroupMode, PendingScope, Report, ScopeRequest, Setting, Subject, UnitOfProcess};
 
 /// A unit that is being started, and then runs.
 #[derive(Debug)]
 pub(crate) struct Unit<'a> {
     plan: &'a UnitPlan,
     pid: Pid,
+    /// One more that belongs to it.
+    beside: Option<Pid>,
     /// Until the limits are verified: a bus daemon takes only so many connections of a user (256), root included.
     bus: Option<Bus>,
     pending: Option<PendingScope>,
@@ -23,13 +25,14 @@ pub(crate) struct Unit<'a> {
 }
 
 impl<'a> Unit<'a> {
-    /// Asks systemd for the unit with process `pid` in it, and does not wait for it. Later waits end when `interrupt` is readable.
+    /// Asks systemd for the unit with process `pid`, and one more, in it, and does not wait for it. Later waits end when `interrupt` is readable.
     ///
     /// # Errors
     /// When the request cannot be sent.
     pub(crate) fn begin(
         plan: &'a UnitPlan,
         pid: Pid,
+        beside: Option<Pid>,
         pidfd: BorrowedFd<'_>,
         mut bus: Bus,
         interrupt: BorrowedFd<'_>,
@@ -37,9 +40,9 @@ impl<'a> Unit<'a> {
         bus.interrupt_by(interrupt);
         let pending = match plan.kind {
             UnitKind::Own { .. } => None,
-            UnitKind::Scope | UnitKind::Service => Some(bus.begin_scope(&request(plan, pid, Some(pidfd)))?),
+            UnitKind::Scope | UnitKind::Service => Some(bus.begin_scope(&request(plan, pid, beside, Some(pidfd)))?),
         };
-        Ok(Unit { plan, pid, bus: Some(bus), pending, memory_events: None })
+        Ok(Unit { plan, pid, beside, bus: Some(bus), pending, memory_events: None })
     }
 
     /// Waits until the process is in the unit.
@@ -48,7 +51,7 @@ impl<'a> Unit<'a> {
     /// With systemd's reason; nothing of the unit is left then.
     pub(crate) fn finish(&mut self, pidfd: BorrowedFd<'_>) -> Result<()> {
         if let (Some(pending), Some(bus)) = (self.pending.take(), &mut self.bus) {
-            bus.finish_scope(&request(self.plan, self.pid, Some(pidfd)), pending)?;
+            bus.finish_scope(&request(self.plan, self.pid, self.beside, Some(pidfd)), pending)?;
         }
         Ok(())
     }
@@ -66,6 +69,9 @@ impl<'a> Unit<'a> {
     /// With property, asked, found and reason, when one is not in force.
     pub(crate) fn verify(&mut self) -> Result<Report> {
         let UnitPlan { user, name, settings, cgroup, .. } = self.plan;
+        if let Some(beside) = self.beside {
+            check_member(beside, name)?;
+        }
         let subject = Subject { pid: self.pid, unit: name, settings, mode: *cgroup, user: *user };
         let mut bus = self.bus.take().map_or_else(|| connect(self.plan), Ok)?;
         let mut warnings = Vec::new();
@@ -99,6 +105,16 @@ impl<'a> Unit<'a> {
             log::debug!("{error:#}");
         }
     }
+}
+
+/// The process is in the unit, so that its limits hold for it and it ends with it.
+fn check_member(pid: Pid, unit: &str) -> Result<()> {
+    let place = UnitOfProcess::read(&pid.as_raw_nonzero().to_string());
+    if place.as_ref().is_some_and(|place| place.unit == unit) {
+        return Ok(());
+    }
+    let place = place.map_or_else(|| "in no unit".to_owned(), |place| format!("in {}", place.unit));
+    Err(fault(format!("systemd did not put the network's process into {unit}: it is {place}")).into())
 }
 
 /// Gives a unit that is there already the limits that were asked for; one line for each setting that only its file can change.
@@ -141,18 +157,20 @@ pub(crate) fn connect(plan: &UnitPlan) -> Result<Bus> {
     if plan.user { Bus::user() } else { Bus::system() }
 }
 
-fn request<'a>(plan: &'a UnitPlan, pid: Pid, pidfd: Option<BorrowedFd<'a>>) -> ScopeRequest<'a> {
+fn request<'a>(plan: &'a UnitPlan, pid: Pid, beside: Option<Pid>, pidfd: Option<BorrowedFd<'a>>) -> ScopeRequest<'a> {
     ScopeRequest {
         name: &plan.name,
         slice: &plan.slice,
         description: &plan.description,
         pid,
-        pidfd: pidfd.filter(|_| plan.pidfd),
+        beside,
+        pidfd: pidfd.filter(|_| plan.pidfd && beside.is_none()),
         settings: &plan.settings,
         timeout_stop_usec: plan.timeout_stop_usec,
         oom_policy: "continue",
         delegate: plan.delegate,
         closed_devices: plan.closed_devices,
+        own_devices: &plan.own_devices,
         collect_mode: "inactive-or-failed",
     }
 }

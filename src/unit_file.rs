@@ -81,8 +81,8 @@ impl UnitFile {
             }
         }
         if !user && !directives.iter().any(|directive| directive.name == "DevicePolicy") {
-            // The truthful /proc is served by it; the command itself has no such node.
-            writeln!(text, "DevicePolicy=closed\nDeviceAllow=/dev/fuse rw")?;
+            // For the truthful /proc and for pasta; the command itself has no such nodes.
+            writeln!(text, "DevicePolicy=closed\nDeviceAllow=/dev/fuse rw\nDeviceAllow=/dev/net/tun rw")?;
         }
         writeln!(text, "SuccessExitStatus={CLEAN}")?;
         if user && !directives.iter().any(|directive| directive.name == "Delegate") {
@@ -197,6 +197,7 @@ TimeoutStopSec=10s
 OOMPolicy=continue
 DevicePolicy=closed
 DeviceAllow=/dev/fuse rw
+DeviceAllow=/dev/net/tun rw
 SuccessExitStatus=129 130 141 143
 Slice=web.slice
 Restart=on-failure

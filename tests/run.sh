@@ -156,7 +156,7 @@ lab_promises() {
   [ ! -e /dev/fuse ] || promises+=" fuse"
   if [ -e /sys/fs/cgroup/cgroup.controllers ]; then promises+=" cgroup2"; else promises+=" cgroup1"; fi
   kernel=$(uname -r)
-  [ "$1" != tree ] || promises+=" disk"
+  [ "$1" != tree ] || promises+=" disk pasta"
   if [ "$1" = tree ] && new_enough 5.19 "${kernel%%-*}"; then promises+=" idmap"; fi
   echo "$promises"
 }

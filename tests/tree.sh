@@ -15,6 +15,8 @@ tree_self=$(realpath "${BASH_SOURCE[0]}")
 tree_packages() {
   echo "systemd systemd-sysv dbus udev libpam-systemd dbus-user-session uidmap python3-minimal procps busybox-static \
     iproute2 kmod util-linux e2fsprogs linux-image-cloud-amd64"
+  # For --network pasta; bullseye has none.
+  [ "$1" = bullseye ] || echo "passt"
   # The lab is a bookworm tree, and the benchmark's peers run in it.
   [ "$1" != bookworm ] || echo "bubblewrap crun hyperfine strace man-db"
 }

@@ -8,12 +8,13 @@ use serde::Serialize;
 use crate::enter;
 use crate::error::{Result, line};
 use crate::living::{self, Sandbox};
+use crate::part::network::publish::Publish;
 use crate::state::Record;
 use crate::systemd::{self, Bus, CgroupMode, KeptSetting, Limit, Subject, Usage};
 
 const AFTER_HELP: &str = "\
 JSON: one object with
-  name, unit, slice, manager, root, state, command
+  name, unit, slice, manager, root, state, command, ports
            as in `sandbox ps --json`
   cgroup   the unit's path below /sys/fs/cgroup, in systemd's own hierarchy
   started  µs since 1970
@@ -57,6 +58,7 @@ struct Report<'a> {
     payload: Option<i32>,
     command: &'a [String],
     arguments: &'a [String],
+    ports: &'a [Publish],
     limits: Vec<Asked>,
     usage: Usage,
     given: &'a serde_json::Value,
@@ -91,6 +93,7 @@ pub(super) fn main(arguments: &Arguments) -> Result<u8> {
         payload: enter::payload(record).map(|payload| payload.pid),
         command: &record.command,
         arguments: &record.arguments,
+        ports: &record.ports,
         limits: record.settings.iter().filter_map(|setting| asked(&mut bus, &sandbox, setting, mode)).collect(),
         usage: sandbox.usage(mode),
         given: record.plan.get("given").unwrap_or(&serde_json::Value::Null),

@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::text;
 use crate::error::Result;
 use crate::living::{self, Sandbox};
+use crate::part::network::publish::Publish;
 use crate::systemd::{CgroupMode, DownService, Usage};
 
 const AFTER_HELP: &str = "\
@@ -26,6 +27,8 @@ JSON: a list of objects with
   state    running, paused, starting, activating, deactivating or failed
   started  seconds since 1970; null when it does not run
   command  the command and its arguments
+  ports    published ports: address (null: all), host_port, port (inside), count (of
+           ports from these on), protocol
   memory_bytes, cpu_usec, tasks
            what it uses now; null where its cgroups do not count it
   result, status
@@ -59,6 +62,7 @@ struct Row {
     state: String,
     started: Option<f64>,
     command: Vec<String>,
+    ports: Vec<Publish>,
     #[serde(flatten)]
     usage: Usage,
     result: Option<String>,
@@ -98,6 +102,7 @@ fn living_row(sandbox: &Sandbox, mode: CgroupMode) -> Row {
         state: sandbox.state().to_owned(),
         started: Some(std::time::Duration::from_micros(record.started).as_secs_f64()),
         command: record.command.clone(),
+        ports: record.ports.clone(),
         usage: sandbox.usage(mode),
         result: None,
         status: None,
@@ -115,6 +120,7 @@ fn down_row(down: DownService) -> Row {
         state: down.unit.state,
         started: None,
         command: vec![down.unit.description],
+        ports: Vec::new(),
         usage: Usage::default(),
         result: Some(down.result),
         status: Some(down.status),
@@ -123,7 +129,7 @@ fn down_row(down: DownService) -> Row {
 
 fn table(rows: &[Row]) -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
-    let head = ["NAME", "UNIT", "SLICE", "ROOT", "PID", "STATE", "AGE", "MEMORY", "CPU", "TASKS", "COMMAND"];
+    let head = ["NAME", "UNIT", "SLICE", "ROOT", "PID", "STATE", "AGE", "MEMORY", "CPU", "TASKS", "PORTS", "COMMAND"];
     let dash = |text: Option<String>| text.filter(|text| !text.is_empty()).unwrap_or_else(|| "-".to_owned());
     let mut lines = vec![head.map(str::to_owned).to_vec()];
     for row in rows {
@@ -142,6 +148,7 @@ fn table(rows: &[Row]) -> String {
             dash(row.usage.memory_bytes.map(text::bytes)),
             dash(row.usage.cpu_usec.map(text::cpu_time)),
             dash(row.usage.tasks.map(|tasks| tasks.to_string())),
+            dash(Some(row.ports.iter().map(ToString::to_string).collect::<Vec<_>>().join(","))),
             text::shortened(&row.command.join(" "), 40),
         ]);
     }

@@ -10,6 +10,7 @@ use crate::host::Host;
 use crate::image::ResolvedImage;
 use crate::kept::{self, Choice, Kept};
 use crate::layer::{Layer, Manager};
+use crate::part::network::publish::Reserved;
 use crate::plan::{Plan, UnitKind};
 use crate::profile::Profile;
 use crate::sealed;
@@ -27,6 +28,8 @@ Examples:
       With limits, in a unit that `systemctl status toptest.scope` shows.
   sandbox run --bind $PWD --network host -- make
       With a directory of this machine and its network.
+  sandbox run --image nginx --network pasta --publish 8080:80
+      A server that is reached at port 8080 of this machine.
   sandbox run --rootfs /srv/debian --read-only --tmpfs /run:16M -- /sbin/daemon
       On a tree of its own that nothing can write to.
   sandbox run --image mysql:5.7 -m 1G
@@ -100,7 +103,8 @@ fn start(arguments: Arguments) -> Result<u8> {
     if spec.root.source == RootSource::HostView {
         host.read_view()?;
     }
-    let plan = Plan { given, ..Plan::new(&spec, &host)? };
+    host.read_network(&spec.network)?;
+    let mut plan = Plan { given, ..Plan::new(&spec, &host)? };
     timings.mark("plan");
     if arguments.dry_run {
         let text = if arguments.json { format!("{:#}\n", serde_json::to_value(&plan)?) } else { plan.to_string() };
@@ -118,6 +122,7 @@ fn start(arguments: Arguments) -> Result<u8> {
         std::io::stdout().write_all(format!("{}\n", unit.name).as_bytes())?;
         return Ok(0);
     }
+    let _reserved = reserve(&spec, &mut plan)?;
     drop((spec, host));
     if let Some(kept) = &kept {
         kept.begin()?;
@@ -135,6 +140,17 @@ fn start(arguments: Arguments) -> Result<u8> {
         crate::sys::die_by(signal);
     }
     Ok(ended.status)
+}
+
+/// Sees that the ports to publish are free, and says which were picked.
+fn reserve(spec: &Spec, plan: &mut Plan) -> Result<Reserved> {
+    let reserved = plan.network.reserve()?;
+    let picked = spec.network.publish.iter().zip(plan.network.published());
+    for (_, publish) in picked.filter(|(asked, _)| asked.host_port == 0) {
+        // Without a standard error there is nobody to tell; `sandbox ps` knows it.
+        drop(std::io::stderr().write_all(format!("sandbox: published {publish}\n").as_bytes()));
+    }
+    Ok(reserved)
 }
 
 /// What settings come from that nobody wrote for this run.

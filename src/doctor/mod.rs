@@ -11,6 +11,7 @@ mod trial;
 
 use serde::Serialize;
 
+pub(crate) use distribution::{Distribution, Package};
 pub(crate) use facts::Facts;
 pub(crate) use rules::checks;
 pub(crate) use table::{Style, table};

@@ -34,6 +34,7 @@ fn layer(image: &ResolvedImage, asked: &Layer) -> Result<Layer> {
         setenv: config.env.iter().filter(|variable| variable.contains('=')).map(OsString::from).collect(),
         working_directory: directory,
         stop_signal: some(&config.stop_signal),
+        exposed: config.exposed_ports.clone(),
         command: config.argv(asked.entrypoint.as_deref(), &asked.command, &image.name)?,
         ..Layer::default()
     })

@@ -144,6 +144,14 @@ pub(crate) fn make(plan: &KernelMounts) -> Result<Vec<Made>> {
     Ok(made)
 }
 
+/// A new sysfs, which shows the network namespace that the caller is in; not attached.
+///
+/// # Errors
+/// When the kernel refuses.
+pub(crate) fn new_sysfs() -> std::io::Result<OwnedFd> {
+    new_file_system("sysfs", &[], kernel_attributes() | MountAttrFlags::MOUNT_ATTR_RDONLY)
+}
+
 fn make_one(kind: &str, at: &'static str, options: &[(&str, String)], flags: MountAttrFlags) -> Result<Made> {
     let mount = new_file_system(kind, options, flags).map_err(|error| {
         let fault = fault(format!("mount {kind} on {at}: {error}"));

@@ -86,7 +86,7 @@ fn plan(words: &str, host: &Host) -> String {
 fn image() -> ResolvedImage {
     let config = r#"{"architecture":"amd64","os":"linux","rootfs":{"type":"layers","diff_ids":[]},"config":{
         "User":"mysql:adm","Env":["PATH=/opt/bin:/bin","MYSQL_MAJOR=5.7","ODD"],"Entrypoint":["docker-entrypoint.sh"],
-        "Cmd":["mysqld"],"WorkingDir":"/srv/app","StopSignal":"SIGINT","Volumes":{"/var/lib/mysql":{}}}}"#;
+        "Cmd":["mysqld"],"WorkingDir":"/srv/app","StopSignal":"SIGINT","ExposedPorts":{"3306/tcp":{}},"Volumes":{"/var/lib/mysql":{}}}}"#;
     ResolvedImage {
         name: "mysql:5.7".into(),
         id: Digest::of(b""),
@@ -200,6 +200,47 @@ fn a_plain_user() {
 fn shared_namespaces() {
     check("shared", "--network host --share pid,ipc,uts,cgroup,time --userns host true", &host());
     check("no-mounts", "--share mount true", &host());
+}
+
+/// A machine with pasta, whose DNS servers are behind systemd's stub.
+fn connected(mut host: Host) -> Host {
+    host.resolv_conf = b"nameserver 127.0.0.53\nsearch lan\n".to_vec();
+    host.network.resolv_conf = Some(b"nameserver 192.0.2.53\nsearch lan\n".to_vec());
+    host.network.pasta = Some("/usr/bin/pasta".into());
+    host.network.gateway = "192.0.2.1".parse().ok();
+    host.network.leader = Some(4711);
+    host
+}
+
+#[test]
+fn networks() {
+    let ports = "--network pasta --publish 8080:80 --publish 127.0.0.1:5300-5301:53-54/udp --publish 0:443 \
+                 --add-host up:host-gateway --deny-ip any --allow-ip 10.0.0.0/8 true";
+    check("pasta", ports, &connected(host()));
+    check("pasta-rootless", "--network pasta --dns 9.9.9.9 --dns-search example.org true", &connected(plain_user()));
+    check("pasta-image", "--network pasta --publish-all --image mysql:5.7", &connected(host()));
+    check("join", "--network ns:/run/netns/blue true", &connected(host()));
+    check("join-sandbox", "--network container:web true", &connected(plain_user()));
+    check("allow-bind", "--network host --allow-bind tcp:8080 --allow-bind 9000 true", &host());
+}
+
+#[test]
+fn networks_that_cannot_be_had() {
+    let mut bare = host();
+    bare.network.install = Some("apt install passt".into());
+    check("pasta-missing", "--network pasta true", &bare);
+    check("pasta-userns-host", "--network pasta --userns host true", &connected(host()));
+    for (name, words) in [
+        ("publish-none", "--publish 8080:80 true"),
+        ("publish-form", "--network pasta --publish 80 true"),
+        ("publish-all-nothing", "--network pasta --publish-all true"),
+        ("network-unknown", "--network bridge true"),
+        ("gateway-none", "--add-host up:host-gateway true"),
+        ("allow-ip-alone", "--allow-ip 10.0.0.0/8 true"),
+        ("dns-shared-mount", "--share mount --dns 1.1.1.1 true"),
+    ] {
+        check(name, words, &host());
+    }
 }
 
 #[test]

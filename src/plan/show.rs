@@ -3,6 +3,8 @@
 use std::fmt::{self, Write};
 use std::path::Path;
 
+use crate::part::network::NetworkPlan;
+
 use super::{Plan, UnitKind, UnitPlan, description, quoted};
 
 /// One line: what it is about, and what was decided.
@@ -21,6 +23,12 @@ impl fmt::Display for Plan {
             row(f, "note", note)?;
         }
         row(f, "namespaces", &self.namespaces.to_string())?;
+        if !matches!(self.network, NetworkPlan::None | NetworkPlan::Host) {
+            row(f, "network", &self.network.to_string())?;
+        }
+        for publish in self.network.published() {
+            row(f, "publish", &publish.to_string())?;
+        }
         row(f, "users", &self.users.to_string())?;
         row(f, "hostname", &self.hostname)?;
         self.show_root(f)?;

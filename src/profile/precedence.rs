@@ -1,6 +1,6 @@
 //! A layer over another where the two say the same thing in different words.
 
-use crate::layer::{Layer, Namespace, Network};
+use crate::layer::{Layer, Namespace};
 use crate::systemd;
 
 /// `over` on top of `under`: what it says counts, in whatever words (`--memory 1G` over `MemoryMax=2G`, `--init` over `as-pid1`).
@@ -15,8 +15,12 @@ fn without(mut under: Layer, over: &Layer) -> Layer {
     pair(over.init, over.as_pid1, [&mut under.init, &mut under.as_pid1]);
     pair(over.pty, over.pipe, [&mut under.pty, &mut under.pipe]);
     root(over, &mut under);
-    if over.network == Some(Network::None) {
+    if over.network.as_deref().is_some_and(|network| network != "host") {
         under.share.retain(|namespace| *namespace != Namespace::Net);
+    }
+    if over.network.as_deref().is_some_and(|network| network != "pasta") {
+        under.publish.clear();
+        under.publish_all = None;
     }
     let said = said(over);
     let is_said = |subject: &str| said.iter().any(|other| other == subject);

@@ -134,7 +134,7 @@ fn errors_name_file_line_and_key() {
         ("profile = \"x\"", "web.toml:1: `profile` is not a key of a profile", ""),
         ("user = true\n\nread-only = \"yes\"", "web.toml:3: read-only: invalid type: string \"yes\", expected", ""),
         ("bind = \"/srv\"", "web.toml:1: bind: invalid type: string \"/srv\", expected a sequence", "brackets"),
-        ("network = \"hots\"", "web.toml:1: network: unknown variant `hots`, expected `none` or `host`", ""),
+        ("log = \"jurnal\"", "web.toml:1: log: unknown variant `jurnal`, expected `caller` or `journal`", ""),
         ("memory = 1\nmemory = 2", "web.toml:2: duplicate key", ""),
         ("memory = ", "web.toml:1: ", ""),
         ("command = [\"a\\u0000b\"]", "web.toml:1: command: a text cannot have a NUL", ""),
@@ -219,8 +219,8 @@ fn flags_override_in_whatever_words() {
         ("rootfs = \"/\"", Layer { layer: vec!["/x".into()], ..Layer::default() }, "layer: [\"/x\"]"),
         (
             "share = [\"net\", \"ipc\"]",
-            Layer { network: Some(crate::layer::Network::None), ..Layer::default() },
-            "share: [Ipc]; network: Some(None)",
+            Layer { network: Some("none".into()), ..Layer::default() },
+            "share: [Ipc]; network: Some(\"none\")",
         ),
         ("uid = 5", property("User=6"), "property: [\"User=6\"]"),
     ];
@@ -238,6 +238,8 @@ fn an_error_of_a_value_is_where_the_value_is() {
         ("command = [\"x\"]\nmemory = \"5X\"", "p.toml:2: --memory 5X"),
         ("command = [\"x\"]\n\nproperty = [\n\"CPUWeight=5\",\n\"MemoryMux=5\"]", "p.toml:5: `MemoryMux`"),
         ("command = [\"x\"]\nbind = [\"/etc\", \"./gone\"]", "p.toml:2: --bind "),
+        ("command = [\"x\"]\nnetwork = \"hots\"", "p.toml:2: --network hots: it is none, host"),
+        ("command = [\"x\"]\nnetwork = \"pasta\"\npublish = [\"1:1\", \"80\"]", "p.toml:3: --publish 80: it is"),
         ("command = [\"x\"]\n\nupper = \"gone/root\"", "p.toml:3: --upper "),
         ("command = [\"x\"]\n[property]\nTasksMax = \"x\"", "p.toml:3: TasksMax=x"),
     ];

@@ -61,6 +61,33 @@ pub(crate) fn flags(layer: &Layer) -> Result<Vec<(String, String)>> {
         list.push((format!("{DEVICE}{}", text.to_string_lossy()), property));
     }
     list.extend(cpu_quota(layer)?);
+    list.extend(network(layer)?);
+    Ok(list)
+}
+
+/// What the unit lets through.
+fn network(layer: &Layer) -> Result<Vec<(String, String)>> {
+    let denied = |text: &String| text.strip_prefix("IPAddressDeny").is_some_and(|rest| rest.starts_with('='));
+    if let Some(allowed) = layer.allow_ip.first()
+        && layer.deny_ip.is_empty()
+        && !layer.property.iter().any(denied)
+    {
+        return Err(fault(format!("--allow-ip {allowed} is an exception of --deny-ip, and nothing is denied"))
+            .hint("--deny-ip any")
+            .into());
+    }
+    let mut list = Vec::new();
+    for (flag, values, property) in [
+        ("--allow-ip", &layer.allow_ip, "IPAddressAllow"),
+        ("--deny-ip", &layer.deny_ip, "IPAddressDeny"),
+        ("--allow-bind", &layer.allow_bind, "SocketBindAllow"),
+    ] {
+        list.extend(values.iter().map(|value| (format!("{flag} {value}"), format!("{property}={value}"))));
+    }
+    if let Some(allowed) = layer.allow_bind.first() {
+        // What is not allowed is denied.
+        list.push((format!("SocketBindDeny=any of --allow-bind {allowed}"), "SocketBindDeny=any".into()));
+    }
     Ok(list)
 }
 

@@ -28,6 +28,8 @@ pub(crate) struct ScopeRequest<'a> {
     pub(crate) description: &'a str,
     /// The process that goes in, as PID 1 numbers it. It must be a child of ours, so that the number stays its own.
     pub(crate) pid: Pid,
+    /// One more that goes in, likewise.
+    pub(crate) beside: Option<Pid>,
     /// The same process as a descriptor; systemd takes it since 255.
     pub(crate) pidfd: Option<BorrowedFd<'a>>,
     /// The limits and whatever else was asked, translated.
@@ -41,6 +43,8 @@ pub(crate) struct ScopeRequest<'a> {
     pub(crate) delegate: bool,
     /// Whether only the standard devices may be opened, and those that `settings` allow.
     pub(crate) closed_devices: bool,
+    /// Devices that are allowed then, for what runs in it beside the payload.
+    pub(crate) own_devices: &'a [&'static str],
     /// `inactive-or-failed`: nothing is left of a scope that failed.
     pub(crate) collect_mode: &'a str,
 }
@@ -367,9 +371,14 @@ fn properties<'a>(request: &ScopeRequest<'a>, left_out: &[&str]) -> Vec<(&'a str
     let asked = |name: &str| request.settings.iter().any(|setting| setting.name == name);
     properties.retain(|(name, _)| !asked(name) && !left_out.contains(name));
     properties.extend(request.settings.iter().map(|setting| (setting.name.as_str(), variant(&setting.value))));
+    properties.extend(device_allow(request.closed_devices, request.own_devices));
     properties.push(match request.pidfd {
         Some(pidfd) if !left_out.contains(&"PIDFDs") => ("PIDFDs", Variant::from(vec![Fd::from(pidfd)])),
-        _ => ("PIDs", Variant::from(vec![u32::try_from(request.pid.as_raw_nonzero().get()).unwrap_or_default()])),
+        _ => {
+            let number = |pid: Pid| u32::try_from(pid.as_raw_nonzero().get()).unwrap_or_default();
+            let pids: Vec<u32> = [request.pid].into_iter().chain(request.beside).map(number).collect();
+            ("PIDs", Variant::from(pids))
+        }
     });
     properties
 }
@@ -411,6 +420,12 @@ fn value(found: &Variant<'_>) -> Option<Value> {
         }
         _ => return None,
     })
+}
+
+/// Beside the devices that were asked for: systemd adds to the list.
+pub(super) fn device_allow<'a>(closed: bool, devices: &[&str]) -> Option<(&'a str, Variant<'a>)> {
+    let rows: Vec<(String, String)> = devices.iter().map(|device| ((*device).to_owned(), "rw".to_owned())).collect();
+    (closed && !rows.is_empty()).then(|| ("DeviceAllow", Variant::new(rows)))
 }
 
 #[cfg(test)]
@@ -523,12 +538,14 @@ mod tests {
                 slice: "x.slice",
                 description: "test",
                 pid: rustix::process::getpid(),
+                beside: None,
                 pidfd: Some(null.as_fd()),
                 settings,
                 timeout_stop_usec: 1,
                 oom_policy: "continue",
                 delegate: false,
                 closed_devices: false,
+                own_devices: &[],
                 collect_mode: "inactive-or-failed",
             };
             let mut pending = bus.begin_scope(&request)?;
@@ -641,12 +658,14 @@ mod tests {
             slice: "x.slice",
             description: "test",
             pid: rustix::process::getpid(),
+            beside: None,
             pidfd: None,
             settings: &settings,
             timeout_stop_usec: 1,
             oom_policy: "continue",
             delegate: true,
             closed_devices: false,
+            own_devices: &[],
             collect_mode: "inactive",
         };
         let signatures = properties(&request, &["OOMPolicy"]);

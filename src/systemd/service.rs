@@ -9,7 +9,7 @@ use crate::exit;
 
 use super::bus::{Bus, WAIT};
 use super::property::{Setting, Value};
-use super::scope::variant;
+use super::scope::{device_allow, variant};
 
 /// A unit to start, whatever its kind.
 pub(super) trait Request {
@@ -54,8 +54,8 @@ pub(crate) struct ServiceRequest<'a> {
     pub(crate) delegate: bool,
     /// Whether only the standard devices may be opened, and those that `settings` allow.
     pub(crate) closed_devices: bool,
-    /// The program in it serves a truthful /proc, by /dev/fuse.
-    pub(crate) serves_proc: bool,
+    /// Devices that are allowed then, for what runs in it beside the payload.
+    pub(crate) own_devices: &'a [&'static str],
 }
 
 /// Until the program says that it is ready: the payload runs. An image may have to be unpacked before.
@@ -106,10 +106,7 @@ impl Request for ServiceRequest<'_> {
         let asked = |name: &str| self.settings.iter().any(|setting| setting.name == name);
         properties.retain(|(name, _)| !asked(name) && !left_out.contains(name));
         properties.extend(self.settings.iter().map(|setting| (setting.name.as_str(), variant(&setting.value))));
-        if self.closed_devices && self.serves_proc {
-            // Beside those that were asked for: the list is added to.
-            properties.push(("DeviceAllow", Variant::new(vec![("/dev/fuse".to_owned(), "rw".to_owned())])));
-        }
+        properties.extend(device_allow(self.closed_devices, self.own_devices));
         properties
     }
 

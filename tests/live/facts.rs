@@ -20,6 +20,7 @@ pub(crate) enum Need {
     Disk,
     UserManager,
     Fuse,
+    Pasta,
     SystemdMin(u32),
     SystemdMax(u32),
     KernelMin(u32, u32),
@@ -53,6 +54,9 @@ pub(crate) mod need {
     pub(crate) fn fuse() -> Need {
         Need::Fuse
     }
+    pub(crate) fn pasta() -> Need {
+        Need::Pasta
+    }
     pub(crate) fn systemd_min(version: u32) -> Need {
         Need::SystemdMin(version)
     }
@@ -75,6 +79,7 @@ impl fmt::Display for Need {
             Self::Disk => write!(f, "disk"),
             Self::UserManager => write!(f, "user_manager"),
             Self::Fuse => write!(f, "fuse"),
+            Self::Pasta => write!(f, "pasta"),
             Self::SystemdMin(version) => write!(f, "systemd_min({version})"),
             Self::SystemdMax(version) => write!(f, "systemd_max({version})"),
             Self::KernelMin(major, minor) => write!(f, "kernel_min({major}, {minor})"),
@@ -134,6 +139,7 @@ impl Facts {
             // An overlay can neither be another one's upper nor hold its marks.
             Need::Disk => (self.root_fs != "overlay", format!("/ is {}", self.root_fs)),
             Need::UserManager => (self.user_manager, format!("no user manager of uid {TESTER} answers")),
+            Need::Pasta => (Path::new("/usr/bin/pasta").exists(), "pasta is not installed".to_owned()),
             Need::Fuse => (self.fuse, "/dev/fuse cannot be opened".to_owned()),
             Need::SystemdMin(min) => (systemd.is_some_and(|version| version >= min), format!("found {systemd:?}")),
             Need::SystemdMax(max) => (systemd.is_some_and(|version| version <= max), format!("found {systemd:?}")),

@@ -6,7 +6,7 @@
 //! test("limits/memory_max", needs![root, systemd, cgroup2], limits::memory_max),
 //! alone("leaks/two_hundred_starts", needs![root, systemd], leaks::two_hundred_starts),   // nothing else runs meanwhile
 //! ```
-//! Needs (`facts.rs`): root systemd cgroup1 cgroup2 idmap disk user_manager fuse systemd_min(N) systemd_max(N) kernel_min(A, B).
+//! Needs (`facts.rs`): root systemd cgroup1 cgroup2 idmap disk user_manager fuse pasta systemd_min(N) systemd_max(N) kernel_min(A, B).
 //! A need that is not met makes the test "ignored" and says so on stderr. With `SANDBOX_TEST_MUST_RUN=1` a need that the bed
 //! promised (`SANDBOX_TEST_PROMISES="root systemd …"`) and lacks is a failure.
 //!
@@ -54,6 +54,8 @@ mod kept;
 mod leaks;
 mod limits;
 mod namespaces;
+mod network;
+mod outside;
 mod pressure;
 mod process;
 mod procview;
@@ -114,6 +116,7 @@ fn all() -> Vec<Test> {
         seccomp::tests(),
         limits::tests(),
         namespaces::tests(),
+        network::tests(),
         pressure::tests(),
         workflow::tests(),
         services::tests(),

@@ -28,7 +28,7 @@ promises_of() { # what the live tests may rely on; a lane that lacks one of thes
   case "$1" in
     bullseye) echo "root systemd cgroup2 disk user_manager fuse" ;;      # 5.10: no idmapped mounts
     bullseye-v1) echo "root systemd cgroup1 disk user_manager fuse" ;;
-    *) echo "root systemd cgroup2 idmap disk user_manager fuse" ;;
+    *) echo "root systemd cgroup2 idmap disk user_manager fuse pasta" ;;
   esac
 }
 

@@ -80,6 +80,11 @@ fn sources(operation: &Operation, ids: &Ids<'_>) -> Result<Vec<Source>> {
             }
             source => source.map(|source| vec![source]),
         },
+        Operation::Sysfs => {
+            let mount = mounts::new_sysfs().context("mount sysfs")?;
+            let stat = rustix::fs::fstat(&mount).context("look at sysfs")?;
+            Ok(vec![Source { mount, stat }])
+        }
         Operation::Tmpfs(_) | Operation::Directory(_) | Operation::Link { .. } => Ok(Vec::new()),
         Operation::Copy { source, .. } => {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
@@ -235,6 +240,7 @@ impl Assembly<'_> {
             Operation::Bind(bind) => self.bind(bind, sources),
             Operation::Tmpfs(tmpfs) => self.tmpfs(tmpfs),
             Operation::Directory(at) => self.target(at, Make::Directory).map(drop),
+            Operation::Sysfs => sources.iter().try_for_each(|source| self.attach(&source.mount, at, Make::Directory)),
             Operation::Link { at, target } => self.link(at, target),
             Operation::Copy { at, .. } => self.copy(at, &sources),
         };

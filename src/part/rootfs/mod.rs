@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use crate::error::{Result, fault};
 use crate::host::{Host, Mount};
+use crate::part::network::names;
 use crate::part::scratch;
 use crate::spec::{Bind, RootSource, Spec, Upper};
 
@@ -50,6 +51,8 @@ pub(crate) enum Operation {
     Tmpfs(Tmpfs),
     /// A directory, where it is missing.
     Directory(PathBuf),
+    /// /sys of the network namespace that is joined, read-only.
+    Sysfs,
     /// A symbolic link in a directory that was just made.
     Link {
         /// Where it is.
@@ -189,6 +192,11 @@ pub(crate) fn plan(
         }
     };
     operations.extend(kernel_directories(share_sys, share_proc));
+    if spec.network.is_joined() && !rootless {
+        // What the host's own shows are the host's interfaces.
+        let own = operations.iter_mut().filter(|operation| operation.at() == Path::new("/sys"));
+        own.for_each(|operation| *operation = Operation::Sysfs);
+    }
     operations.extend(devices());
     operations.extend(spec.root.directories.iter().cloned().map(Operation::Directory));
     operations.extend(asked(spec, host, owners)?);
@@ -313,7 +321,8 @@ fn init_files(spec: &Spec, host: &Host) -> Vec<InitEntry> {
         RootSource::Layers(_) => own,
     };
     let file = |path: &str, content: String| InitEntry { path: path.into(), what: InitKind::File(content) };
-    let resolv_conf = String::from_utf8_lossy(&host.resolv_conf).into_owned();
+    let hosts = hosts + &names::hosts(&spec.network, host);
+    let resolv_conf = names::resolv_conf(&spec.network, host);
     vec![file("etc/hostname", format!("{name}\n")), file("etc/hosts", hosts), file("etc/resolv.conf", resolv_conf)]
 }
 
@@ -412,6 +421,7 @@ impl Operation {
             Operation::Overlay(overlay) => &overlay.at,
             Operation::Bind(bind) => &bind.at,
             Operation::Tmpfs(tmpfs) => &tmpfs.at,
+            Operation::Sysfs => Path::new("/sys"),
             Operation::Directory(at) | Operation::Link { at, .. } | Operation::Copy { at, .. } => at,
         }
     }
@@ -443,6 +453,7 @@ impl fmt::Display for Operation {
                 None => write!(f, "{at}: tmpfs"),
             },
             Operation::Directory(_) => write!(f, "{at}: directory"),
+            Operation::Sysfs => write!(f, "{at}: of the network that is joined, read-only"),
             Operation::Link { target, .. } => write!(f, "{at}: link to {}", target.display()),
             Operation::Copy { source, .. } => write!(f, "{at}: copies of the files in {}, read-only", source.display()),
         }
