@@ -79,10 +79,16 @@ qemu() { # qemu IMAGE DISK PAYLOAD LANE KERNEL-ARGS
     -append "console=ttyS0 panic=-1 quiet audit=0 mitigations=off systemd.show_status=0 systemd.unit=bed.target $5" < /dev/null
 }
 
-report() { # report NONCE FILE: pass lines on; the one with the nonce goes to FILE
-  awk -v nonce="$1" -v file="$2" '
-    $1 == "vm-status" && $2 == nonce && NF == 3 { print $3 > file; close(file); next }
-    { print; fflush() }'
+report() { # report NONCE FILE: pass lines on as they come (mawk would wait for 4096 bytes); the one with the nonce goes to FILE
+  local line
+  while IFS= read -r line || [ -n "$line" ]; do
+    line=${line%$'\r'}
+    case "$line" in
+      "vm-status $1 "*[!0-9]*) echo "$line" ;;
+      "vm-status $1 "*) echo "${line##* }" > "$2" ;;
+      *) echo "$line" ;;
+    esac
+  done
 }
 
 with_payload() { # with_payload LANE FUNCTION ARG…: FUNCTION adds to the run script
