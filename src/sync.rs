@@ -177,7 +177,7 @@ impl ParentEnd {
         let message = match (bytes.split_first(), fd) {
             (Some((b'R', _)), pty) => ToParent::Ready(pty),
             (Some((b'V', _)), Some(device)) => ToParent::View(device),
-            (Some((b'C', _)), Some(listener)) => ToParent::Calls(listener),
+            (Some((b'A', _)), Some(listener)) => ToParent::Calls(listener),
             (Some((b'X', _)), None) => ToParent::Executed,
             (Some((b'E', number)), None) => ToParent::Exited(decode_number(number)?),
             (Some((b'F', failure)), None) => ToParent::Failed(Failure::decode(failure).ok_or_else(bad_message)?),
@@ -196,7 +196,7 @@ impl ChildEnd {
         match message {
             ToParent::Ready(pty) => send(&self.0, b"R", pty.as_ref().map(AsFd::as_fd)),
             ToParent::View(device) => send(&self.0, b"V", Some(device.as_fd())),
-            ToParent::Calls(listener) => send(&self.0, b"C", Some(listener.as_fd())),
+            ToParent::Calls(listener) => send(&self.0, b"A", Some(listener.as_fd())),
             ToParent::Executed => send(&self.0, b"X", None),
             ToParent::Exited(status) => send(&self.0, &number_message(b'E', *status), None),
             ToParent::Failed(failure) => send(&self.0, &failure.encode(), None),
