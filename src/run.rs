@@ -334,13 +334,7 @@ impl Running<'_> {
             return Ok(());
         };
         let userns = claim.map(|_| users::open_userns(self.pid)).transpose()?;
-        let mut files = self
-            .view
-            .as_ref()
-            .map(|_| procview::mount::open().map(Server::new))
-            .transpose()
-            .context("open /dev/fuse")?;
-        let launcher = rustix::process::getpid();
+        let mut files = self.view.as_ref().map(|_| Files::open()).transpose().context("open /dev/fuse")?;
         match sys::clone_process(libc::CLONE_NEWNS).context("start the helper that makes the root")? {
             Side::Child => {
                 // It holds the launcher's end of the socket, so the child would wait for a helper that is stuck.
@@ -351,7 +345,7 @@ impl Running<'_> {
                 // What of /sys is made here shows the network.
                 let entered = self.joined.as_ref().map_or(Ok(()), Joined::enter);
                 let done = entered
-                    .and_then(|()| help(root, &ids, &self.end, files.as_mut().map(|files| (files, launcher))))
+                    .and_then(|()| help(root, &ids, &self.end, files.as_mut()))
                     .or_else(|error| self.end.send(&ToChild::Failed(Failure::from_error(&error))));
                 // If the child is gone the launcher knows why.
                 sys::exit_now(u8::from(done.is_err()))
@@ -360,8 +354,10 @@ impl Running<'_> {
         }
         if let (Some(view), Some(files)) = (&mut self.view, files) {
             // Here, where nothing but systemd is waited for, and not by the helper, whom the child waits for.
-            self.end.send(&ToChild::View(procview::mount::make(files.as_fd())?)).context("tell the child")?;
-            view.serve(files);
+            let mount = procview::mount::make(files.server.as_fd())?;
+            rustix::io::write(&files.mounted, &1_u64.to_ne_bytes()).context("tell the helper")?;
+            self.end.send(&ToChild::View(mount)).context("tell the child")?;
+            view.serve(files.server);
         }
         Ok(())
     }
@@ -495,18 +491,34 @@ impl Running<'_> {
     }
 }
 
+/// What the launcher and its helper share of the view's files.
+struct Files {
+    server: Server,
+    launcher: Pid,
+    /// Readable when the device has its mount: before, nobody can answer on it (EPERM).
+    mounted: OwnedFd,
+}
+
+impl Files {
+    fn open() -> std::io::Result<Files> {
+        let mounted = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
+        Ok(Files { server: Server::new(procview::mount::open()?), launcher: rustix::process::getpid(), mounted })
+    }
+}
+
 /// The helper's work: what it makes goes to the child, which then needs somebody to answer for the files of the view. That is this
 /// process until the launcher ends it: the launcher itself waits for systemd meanwhile.
-fn help(root: &RootPlan, ids: &Ids<'_>, end: &ParentEnd, files: Option<(&mut Server, Pid)>) -> Result<()> {
-    end.send(&ToChild::Tree(assemble(root, ids)?))?;
-    let Some((files, launcher)) = files else { return Ok(()) };
+fn help(root: &RootPlan, ids: &Ids<'_>, end: &ParentEnd, files: Option<&mut Files>) -> Result<()> {
+    end.send(&ToChild::Tree(assemble(root, ids)?)).context("tell the child")?;
+    let Some(Files { server, launcher, mounted }) = files else { return Ok(()) };
     // Writing as another owner has cleared it, prctl(2); and a launcher that is gone already sends no signal.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("tie the helper to its launcher")?;
-    if rustix::process::getppid() != Some(launcher) {
+    if rustix::process::getppid() != Some(*launcher) {
         return Err(fault("the launcher is gone").into());
     }
-    while files.serve(None)? == Served::All {
-        let mut fds = [PollFd::from_borrowed_fd(files.as_fd(), PollFlags::IN)];
+    rustix::io::read(mounted, &mut [0; 8]).context("wait for the launcher")?;
+    while server.serve(None).context("answer readers of /proc")? == Served::All {
+        let mut fds = [PollFd::from_borrowed_fd(server.as_fd(), PollFlags::IN)];
         match rustix::event::poll(&mut fds, None) {
             Ok(_) | Err(rustix::io::Errno::INTR) => {}
             Err(error) => return Err(error).context("wait for readers of /proc"),

@@ -187,7 +187,7 @@ impl ParentEnd {
         let message = match (bytes.split_first(), fd) {
             (Some((b'R', _)), pty) => ToParent::Ready(pty),
             (Some((b'V', _)), Some(device)) => ToParent::View(device),
-            (Some((b'L', _)), Some(listener)) => ToParent::Calls(listener),
+            (Some((b'A', _)), Some(listener)) => ToParent::Calls(listener),
             (Some((b'N', _)), Some(namespace)) => ToParent::Network(namespace),
             (Some((b'C', pid)), Some(pidfd)) => {
                 ToParent::Child(Pid::from_raw(decode_number(pid)?).ok_or_else(bad_message)?, pidfd)
@@ -210,7 +210,7 @@ impl ChildEnd {
         match message {
             ToParent::Ready(pty) => send(&self.0, b"R", pty.as_ref().map(AsFd::as_fd)),
             ToParent::View(device) => send(&self.0, b"V", Some(device.as_fd())),
-            ToParent::Calls(listener) => send(&self.0, b"L", Some(listener.as_fd())),
+            ToParent::Calls(listener) => send(&self.0, b"A", Some(listener.as_fd())),
             ToParent::Network(namespace) => send(&self.0, b"N", Some(namespace.as_fd())),
             ToParent::Child(pid, pidfd) => {
                 send(&self.0, &number_message(b'C', pid.as_raw_nonzero().get()), Some(pidfd.as_fd()))
