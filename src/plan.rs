@@ -161,11 +161,7 @@ impl Plan {
         let procview = procview::plan(spec, host, root.is_some(), quota, &mut warnings)?;
         let unit = unit.map(|unit| UnitPlan { own_devices: unit.needs(&network, procview.is_some()), ..unit });
         let process = process::plan(spec, host, &users, &service);
-        let circumstances = Circumstances {
-            capabilities: &spec.capabilities,
-            shares_pids: shares(Namespace::Pid),
-            kernel: host.kernel,
-        };
+        let circumstances = Circumstances::new(spec, host.kernel);
         let seccomp = Filter::plan(&spec.seccomp, circumstances, &mut warnings)?;
         let names = unit.as_ref().map(|unit| (unit.name.as_str(), unit.user));
         let log = journal::plan(spec, host, names, process.terminal);

@@ -1,10 +1,7 @@
 //! The launcher's side of a start, and the life of a sandbox as its parent sees it. The other side is [`crate::child`]; what they
 //! say to each other is drawn in [`crate::sync`].
 
-use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
 
 use anyhow::Context;
 use rustix::event::{PollFd, PollFlags};
@@ -17,13 +14,11 @@ use crate::layer::Namespace;
 use crate::part::journal::{Streams, TerminalLog};
 use crate::part::network::join::{JoinPlan, Joined};
 use crate::part::network::pasta::Pasta;
-use crate::part::rootfs::RootPlan;
-use crate::part::rootfs::assemble::{Ids, assemble};
-use crate::part::scratch;
+use crate::part::rootfs::assemble::Ids;
 use crate::part::streams;
 use crate::part::users::{self, Claim, UserPlan};
 use crate::plan::Plan;
-use crate::procview::{self, Part, Served, Server, View};
+use crate::procview::{self, Part, Server, View};
 use crate::relay::Relay;
 use crate::signals::Signals;
 use crate::state::StateFile;
@@ -32,6 +27,12 @@ use crate::sys::{self, Side};
 use crate::systemd::Bus;
 use crate::timings::Timings;
 use crate::unit::{self, Unit};
+
+mod helper;
+mod upper;
+
+use helper::{Files, help};
+use upper::lock_upper;
 
 /// Runs a sandbox from its start to its end, which is the payload's. `leases` are locks on what it runs on: they are held as long as
 /// its first process lives.
@@ -111,50 +112,6 @@ fn explain_clone(error: std::io::Error) -> anyhow::Error {
         _ => return anyhow::Error::new(error).context("make namespaces"),
     };
     fault(format!("make namespaces: {error}")).hint(hint).into()
-}
-
-/// The directory that takes the writes, locked: two sandboxes at a time would damage each other's overlay.
-struct LockedUpper<'a> {
-    lock: File,
-    /// It goes with the sandbox.
-    temporary: Option<(&'a Path, &'a UserPlan)>,
-}
-
-impl Drop for LockedUpper<'_> {
-    fn drop(&mut self) {
-        if let Some((path, users)) = self.temporary {
-            scratch::remove(path, users);
-        }
-    }
-}
-
-fn lock_upper<'a>(root: &'a RootPlan, users: &'a UserPlan) -> Result<Option<LockedUpper<'a>>> {
-    let Some(path) = &root.upper else { return Ok(None) };
-    if root.temporary {
-        scratch::sweep(users);
-        scratch::make(path)?;
-    } else {
-        match std::fs::DirBuilder::new().mode(0o700).create(path) {
-            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
-                return Err(error).with_context(|| format!("make --upper {}", path.display()));
-            }
-            _ => {}
-        }
-    }
-    let only_a_directory = File::options().read(true).custom_flags(libc::O_DIRECTORY).open(path);
-    let directory = only_a_directory.with_context(|| format!("open --upper {}", path.display()))?;
-    match directory.try_lock() {
-        Ok(()) => {
-            let temporary = root.temporary.then_some((path.as_path(), users));
-            Ok(Some(LockedUpper { lock: directory, temporary }))
-        }
-        Err(std::fs::TryLockError::WouldBlock) => {
-            Err(fault(format!("--upper {}: another sandbox uses it", path.display())).into())
-        }
-        Err(std::fs::TryLockError::Error(error)) => {
-            Err(error).with_context(|| format!("lock --upper {}", path.display()))
-        }
-    }
 }
 
 /// With `--as-pid1` there is no stub that ends with the launcher, and a payload that changes its user has lost its parent-death
@@ -422,19 +379,8 @@ impl Running<'_> {
     /// Stays until the payload has ended.
     fn supervise(mut self, signals: &Signals, master: Option<OwnedFd>, timings: &mut Timings) -> Result<Ended> {
         self.reap_helper();
-        let payload = self.plan.process.as_pid1.then_some(self.pid);
-        let view = self.view.take().map(|mut view| {
-            view.open(procview::Subject::new(self.plan, self.pid));
-            view
-        });
-        let mut relay = Relay::new(&self.end, &self.pidfd, signals, master, payload)?;
-        if let Some(view) = view {
-            relay.serve(view);
-        }
-        relay.stop_by(self.plan.unit.as_ref().and_then(|unit| unit.stop_signal));
-        if let Some(log) = self.plan.log.as_ref().filter(|log| log.terminal) {
-            relay.log_to(TerminalLog::open(log)?);
-        }
+        let view = self.view.take();
+        let mut relay = self.relay(signals, master, view)?;
         let oom_kills = || self.unit.as_ref().and_then(Unit::oom_kills).filter(|kills| *kills > 0);
         let (mut out_of_memory, mut unreachable) = (None, false);
         let reported = relay.until_end(&mut |event| match event {
@@ -476,55 +422,39 @@ impl Running<'_> {
         }
         timings.mark("ended");
         if !self.plan.process.quiet {
-            if let Some(kills) = out_of_memory {
-                log::warn!("out of memory: the kernel killed {kills} of the sandbox's processes (memory.events)");
-            }
             // What kills everything in the unit kills both.
-            if pasta_ended && end.signal != Some(Signal::KILL.as_raw()) {
-                log::warn!("the network ended before the sandbox did: pasta was killed or has failed");
-            }
-            if unreachable {
-                log::warn!("something inside tried to reach a network; there is none by default: --network pasta");
-            }
+            tell(out_of_memory, pasta_ended && end.signal != Some(Signal::KILL.as_raw()), unreachable);
         }
         Ok(end)
     }
-}
 
-/// What the launcher and its helper share of the view's files.
-struct Files {
-    server: Server,
-    launcher: Pid,
-    /// Readable when the device has its mount: before, nobody can answer on it (EPERM).
-    mounted: OwnedFd,
-}
-
-impl Files {
-    fn open() -> std::io::Result<Files> {
-        let mounted = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
-        Ok(Files { server: Server::new(procview::mount::open()?), launcher: rustix::process::getpid(), mounted })
-    }
-}
-
-/// The helper's work: what it makes goes to the child, which then needs somebody to answer for the files of the view. That is this
-/// process until the launcher ends it: the launcher itself waits for systemd meanwhile.
-fn help(root: &RootPlan, ids: &Ids<'_>, end: &ParentEnd, files: Option<&mut Files>) -> Result<()> {
-    end.send(&ToChild::Tree(assemble(root, ids)?)).context("tell the child")?;
-    let Some(Files { server, launcher, mounted }) = files else { return Ok(()) };
-    // Writing as another owner has cleared it, prctl(2); and a launcher that is gone already sends no signal.
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("tie the helper to its launcher")?;
-    if rustix::process::getppid() != Some(*launcher) {
-        return Err(fault("the launcher is gone").into());
-    }
-    rustix::io::read(mounted, &mut [0; 8]).context("wait for the launcher")?;
-    while server.serve(None).context("answer readers of /proc")? == Served::All {
-        let mut fds = [PollFd::from_borrowed_fd(server.as_fd(), PollFlags::IN)];
-        match rustix::event::poll(&mut fds, None) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error).context("wait for readers of /proc"),
+    /// The relay of all that passes between the caller and the payload.
+    fn relay<'r>(&'r self, signals: &'r Signals, master: Option<OwnedFd>, view: Option<View>) -> Result<Relay<'r>> {
+        let payload = self.plan.process.as_pid1.then_some(self.pid);
+        let mut relay = Relay::new(&self.end, &self.pidfd, signals, master, payload)?;
+        if let Some(mut view) = view {
+            view.open(procview::Subject::new(self.plan, self.pid));
+            relay.serve(view);
         }
+        relay.stop_by(self.plan.unit.as_ref().and_then(|unit| unit.stop_signal));
+        if let Some(log) = self.plan.log.as_ref().filter(|log| log.terminal) {
+            relay.log_to(TerminalLog::open(log)?);
+        }
+        Ok(relay)
     }
-    Ok(())
+}
+
+/// Says what a caller should know of the end beside the exit status.
+fn tell(out_of_memory: Option<u64>, pasta_ended: bool, unreachable: bool) {
+    if let Some(kills) = out_of_memory {
+        log::warn!("out of memory: the kernel killed {kills} of the sandbox's processes (memory.events)");
+    }
+    if pasta_ended {
+        log::warn!("the network ended before the sandbox did: pasta was killed or has failed");
+    }
+    if unreachable {
+        log::warn!("something inside tried to reach a network; there is none by default: --network pasta");
+    }
 }
 
 fn unexpected(message: Option<ToParent>) -> anyhow::Error {

@@ -18,7 +18,9 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::error::{Result, fault};
+use crate::layer::Namespace;
 use crate::part::caps::Capabilities;
+use crate::spec::Spec;
 use crate::sys;
 use arch::Arch;
 use bpf::{Instruction, Table};
@@ -63,6 +65,13 @@ pub(crate) struct Circumstances<'a> {
     pub(crate) shares_pids: bool,
     /// Major and minor version of the kernel.
     pub(crate) kernel: (u32, u32),
+}
+
+impl<'a> Circumstances<'a> {
+    /// Those of a request on a kernel.
+    pub(crate) fn new(spec: &'a Spec, kernel: (u32, u32)) -> Circumstances<'a> {
+        Circumstances { capabilities: &spec.capabilities, shares_pids: spec.shares(Namespace::Pid), kernel }
+    }
 }
 
 /// The filter, decided.
