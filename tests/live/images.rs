@@ -143,12 +143,15 @@ fn stop_signal(bed: &Bed) {
         let config = format!(r#"{{"StopSignal":"{signal}","Env":["PATH=/bin"]}}"#);
         let store = store_of(bed, &[root], &config, "stop:1");
         let unit = format!("{}-{trap}", bed.id());
-        let script = format!("trap 'echo by its own; exit 3' {trap}; trap 'exit 4' TERM; while :; do sleep 0.1; done");
+        let script = format!(
+            "trap 'echo by its own; exit 3' {trap}; trap 'exit 4' TERM; echo ready; while :; do sleep 0.1; done"
+        );
         let words = ["--store", text(&store), "--image", "stop:1", "--", "sh", "-c", &script];
         bed.sandbox(["run", "--detach", "--unit", &unit]).args(words).output().succeeded();
+        let said = || bed.sh(&format!("journalctl --sync; journalctl -b -u {unit} -o cat")).output().succeeded().text();
+        bed.poll("the traps", || said().contains("ready"));
         bed.sandbox(["stop", &unit]).output().succeeded();
-        let status = bed.sh(&format!("journalctl --sync; journalctl -b -u {unit} -o cat")).output().succeeded().text();
-        assert!(status.contains("by its own"), "{signal}: {status}");
+        assert!(said().contains("by its own"), "{signal}: {}", said());
         drop(bed.sandbox(["rm", &unit]).output());
     }
 }
