@@ -47,6 +47,7 @@ fn promises(bed: &Bed) {
         Need::Disk,
         Need::UserManager,
         Need::Fuse,
+        Need::Pasta,
     ]
     .map(|need| (need.to_string(), need));
     for promise in &bed.facts.promises {

@@ -14,7 +14,8 @@ use std::time::Duration;
 pub(crate) fn tests() -> Vec<Test> {
     vec![
         test("network/out", needs![root, systemd, pasta], out),
-        test("network/out_as_user", needs![user_manager, pasta, kernel_min(5, 11)], out_as_user),
+        // Two pastas do not tell echo requests of one identifier apart, and that is ping's PID inside, which is the same everywhere.
+        alone("network/out_as_user", needs![user_manager, pasta, kernel_min(5, 11)], out_as_user),
         test("network/nothing_else_is_reached", needs![root, systemd, pasta], nothing_else_is_reached),
         test("network/host_gateway", needs![root, systemd, pasta], host_gateway),
         test("network/published", needs![root, systemd, pasta], published),

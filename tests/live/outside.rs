@@ -24,6 +24,7 @@ static WORLD: LazyLock<()> = LazyLock::new(make);
 fn make() {
     let script = format!(
         "set -e
+         test ! -e /run/netns/{NAME} || exit 0
          ip netns add {NAME}
          ip link add sbt0 type veth peer name sbt1
          ip link set sbt1 netns {NAME}
