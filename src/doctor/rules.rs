@@ -406,7 +406,7 @@ fn calls(facts: &Facts) -> Vec<Check> {
         openat2,
         without(notify, "sysinfo(2) inside tells the machine's memory and uptime"),
         without(fuse, "/proc inside tells the machine's memory and CPUs"),
-        without(pasta, "this version does not use it"),
+        without(pasta, "no --network pasta, and with it no published ports"),
     ]
 }
 

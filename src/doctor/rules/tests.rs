@@ -212,7 +212,7 @@ fn what_a_sandbox_does_without_is_never_needed() {
     for (name, advice) in [
         ("seccomp notification", "sysinfo(2) inside tells the machine's memory and uptime"),
         ("FUSE", "/proc inside tells the machine's memory and CPUs"),
-        ("pasta", "this version does not use it"),
+        ("pasta", "no --network pasta, and with it no published ports"),
     ] {
         let row = check(&facts, name);
         assert_eq!((row.state, row.needed), (Missing, false), "{name}");
