@@ -182,10 +182,11 @@ fn work_is_seen(bed: &Bed) {
     let number = |name: &str| value(&text, name).parse::<f64>().unwrap();
     assert!(number("used") >= 100.0 && number("load") > 0.0, "{text}");
     assert!((1.0..50.0).contains(&number("tasks")), "{text}");
+    // The kernel adds a cgroup's pages up in batches for each CPU: some of the 20,480 may not be counted yet.
     for name in ["shmem", "busybox-shared"] {
-        assert!((20_480.0..60_000.0).contains(&number(name)), "{text}");
+        assert!((19_456.0..60_000.0).contains(&number(name)), "{text}");
     }
-    assert!(number("free") < 307_200.0 - 20_480.0, "{text}");
+    assert!(number("free") < 307_200.0 - 19_456.0, "{text}");
 }
 
 /// Line by line the same names, in the same order, as in the kernel's own files.
