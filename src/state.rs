@@ -41,13 +41,23 @@ impl Process {
     /// Reads when a process started; `None` when it is gone.
     pub(crate) fn read(pid: Pid) -> Option<Process> {
         let pid = pid.as_raw_nonzero().get();
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        let started = Process::start_of(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)?;
+        Some(Process { pid, started })
+    }
+
+    /// When this process started, in clock ticks after boot; `None` without a /proc.
+    pub(crate) fn own_start() -> Option<u64> {
+        Process::start_of(&std::fs::read_to_string("/proc/self/stat").ok()?)
+    }
+
+    /// Field 22 of a /proc/PID/stat, unless the process has ended.
+    fn start_of(stat: &str) -> Option<u64> {
         let (_, after_name) = stat.rsplit_once(')')?;
         let mut fields = after_name.split_ascii_whitespace();
         // A zombie has ended.
         let alive = !matches!(fields.next()?, "Z" | "X");
         let started = fields.nth(18)?.parse().ok()?;
-        alive.then_some(Process { pid, started })
+        alive.then_some(started)
     }
 
     /// Its number.

@@ -4,6 +4,7 @@ use serde::Serialize;
 
 use crate::error::Result;
 use crate::layer::Namespace;
+use crate::state::Process;
 use crate::sys;
 use anyhow::Context;
 
@@ -55,8 +56,10 @@ impl Namespaces {
         if self.has(Namespace::Time) {
             sys::unshare(TIME).context("unshare the time namespace")?;
             // Only the boot-time clock: the monotonic one has to agree with systemd's in notifications, sd_notify(3).
-            let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime).tv_sec;
-            std::fs::write("/proc/self/timens_offsets", format!("boottime -{now} 0"))
+            // From the second in which this process started: a start before the clock's zero is a huge number to ps(1).
+            let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime).tv_sec.unsigned_abs();
+            let zero = Process::own_start().map_or(now, |ticks| ticks / rustix::param::clock_ticks_per_second());
+            std::fs::write("/proc/self/timens_offsets", format!("boottime -{zero} 0"))
                 .context("set the boot-time clock")?;
         }
         Ok(())
