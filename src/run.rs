@@ -215,7 +215,9 @@ impl Running<'_> {
         let master = self.await_ready(signals)?;
         timings.mark("child ready");
         if let Some(unit) = &mut self.unit {
-            let report = unit.verify()?;
+            // One that has failed and ended is in no unit any more: why it failed is what counts.
+            let verified = unit.verify();
+            let report = verified.map_err(|error| self.pasta.as_ref().and_then(Pasta::failure).unwrap_or(error))?;
             if !self.plan.process.quiet {
                 report.warnings.iter().for_each(|warning| log::warn!("{warning}"));
             }

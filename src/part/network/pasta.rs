@@ -103,6 +103,15 @@ impl Pasta {
         Ok(())
     }
 
+    /// What it failed with, if it has said so by now.
+    pub(crate) fn failure(&self) -> Option<anyhow::Error> {
+        let end = self.end.as_ref().filter(|end| is_readable(end.as_fd()))?;
+        match end.receive() {
+            Ok(Some(ToParent::Failed(failure))) => Some(failure.into_error()),
+            _ => None,
+        }
+    }
+
     /// Whether pasta has ended, which it does not by itself.
     pub(crate) fn has_ended(&self) -> bool {
         self.process.as_ref().is_some_and(|process| is_readable(process.as_fd()))
