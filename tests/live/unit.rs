@@ -98,7 +98,8 @@ pub(crate) fn children(pid: u32) -> Vec<u32> {
 
 /// Ends every scope, service and slice with `id` in its name; for the end of a test, so it fails nothing.
 pub(crate) fn stop_all_named(id: &str) {
-    let listed = systemctl(&["list-units", "--all", "--plain", "--no-legend", &format!("*{id}*")]);
+    // The next character tells test 2 from test 24.
+    let listed = systemctl(&["list-units", "--all", "--plain", "--no-legend", &format!("*{id}[!0-9]*")]);
     let units: Vec<&str> = listed.lines().filter_map(|line| line.split_whitespace().next()).collect();
     if units.is_empty() {
         return;
