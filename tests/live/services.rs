@@ -76,7 +76,7 @@ fn detach_streams(bed: &Bed) {
 fn detach_that_fails(bed: &Bed) {
     let unit = format!("{}.service", bed.unit());
     let start = |command: &str| {
-        let outcome = bed.sandbox(["run", "-d", "--unit", &bed.unit(), "--", command]).output();
+        let outcome = bed.sandbox(["run", "-q", "-d", "--unit", &bed.unit(), "--", command]).output();
         assert_eq!(outcome.text(), "");
         outcome
     };
