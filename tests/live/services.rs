@@ -126,7 +126,7 @@ fn runtime_max(bed: &Bed) {
 
 /// A payload that says that it lives is left alone, one that stops saying so is not.
 fn watchdog(bed: &Bed) {
-    let limit = patience(std::time::Duration::from_millis(700)).as_millis();
+    let limit = patience(std::time::Duration::from_secs(2)).as_millis();
     let script = format!(
         "test $WATCHDOG_USEC = {limit}000 && test -z $WATCHDOG_PID || exit 9
         for i in 1 2 3 4 5 6 7 8 9 10; do systemd-notify WATCHDOG=1; sleep 0.1; done; echo silent; exec sleep 1000"
