@@ -295,14 +295,9 @@ pub(crate) fn new_session_keyring() -> io::Result<()> {
 /// # Errors
 /// EBUSY where a filter of this process has a listener already, EINVAL for flags that the kernel does not know, EACCES without
 /// no_new_privs.
-pub(crate) fn load_notifying_filter(program: &[libc::sock_filter], flags: libc::c_ulong) -> io::Result<OwnedFd> {
+pub(crate) fn load_notifying_filter(program: &[Instruction], flags: libc::c_ulong) -> io::Result<OwnedFd> {
     let flags = flags | libc::SECCOMP_FILTER_FLAG_NEW_LISTENER | libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
-    let len = u16::try_from(program.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
-    let program = libc::sock_fprog { len, filter: program.as_ptr().cast_mut() };
-    // SAFETY: len instructions are behind the pointer; the kernel copies them and writes nothing.
-    let fd =
-        check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) })?;
-    let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
+    let fd = RawFd::try_from(set_filter(program, flags)?).map_err(io::Error::other)?;
     // SAFETY: with NEW_LISTENER a success is an open descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -432,12 +427,15 @@ pub(crate) fn bpf_prog_query(cgroup: BorrowedFd<'_>, attach_type: u32) -> io::Re
 /// # Errors
 /// EACCES without no_new_privs, EINVAL for a program that the kernel does not take, or a kernel without filters.
 pub(crate) fn load_filter(program: &[Instruction], flags: u32) -> io::Result<()> {
+    set_filter(program, flags.into()).map(drop)
+}
+
+fn set_filter(program: &[Instruction], flags: libc::c_ulong) -> io::Result<libc::c_long> {
     let length = u16::try_from(program.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))?;
     let program = libc::sock_fprog { len: length, filter: program.as_ptr().cast_mut().cast() };
     // SAFETY: Instruction is laid out as struct sock_filter (repr(C), the same four fields), length of them are behind the pointer,
     // and the kernel copies them and writes nothing.
     check(unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) })
-        .map(drop)
 }
 
 /// A signal by its number, named or real-time; `None` where the number is none, or one that libc keeps for itself.

@@ -349,3 +349,19 @@ fn what_a_profile_gets_wrong_is_said() {
     assert_eq!(typo("SCMP_ACT_ALLOW", "SCMP_ACT_ERRNO"), ["ptraec"]);
     assert!(typo("SCMP_ACT_ERRNO", "SCMP_ACT_ALLOW").is_empty());
 }
+
+#[test]
+fn what_is_handed_over() {
+    let run = |calls: &[libc::c_long], arch: Arch, call: libc::c_long| {
+        let call = u32::try_from(call).unwrap();
+        bpf::run(&handing_over(calls), arch.audit(), call, [0; 6]) == libc::SECCOMP_RET_USER_NOTIF
+    };
+    let (one, both) = ([libc::SYS_sysinfo], [libc::SYS_sysinfo, libc::SYS_sched_getaffinity]);
+    assert!(run(&one, Arch::NATIVE, libc::SYS_sysinfo) && run(&both, Arch::NATIVE, libc::SYS_sysinfo));
+    assert!(run(&both, Arch::NATIVE, libc::SYS_sched_getaffinity));
+    assert!(!run(&one, Arch::NATIVE, libc::SYS_sched_getaffinity));
+    assert!(
+        !run(&both, Arch::NATIVE, libc::SYS_read) && !run(&both, Arch::X86, libc::SYS_sysinfo),
+        "other calls and architectures pass"
+    );
+}
