@@ -215,9 +215,7 @@ impl Running<'_> {
         let master = self.await_ready(signals)?;
         timings.mark("child ready");
         if let Some(unit) = &mut self.unit {
-            // One that has failed and ended is in no unit any more: why it failed is what counts.
-            let verified = unit.verify();
-            let report = verified.map_err(|error| self.pasta.as_ref().and_then(Pasta::failure).unwrap_or(error))?;
+            let report = unit.verify()?;
             if !self.plan.process.quiet {
                 report.warnings.iter().for_each(|warning| log::warn!("{warning}"));
             }
@@ -367,15 +365,17 @@ impl Running<'_> {
         let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
     }
 
-    /// When the child reported a failure, that is the cause of whatever this side saw.
+    /// When the child reported a failure, or the process that attends to pasta, that is the cause of whatever this side saw.
     fn first_failure(&mut self, error: anyhow::Error) -> anyhow::Error {
+        // Asked before the child is killed, which that process would see as a failure.
+        let network = self.pasta.as_ref().and_then(Pasta::failure);
         self.kill();
         while let Ok(Some(message)) = self.end.receive() {
             if let ToParent::Failed(failure) = message {
                 return failure.into_error();
             }
         }
-        error
+        network.unwrap_or(error)
     }
 
     /// Stays until the payload has ended.
