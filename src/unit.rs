@@ -136,7 +136,7 @@ fn apply(bus: &mut Bus, plan: &UnitPlan) -> Result<Vec<String>> {
         )
     };
     let mut warnings: Vec<String> = fixed.iter().filter(|setting| differs(setting)).map(line).collect();
-    let is_asked = |name: &str| live.iter().any(|setting| setting.property == name || setting.name == name);
+    let is_asked = |name: &str| live.iter().any(|setting| setting.is_called(name));
     // An earlier start with other settings left them, as `systemctl set-property` does.
     let earlier = bus.runtime_settings(&plan.name).into_iter().filter(|(name, _)| !is_asked(name));
     warnings.extend(earlier.map(|(name, path)| {

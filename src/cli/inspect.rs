@@ -71,6 +71,9 @@ struct Asked {
     asked: String,
     limits: Vec<Limit>,
     error: Option<String>,
+    /// It is not in force because `set-property` set it otherwise.
+    #[serde(skip)]
+    changed: bool,
 }
 
 /// Runs it.
@@ -111,8 +114,12 @@ fn asked(bus: &mut Bus, sandbox: &Sandbox, kept: &KeptSetting, mode: CgroupMode)
     let subject = Subject { pid, unit: &record.unit, settings: &settings, mode, user: record.manager.is_some() };
     let asked = settings.iter().map(|setting| setting.asked.clone()).collect();
     Some(match systemd::verify(bus, &subject) {
-        Ok(report) => Asked { asked, limits: report.limits, error: None },
-        Err(error) => Asked { asked, limits: Vec::new(), error: Some(line(&error)) },
+        Ok(report) => Asked { asked, limits: report.limits, error: None, changed: false },
+        Err(error) => {
+            let runtime = bus.runtime_settings(&record.unit);
+            let changed = settings.iter().any(|setting| runtime.iter().any(|(name, _)| setting.is_called(name)));
+            Asked { asked, limits: Vec::new(), error: Some(line(&error)), changed }
+        }
     })
 }
 
@@ -126,9 +133,8 @@ fn shown(report: &Report<'_>, record: &Record) -> Result<String> {
         ("started as", record.arguments.join(" ")),
     ];
     for asked in &report.limits {
-        // systemd's own name for what set-property writes.
-        let key = |error: &str| if error.contains(".d/50-") { "changed" } else { "not in force" };
-        rows.extend(asked.error.iter().map(|error| (key(error), error.clone())));
+        let key = if asked.changed { "changed" } else { "not in force" };
+        rows.extend(asked.error.iter().map(|error| (key, error.clone())));
         rows.extend(asked.limits.iter().map(|limit| {
             let effective = limit.effective.as_ref().map_or_else(String::new, |found| format!("; {found} holds"));
             ("in force", format!("{}: {} {}{effective}", asked.asked, limit.file, limit.in_force))

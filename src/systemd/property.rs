@@ -100,6 +100,11 @@ impl Setting {
         reach(self.property) == Reach::Service
     }
 
+    /// Whether `name` is its name, in a unit file or on the bus.
+    pub(crate) fn is_called(&self, name: &str) -> bool {
+        self.property == name || self.name == name
+    }
+
     /// Its value where that is a signed number: of a signal, say.
     pub(crate) fn number(&self) -> Option<i32> {
         match self.value {

@@ -90,7 +90,7 @@ impl Bus {
     pub(crate) fn runtime_settings(&mut self, unit: &str) -> Vec<(String, PathBuf)> {
         let property = |path: &PathBuf| {
             let directory = path.parent().and_then(Path::parent)?;
-            let is_control = directory.ends_with("system.control") || directory.ends_with("user.control");
+            let is_control = ["system.control", "user.control", "transient"].iter().any(|own| directory.ends_with(own));
             let name = path.file_name()?.to_str()?.strip_prefix("50-")?.strip_suffix(".conf")?;
             (is_control && path.starts_with("/run")).then(|| (name.to_owned(), path.clone()))
         };
