@@ -7,8 +7,6 @@
 # 200 ms at 300; at most 1 MiB private for each; nothing left. Exit status 1 says that one was missed.
 # SANDBOX_BIN names the program; else the release build is made.
 set -euo pipefail
-cd "$(dirname "$(realpath "$0")")/.."
-target=x86_64-unknown-linux-gnu
 limits=(-p CPUWeight=58 -p MemoryMax=500M)
 
 live() { systemctl list-units --plain --no-legend 'live*.scope' | wc -l; }
@@ -25,8 +23,6 @@ grow() { # grow COUNT: eight starts at a time
     while [ "$(live)" -lt "$started" ]; do sleep 0.02; [ ! -s "$work/errors" ] || { cat "$work/errors"; exit 1; }; done
   done
 }
-
-median() { sort -n | awk '{ a[NR] = $1 } END { print NR ? a[int((NR + 1) / 2)] : 0 }'; }
 
 measure() { # measure COUNT: one line of the table
   local ours theirs ps list
@@ -82,14 +78,9 @@ inside() { # inside STAGE COUNT…
 }
 
 if [ "${1:-}" = inside ]; then inside "${@:2}"; fi
-[ "$(id -u)" = 0 ] || { echo "bench-scale.sh needs root" >&2; exit 125; }
-if [ -z "${SANDBOX_BIN:-}" ]; then
-  RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --target "$target"
-  SANDBOX_BIN=${CARGO_TARGET_DIR:-target}/$target/release/sandbox
-fi
-stage=$(mktemp -d /var/tmp/sandbox-bench-XXXXXX)
-trap 'rm -rf "$stage"' EXIT
-install -m755 "$SANDBOX_BIN" "$stage/sandbox"
-install -m755 "$0" "$stage/bench-scale.sh"
+here=$(dirname "$(realpath "$0")")
+cd "$here/.."
 [ $# -gt 0 ] || set -- 0 100 300 1000
-tests/lab/lab.sh run --tree --bind "$stage" -- bash "$stage/bench-scale.sh" inside "$stage" "$@"
+# shellcheck source-path=SCRIPTDIR source=lab/staged.sh
+. "$here/lab/staged.sh"
+run_staged "$here/bench-scale.sh" "$@"

@@ -7,13 +7,9 @@
 # and with 60 ms of idleness before each start: then exit status 1 says that it was missed.
 # Each round measures all commands one after the other, so what drifts on the machine drifts for all.
 set -euo pipefail
-cd "$(dirname "$(realpath "$0")")/.."
-[ "${1:-}" != scale ] || exec tests/bench-scale.sh "${@:2}"
-[ "${1:-}" != images ] || exec tests/bench-images.sh "${@:2}"
-target=x86_64-unknown-linux-gnu
 
-inside() { # inside ROUNDS RUNS STAGE: runs in the lab
-  local rounds=$1 runs=$2 stage=$3 gap round prepare commands limits=(-p CPUWeight=58 -p MemoryMax=500M)
+inside() { # inside STAGE ROUNDS RUNS: runs in the lab
+  local stage=$1 rounds=$2 runs=$3 gap round prepare commands limits=(-p CPUWeight=58 -p MemoryMax=500M)
   make_bundle /var/tmp/bundle
   commands=(
     -n true "true"
@@ -71,13 +67,10 @@ if [ "${1:-}" = inside ]; then
   [ ! -e /var/tmp/missed ]
   exit
 fi
-[ "$(id -u)" = 0 ] || { echo "bench.sh needs root" >&2; exit 125; }
-if [ -z "${SANDBOX_BIN:-}" ]; then
-  RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --target "$target"
-  SANDBOX_BIN=${CARGO_TARGET_DIR:-target}/$target/release/sandbox
-fi
-stage=$(mktemp -d /var/tmp/sandbox-bench-XXXXXX)
-trap 'rm -rf "$stage"' EXIT
-install -m755 "$SANDBOX_BIN" "$stage/sandbox"
-install -m755 "$0" "$stage/bench.sh"
-tests/lab/lab.sh run --tree --bind "$stage" -- bash "$stage/bench.sh" inside "${1:-5}" "${2:-40}" "$stage"
+here=$(dirname "$(realpath "$0")")
+cd "$here/.."
+[ "${1:-}" != scale ] || exec tests/bench-scale.sh "${@:2}"
+[ "${1:-}" != images ] || exec tests/bench-images.sh "${@:2}"
+# shellcheck source-path=SCRIPTDIR source=lab/staged.sh
+. "$here/lab/staged.sh"
+run_staged "$here/bench.sh" "${1:-5}" "${2:-40}"

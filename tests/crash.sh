@@ -8,27 +8,18 @@
 # Prints one line a scenario, and at the end `kills tried: K, failures tried: F, things left: L`. Exit status 1 unless L is 0.
 # SANDBOX_BIN names the program; else the release build is made.
 set -euo pipefail
-here=$(dirname "$(realpath "$0")")
-target=x86_64-unknown-linux-gnu
 all_scenarios="start start-tree detach exec stop import commit apply gc"
 errors=(EIO ENOSPC ENOMEM EPERM EINTR)
 
 die() { echo "crash.sh: $*" >&2; exit 125; }
 
 outside() { # outside STRIDE SCENARIO…
-  local stage status=0
+  local here
+  here=$(dirname "$(realpath "$0")")
   cd "$here/.."
-  stage=$(mktemp -d /var/tmp/sandbox-test-XXXXXX)
-  # shellcheck disable=SC2064  # expanded now, on purpose
-  trap "rm -rf '$stage'" EXIT
-  if [ -z "${SANDBOX_BIN:-}" ]; then
-    RUSTFLAGS='-C target-feature=+crt-static' cargo build -q --release --target "$target"
-    SANDBOX_BIN=${CARGO_TARGET_DIR:-target}/$target/release/sandbox
-  fi
-  install -m755 "$SANDBOX_BIN" "$stage/sandbox"
-  cp "$0" "$stage/crash.sh"
-  SANDBOX_LOG='' bash "$here/lab/lab.sh" run --tree --bind "$stage" -- bash "$stage/crash.sh" _inside "$stage" "$@" || status=$?
-  exit $status
+  # shellcheck source-path=SCRIPTDIR source=lab/staged.sh
+  . "$here/lab/staged.sh"
+  SANDBOX_LOG='' run_staged "$here/crash.sh" "$@"
 }
 
 # --- scenarios: set_up once, `words` is the command, `settle` brings the state back that the next round starts from -------------------
@@ -166,7 +157,7 @@ inside() { # inside STAGE STRIDE SCENARIO…
 }
 
 case "${1:-}" in
-  _inside) shift; inside "$@" ;;
+  inside) shift; inside "$@" ;;
   "") # shellcheck disable=SC2086  # a list of words
     outside 1 $all_scenarios ;;
   *[!0-9]*) sed -n '2,9p' "$0"; exit 125 ;;

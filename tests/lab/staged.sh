@@ -1,0 +1,21 @@
+# shellcheck shell=bash
+# Sourced by what measures or breaks the release program in the tree lab.
+
+# run_staged SCRIPT ARG…: runs `SCRIPT inside STAGE ARG…` in a tree lab; STAGE is a directory with the program, `sandbox`, that goes
+# afterwards. SANDBOX_BIN names the program; else the release build is made. Called in the project's directory, as root.
+run_staged() {
+  local script=$1 target=x86_64-unknown-linux-gnu stage status=0
+  shift
+  [ "$(id -u)" = 0 ] || { echo "${script##*/} needs root" >&2; exit 125; }
+  if [ -z "${SANDBOX_BIN:-}" ]; then
+    RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --target "$target"
+    SANDBOX_BIN=${CARGO_TARGET_DIR:-target}/$target/release/sandbox
+  fi
+  stage=$(mktemp -d /var/tmp/sandbox-stage-XXXXXX)
+  # shellcheck disable=SC2064  # expanded now, on purpose
+  trap "rm -rf '$stage'" EXIT
+  install -m755 "$SANDBOX_BIN" "$stage/sandbox"
+  install -m755 "$script" "$stage/script"
+  tests/lab/lab.sh run --tree --bind "$stage" -- bash "$stage/script" inside "$stage" "$@" || status=$?
+  exit "$status"
+}
