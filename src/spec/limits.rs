@@ -120,9 +120,26 @@ fn cpu_quota(layer: &Layer) -> Result<Vec<(String, String)>> {
     };
     // CPUQuota= takes hundredths of a percent; per second that is 100 µs.
     let permyriad = (quota / 100).max(1);
-    let mut list = vec![(asked, format!("CPUQuota={}.{:02}%", permyriad / 100, permyriad % 100))];
+    let mut list = vec![(asked, format!("CPUQuota={}", percent(permyriad)))];
     if let Some(period) = &layer.cpu_period {
         list.push((format!("--cpu-period {period}"), format!("CPUQuotaPeriodSec={period}us")));
     }
     Ok(list)
+}
+
+/// Hundredths of a percent as a percentage. Without zeros at its end: systemd before 249 reads `50.00%` in no unit file.
+fn percent(permyriad: u64) -> String {
+    let text = format!("{}.{:02}", permyriad / 100, permyriad % 100);
+    format!("{}%", text.trim_end_matches('0').trim_end_matches('.'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::percent;
+
+    #[test]
+    fn percentages_are_as_short_as_they_can_be() {
+        let texts: Vec<String> = [1, 10, 25, 100, 3333, 5000, 15050, 20000].map(percent).into();
+        assert_eq!(texts, ["0.01%", "0.1%", "0.25%", "1%", "33.33%", "50%", "150.5%", "200%"]);
+    }
 }

@@ -311,12 +311,9 @@ impl Assembly<'_> {
                 own(&copy, self.ids.base, self.ids.base, 0o444)?;
             }
         }
-        mounts::restrict(
-            mount.as_fd(),
-            sys::attr::RDONLY | sys::attr::NODEV | sys::attr::NOSUID | sys::attr::NOEXEC,
-            false,
-        )?;
-        self.attach(&mount, at, Make::Directory)
+        self.attach(&mount, at, Make::Directory)?;
+        let attributes = sys::attr::RDONLY | sys::attr::NODEV | sys::attr::NOSUID | sys::attr::NOEXEC;
+        mounts::restrict(mount.as_fd(), attributes, false)
     }
 
     fn bind(&mut self, bind: &BindPlan, sources: Vec<Source>) -> Result<()> {
