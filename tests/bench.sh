@@ -2,6 +2,7 @@
 # bench.sh — what a start costs, in the tree lab: ours against plain processes, bubblewrap, systemd-run and crun; as root.
 #   tests/bench.sh images               see bench-images.sh
 #   tests/bench.sh scale [COUNT…]       see bench-scale.sh
+#   tests/bench.sh network [ROUNDS]     see bench-network.sh
 #   tests/bench.sh [ROUNDS [RUNS]]      5 rounds of 40 runs; prints minimum and median in milliseconds and ours / systemd-run
 # SANDBOX_BIN names the program; else the release build is made. The bar is 0.85 at the median (SANDBOX_BENCH_BAR), back to back
 # and with 60 ms of idleness before each start: then exit status 1 says that it was missed.
@@ -71,6 +72,7 @@ here=$(dirname "$(realpath "$0")")
 cd "$here/.."
 [ "${1:-}" != scale ] || exec tests/bench-scale.sh "${@:2}"
 [ "${1:-}" != images ] || exec tests/bench-images.sh "${@:2}"
+[ "${1:-}" != network ] || exec tests/bench-network.sh "${@:2}"
 # shellcheck source-path=SCRIPTDIR source=lab/staged.sh
 . "$here/lab/staged.sh"
 run_staged "$here/bench.sh" "${1:-5}" "${2:-40}"
