@@ -94,7 +94,7 @@ pub(crate) enum Notify {
     Payload,
 }
 
-/// One source of settings. Its keys in a profile are the long names of the flags.
+// One source of settings. Its keys in a profile are the long names of the flags.
 #[derive(Debug, Clone, Default, Args, serde::Serialize, serde::Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct Layer {

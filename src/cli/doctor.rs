@@ -28,7 +28,7 @@ JSON: one object with
            (true or false), found (text), advice (text or null) and command
            (for a shell, or null)";
 
-/// Flags of `sandbox doctor`.
+// Flags of `sandbox doctor`.
 #[derive(Debug, Args)]
 #[command(after_help = AFTER_HELP, max_term_width = 100)]
 pub(super) struct Arguments {

@@ -22,7 +22,7 @@ Exit status: the command's own; 128+n when signal n ended it; 125 when sandbox
 itself failed and the command never ran, 126 when it cannot be executed, 127
 when it was not found.";
 
-/// Flags of `sandbox exec`.
+// Flags of `sandbox exec`.
 #[derive(Debug, Args)]
 #[command(max_term_width = 100, after_help = AFTER_HELP, override_usage = "sandbox exec [OPTIONS] NAME CMD [ARG]...")]
 pub(super) struct Arguments {

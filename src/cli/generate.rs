@@ -9,7 +9,7 @@ use clap_complete::Shell;
 
 use crate::error::Result;
 
-/// Flags of `sandbox generate`.
+// Flags of `sandbox generate`.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     #[command(subcommand)]
@@ -80,7 +80,9 @@ fn page(command: clap::Command) -> Result<(String, Vec<u8>)> {
 
 fn completions(shell: Shell) -> Vec<u8> {
     let mut text = Vec::new();
-    clap_complete::generate(shell, &mut super::Arguments::command(), "sandbox", &mut text);
+    let mut program = super::Arguments::command();
+    program.build();
+    clap_complete::generate(shell, &mut program, "sandbox", &mut text);
     text
 }
 

@@ -20,12 +20,6 @@ use crate::image::view::{self, Row};
 use crate::image::{self, Arrived, Roots, Wanted, clock};
 use print::{print_json, print_table, show, size, table};
 
-/// Keep images: bring them in, look at them, hand them on.
-///
-/// An image is a stack of read-only layers and a description of how to run it. `sandbox run --image NAME` starts a
-/// command on one. NAME is what Docker users type: `mysql:5.7`, `ghcr.io/owner/name:tag`, `name@sha256:…`, or an
-/// image ID or its first digits. `docker:NAME` and `podman:NAME` are images in Docker's and podman's own stores, used
-/// where they lie.
 #[derive(Debug, Args)]
 #[command(disable_help_subcommand = true)]
 pub(crate) struct ImageArgs {
@@ -43,6 +37,7 @@ pub(crate) struct ImageArgs {
 }
 
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 enum Command {
     /// Bring images in from a file or a directory
     ///

@@ -30,7 +30,7 @@ JSON: one object with
            image ID, kept root NAME)
   plan     every decision, as `sandbox run --dry-run --json` prints it";
 
-/// Flags of `sandbox inspect`.
+// Flags of `sandbox inspect`.
 #[derive(Debug, Args)]
 #[command(max_term_width = 100, after_help = AFTER_HELP)]
 pub(super) struct Arguments {

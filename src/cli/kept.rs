@@ -16,7 +16,7 @@ use crate::kept::commit::{Instruction, Told};
 use crate::kept::diff::Change;
 use crate::part::users;
 
-/// Which kept root.
+// Which kept root.
 #[derive(Debug, Args)]
 struct Which {
     /// Its name, as given to `sandbox run --name NAME --keep`
@@ -37,14 +37,14 @@ impl Which {
     }
 }
 
-/// Flags of `sandbox diff`.
+// Flags of `sandbox diff`.
 #[derive(Debug, Args)]
 pub(super) struct DiffArguments {
     #[command(flatten)]
     which: Which,
 }
 
-/// Flags of `sandbox commit`.
+// Flags of `sandbox commit`.
 #[derive(Debug, Args)]
 pub(super) struct CommitArguments {
     #[command(flatten)]
@@ -66,7 +66,7 @@ pub(super) struct CommitArguments {
     quiet: bool,
 }
 
-/// Flags of `sandbox apply`.
+// Flags of `sandbox apply`.
 #[derive(Debug, Args)]
 pub(super) struct ApplyArguments {
     #[command(flatten)]
@@ -85,7 +85,7 @@ pub(super) struct ApplyArguments {
     dry_run: bool,
 }
 
-/// Flags of `sandbox discard`.
+// Flags of `sandbox discard`.
 #[derive(Debug, Args)]
 pub(super) struct DiscardArguments {
     #[command(flatten)]

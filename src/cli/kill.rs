@@ -9,7 +9,7 @@ use crate::error::{Result, fault};
 use crate::living::{self, Sandbox};
 use crate::value;
 
-/// Flags of `sandbox kill`.
+// Flags of `sandbox kill`.
 #[derive(Debug, Args)]
 #[command(max_term_width = 100)]
 pub(super) struct Arguments {

@@ -9,7 +9,7 @@ use crate::error::{Result, fault};
 use crate::exit;
 use crate::living;
 
-/// Flags of `sandbox logs`.
+// Flags of `sandbox logs`.
 #[derive(Debug, Args)]
 #[command(max_term_width = 100)]
 pub(super) struct Arguments {

@@ -51,7 +51,10 @@ Examples:
 
 `sandbox run -h` lists the flags, `sandbox run --help` explains them.";
 
+// Only the flags of the command that is called are defined. What says `//` above a struct of flags would otherwise, being
+// documentation, become the text of the command.
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 enum Command {
     /// Run a command in a new sandbox and exit with its status
     Run(Box<run::Arguments>),
@@ -79,6 +82,12 @@ enum Command {
     SetProperty(set_property::Arguments),
     /// Forget a failed detached sandbox
     Rm(rm::Arguments),
+    /// Keep images: bring them in, look at them, hand them on
+    ///
+    /// An image is a stack of read-only layers and a description of how to run it. `sandbox run --image NAME` starts a
+    /// command on one. NAME is what Docker users type: `mysql:5.7`, `ghcr.io/owner/name:tag`, `name@sha256:…`, or an
+    /// image ID or its first digits. `docker:NAME` and `podman:NAME` are images in Docker's and podman's own stores, used
+    /// where they lie.
     Image(Box<image::ImageArgs>),
     /// Show what a kept root changed: A added, C changed, D deleted
     ///
@@ -192,7 +201,9 @@ mod tests {
 
     #[test]
     fn the_definition_is_consistent() {
-        Arguments::command().debug_assert();
+        let mut command = Arguments::command();
+        command.build();
+        command.debug_assert();
     }
 
     fn run(words: &[&str]) -> crate::layer::Layer {

@@ -6,7 +6,7 @@ use crate::error::{Result, fault};
 use crate::living;
 use crate::systemd::CgroupMode;
 
-/// Flags of both.
+// Flags of both.
 #[derive(Debug, Args)]
 #[command(max_term_width = 100)]
 pub(super) struct Arguments {

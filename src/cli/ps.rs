@@ -35,7 +35,7 @@ JSON: a list of objects with
            of one that -a shows: systemd's word for what became of it, and the exit
            status of its main process; else null";
 
-/// Flags of `sandbox ps`.
+// Flags of `sandbox ps`.
 #[derive(Debug, Args)]
 #[command(max_term_width = 100, after_help = AFTER_HELP)]
 pub(super) struct Arguments {

@@ -5,7 +5,7 @@ use clap::Args;
 use crate::error::{Result, fault};
 use crate::living::{self, Named};
 
-/// Flags of `sandbox rm`.
+// Flags of `sandbox rm`.
 #[derive(Debug, Args)]
 #[command(max_term_width = 100)]
 pub(super) struct Arguments {

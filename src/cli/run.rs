@@ -47,7 +47,7 @@ Exit status: the command's own; 128+n when signal n ended it; 125 when sandbox
 itself failed and the command never ran, 126 when it cannot be executed, 127
 when it was not found.";
 
-/// Flags of `sandbox run`.
+// Flags of `sandbox run`.
 #[derive(Debug, Args)]
 #[command(max_term_width = 100, override_usage = USAGE, after_help = AFTER_HELP)]
 pub(super) struct Arguments {

@@ -15,7 +15,7 @@ Examples:
   sandbox set-property toptest MemoryMax=1G CPUWeight=50
   sandbox set-property web CPUQuota=";
 
-/// Flags of `sandbox set-property`.
+// Flags of `sandbox set-property`.
 #[derive(Debug, Args)]
 #[command(max_term_width = 100, after_help = AFTER_HELP)]
 pub(super) struct Arguments {

@@ -20,7 +20,7 @@ memory_bytes and tasks; null where its cgroups do not count it.";
 /// Between two looks where the first is only there for the second.
 const SHORT: Duration = Duration::from_millis(250);
 
-/// Flags of `sandbox stats`.
+// Flags of `sandbox stats`.
 #[derive(Debug, Args)]
 #[command(max_term_width = 100, after_help = AFTER_HELP)]
 pub(super) struct Arguments {

@@ -7,7 +7,7 @@ use clap::Args;
 use crate::error::Result;
 use crate::living::{self, Named};
 
-/// Flags of `sandbox stop`.
+// Flags of `sandbox stop`.
 #[derive(Debug, Args)]
 #[command(max_term_width = 100)]
 pub(super) struct Arguments {

@@ -36,7 +36,7 @@ Examples:
   sandbox unit install web --enable --now
       Then: systemctl status sandbox-web.service";
 
-/// Flags of `sandbox unit`.
+// Flags of `sandbox unit`.
 #[derive(Debug, Args)]
 #[command(max_term_width = 100, after_help = AFTER_HELP)]
 pub(super) struct Arguments {
@@ -45,6 +45,7 @@ pub(super) struct Arguments {
 }
 
 #[derive(Debug, Subcommand)]
+#[command(defer = true)]
 enum What {
     /// Check a profile, and show each setting with the file and line it comes from
     ///
@@ -75,7 +76,7 @@ enum What {
     },
 }
 
-/// A profile, and for whom.
+// A profile, and for whom.
 #[derive(Debug, Args)]
 struct Which {
     /// A profile, as for `sandbox run --profile`

@@ -14,7 +14,7 @@ const AFTER_HELP: &str = "\
 Prints the exit status of each sandbox's command, one a line, when it has ended:
 its own, or 128+n when signal n ended it.";
 
-/// Flags of `sandbox wait`.
+// Flags of `sandbox wait`.
 #[derive(Debug, Args)]
 #[command(max_term_width = 100, after_help = AFTER_HELP)]
 pub(super) struct Arguments {

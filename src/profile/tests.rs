@@ -26,11 +26,13 @@ fn refused(text: &str) -> (String, String) {
 }
 
 /// Flags of `run` that say how it is called, not what the sandbox is.
-const NOT_SETTINGS: &[&str] = &["dry-run", "json", "profile", "timings"];
+const NOT_SETTINGS: &[&str] = &["dry-run", "help", "json", "profile", "timings"];
 
 /// The long names of all flags of `run`, and `command`.
 fn flags() -> Vec<String> {
-    let run = crate::cli::command().find_subcommand("run").unwrap().clone();
+    let mut program = crate::cli::command();
+    program.build();
+    let run = program.find_subcommand("run").unwrap().clone();
     let names = run.get_arguments().map(|flag| flag.get_long().unwrap_or("command").to_owned());
     let mut names: Vec<String> = names.filter(|name| !NOT_SETTINGS.contains(&name.as_str())).collect();
     names.sort();
