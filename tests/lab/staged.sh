@@ -1,8 +1,8 @@
 # shellcheck shell=bash
 # Sourced by what measures or breaks the release program in the tree lab.
 
-# run_staged SCRIPT ARG…: runs `SCRIPT inside STAGE ARG…` in a tree lab; STAGE is a directory with the program, `sandbox`, that goes
-# afterwards. SANDBOX_BIN names the program; else the release build is made. Called in the project's directory, as root.
+# run_staged SCRIPT ARG…: runs `SCRIPT inside STAGE ARG…` in a tree lab; STAGE is a directory with the program, `sandbox`, and
+# peers.sh, that goes afterwards. SANDBOX_BIN names the program; else the release build is made. Called in the project's directory, as root.
 run_staged() {
   local script=$1 target=x86_64-unknown-linux-gnu stage status=0
   shift
@@ -16,6 +16,7 @@ run_staged() {
   trap "rm -rf '$stage'" EXIT
   install -m755 "$SANDBOX_BIN" "$stage/sandbox"
   install -m755 "$script" "$stage/script"
+  install -m644 tests/bench/peers.sh "$stage/peers.sh"
   tests/lab/lab.sh run --tree --bind "$stage" -- bash "$stage/script" inside "$stage" "$@" || status=$?
   exit "$status"
 }
