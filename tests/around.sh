@@ -69,14 +69,14 @@ unit_of() { case $(($1 % 4)) in 0) echo "around$1.scope" ;; *) echo "around$1.se
 start_all() {
   local n
   for n in $(seq "$count"); do start_one "$n"; done
-  for n in $(seq "$count"); do await "$n"; before[n]=$(state_of "$n"); done
+  for n in $(seq "$count"); do await "$n"; done
 }
 
-await() { # await N: until it runs
+await() { # await N: until it runs, and what it is then
   local n=$1 try
   for try in $(seq 600); do
     pids[n]=$(leader_of "$n")
-    [ -z "${pids[n]}" ] || return 0
+    if [ -n "${pids[n]}" ]; then before[n]=$(state_of "$n") rules[n]=$(rules_of "$n"); return; fi
     sleep 0.1
   done
   die "around$n did not start after $try tries: $(cat "$work/starts")"
@@ -94,8 +94,10 @@ state_of() { # state_of N: process, cgroups, and every limit and device rule as 
       [ ! -d "$dir" ] || grep -s . "$dir"/{memory.limit_in_bytes,memory.max,pids.max,cpu.shares,cpu.weight,cpu.cfs_quota_us,cpu.max,devices.list} || true
     done
   done < "/proc/$pid/cgroup"
-  systemctl show -P DeviceAllow -p DevicePolicy "$(unit_of "$1")" 2> /dev/null | sort
 }
+
+# rules_of N: the devices that systemd knows, which is what shows them on cgroup v2
+rules_of() { systemctl show -p DeviceAllow -p DevicePolicy "$(unit_of "$1")" 2> /dev/null; }
 
 # --- what is asked during and after each step -----------------------------------------------------------------------------------------
 
@@ -122,11 +124,12 @@ ask() { # ask PHASE [KNOWN]: a line of what works; KNOWN are asked of exec and i
     found=$(state_of "$n")
     if [ "$found" = gone ]; then lost=$((lost + 1)); wrong "around$n is lost"; before[n]=; continue; fi
     alive=$((alive + 1))
-    # Where systemd does not answer, only the kernel is asked.
-    [ "$phase" != during ] || found=$(comm -12 <(sort <<< "$found") <(sort <<< "${before[n]}"))$'\n'$(systemd_part "$n")
-    if [ "$(sort <<< "$found" | grep .)" != "$(sort <<< "${before[n]}" | grep .)" ]; then
+    if [ "$found" != "${before[n]}" ]; then
       altered=$((altered + 1))
-      echo "  CHANGED in $step: around$n: $(diff <(sort <<< "${before[n]}") <(sort <<< "$found") || true)"
+      echo "  CHANGED in $step: around$n: $(diff <(echo "${before[n]}") <(echo "$found") || true)"
+    elif [ "$phase" = after ] && [ "$(rules_of "$n")" != "${rules[n]}" ]; then
+      altered=$((altered + 1))
+      echo "  CHANGED in $step: around$n: $(diff <(echo "${rules[n]}") <(rules_of "$n") || true)"
     fi
   done
   changed=$((changed + altered))
@@ -138,8 +141,6 @@ ask() { # ask PHASE [KNOWN]: a line of what works; KNOWN are asked of exec and i
   [ "$phase" = during ] || { extra=$(extra_left); [ -z "$extra" ] || wrong "left: $extra"; }
   echo "$step, $phase: $alive alive, $altered changed$answers"
 }
-
-systemd_part() { grep -v -e ^/sys -e 'started at' <<< "${before[$1]}" || true; }
 
 extra_left() { # within the seconds that systemd needs
   local try found
@@ -185,7 +186,7 @@ step_kill() { # that one ends, no other
   ! systemctl is-active --quiet "$unit" || wrong "$unit lives on after systemctl kill"
   ask after
   sandbox rm "around$n" > /dev/null 2>&1 || true
-  start_one "$n"; await "$n"; before[n]=$(state_of "$n")
+  start_one "$n"; await "$n"
 }
 
 step_oom() { # the memory of one: what took it dies, the sandbox and the others live
@@ -197,7 +198,7 @@ step_oom() { # the memory of one: what took it dies, the sandbox and the others 
 
 step_run() {
   local used size
-  used=$(df --output=used -k /run | tail -n1) size=$(df --output=size -k /run | tail -n1)
+  used=$(df --output=used -k /run | tail -n1) size=$(($(df --output=size -k /run | tail -n1)))
   mount -o "remount,size=$((used + 64))k" /run
   dd if=/dev/zero of=/run/full bs=4k > /dev/null 2>&1 || true
   ask during
@@ -275,7 +276,7 @@ inside() { # inside STAGE COUNT STEP…
   stage=$1 count=$2
   shift 2
   install -m755 "$stage/sandbox" /usr/local/bin/sandbox
-  work=$(mktemp -d /var/tmp/around-XXXXXX) steps=0 lost=0 changed=0 wrongs=0 step=start pids=() before=()
+  work=$(mktemp -d /var/tmp/around-XXXXXX) steps=0 lost=0 changed=0 wrongs=0 step=start pids=() before=() rules=()
   mkdir -p /var/lib/sandbox "$work/root"
   mount -t tmpfs -o mode=700,size=32M store /var/lib/sandbox   # a disk that can be filled
   cp /bin/busybox "$work/root/sh"

@@ -42,26 +42,27 @@ versions() {
   printf 'systemd in the lab\t%s\n' "$(systemctl --version | head -n1)" >> "$results/facts.tsv"
 }
 
+start_for_exec() { # start_for_exec NAME START EXEC: what is started keeps the files that it is given open
+  ! command -v "${2%% *}" > /dev/null || bash -c "$2" < /dev/null > /dev/null 2>> "$results/exec.log" || true
+  add exec "$1" "$3"
+}
+
 family_exec() {
   local commands=() round keepers=(/bin/sleep infinity)
   make_bundle "$bundle" rootfs "" "${keepers[@]}"
   "$stage/sandbox" run --detach -q --unit=bench "${limits[@]}" -- sleep infinity > /dev/null
   commands=(-n sandbox "$stage/sandbox exec bench true"
     -n nsenter "nsenter --all --target $(systemctl show -P MainPID bench.service) true")
-  for peer in crun runc; do
-    ! command -v $peer > /dev/null || $peer --systemd-cgroup run --detach --bundle "$bundle" "exec-$peer" < /dev/null > /dev/null 2>&1 || true
-    add exec $peer "$peer exec exec-$peer /bin/true"
-  done
-  for peer in podman docker; do
-    ! command -v $peer > /dev/null || $peer run -d --name bench "${container_limits[@]}" bench:1 "${keepers[@]}" > /dev/null 2>&1 || true
-    add exec $peer "$peer exec bench /bin/true"
-  done
+  start_for_exec "$crun_name" "${crun_words[*]} run --detach --bundle $bundle exec-crun" "crun exec exec-crun /bin/true"
+  start_for_exec runc "runc --systemd-cgroup run --detach --bundle $bundle exec-runc" "runc exec exec-runc /bin/true"
+  start_for_exec "$podman_name" "${podman_words[*]} run -d --name bench ${container_limits[*]} bench:1 ${keepers[*]}" "podman exec bench /bin/true"
+  start_for_exec docker "docker run -d --name bench ${container_limits[*]} bench:1 ${keepers[*]}" "docker exec bench /bin/true"
   left_out exec nspawn "it has no exec for a container that did not boot"
   for round in $(seq "$rounds"); do
     hyperfine -N --warmup 3 --runs "$runs" --export-json "$results/exec-$round.json" "${commands[@]}" > /dev/null 2>&1
   done
   save_docker_filter
-  "$stage/sandbox" stop -q bench > /dev/null || true
+  "$stage/sandbox" stop bench > /dev/null
   for peer in crun runc; do $peer delete --force "exec-$peer" > /dev/null 2>&1 || true; done
   for peer in podman docker; do $peer rm -f bench > /dev/null 2>&1 || true; done
 }
@@ -78,10 +79,13 @@ inside_of() { # inside_of PEER: the command, in `words`
   case "$1" in
     "no sandbox") ;;
     sandbox) words=("$stage/sandbox" run -q "${limits[@]}" -- "${words[@]}") ;;
-    crun) make_bundle /var/tmp/bundle-plain /var/tmp/overlay/root "" "${words[@]}"; words=(crun --systemd-cgroup run --bundle /var/tmp/bundle-plain inside) ;;
-    "crun, Docker's filter")
+    "$crun_name")
+      make_bundle /var/tmp/bundle-plain /var/tmp/overlay/root "" "${words[@]}"
+      words=("${crun_words[@]}" run --bundle /var/tmp/bundle-plain inside) ;;
+    *filter)
       make_bundle /var/tmp/bundle-filter /var/tmp/overlay/root /var/tmp/docker-filter "${words[@]}"
-      words=(crun --systemd-cgroup run --bundle /var/tmp/bundle-filter inside) ;;
+      words=("${crun_words[@]}" run --bundle /var/tmp/bundle-filter inside) ;;
+    "$podman_name") words=("${podman_words[@]}" run --rm "${container_limits[@]}" bench:1 "${words[@]}") ;;
     *) words=("$1" run --rm "${container_limits[@]}" bench:1 "${words[@]}") ;;
   esac
 }
@@ -90,10 +94,11 @@ family_inside() {
   local round peer names=("no sandbox") words=() said
   mkdir -p /var/tmp/overlay/{upper,work,root}
   mount -t overlay overlay -o "lowerdir=$bundle/rootfs,upperdir=/var/tmp/overlay/upper,workdir=/var/tmp/overlay/work" /var/tmp/overlay/root
-  for peer in sandbox crun "crun, Docker's filter" podman docker; do
+  for peer in sandbox "$crun_name" "$crun_name, Docker's filter" "$podman_name" docker; do
     case "$peer" in
       *filter) [ -e /var/tmp/docker-filter ] || { left_out inside "$peer" "dockerd, which has it, does not run here"; continue; } ;;
-      *) [ "$peer" = sandbox ] || command -v "$peer" > /dev/null || { left_out inside "$peer" "not installed here"; continue; } ;;
+      sandbox) ;;
+      *) command -v "${peer%% *}" > /dev/null || { left_out inside "$peer" "not installed here"; continue; } ;;
     esac
     inside_of "$peer"
     if said=$("${words[@]}" 2>&1 < /dev/null); then names+=("$peer"); else left_out inside "$peer" "${said##*$'\n'}"; fi
@@ -101,7 +106,7 @@ family_inside() {
   for round in $(seq $((rounds * 3))); do
     for peer in "${names[@]}"; do
       inside_of "$peer"
-      "${words[@]}" < /dev/null | sed "s/^/$peer\t/; s/ \([0-9]*\)\$/\t\1/" >> "$results/inside.tsv"
+      "${words[@]}" < /dev/null | awk -v peer="$peer" -v OFS='\t' '{ print peer, $1, $2 }' >> "$results/inside.tsv"
     done
   done
   umount /var/tmp/overlay/root
@@ -119,6 +124,8 @@ inside() { # inside STAGE ROUNDS RUNS LIVE…
   install_peers
   versions
   make_root
+  make_bundle "$bundle" rootfs "" /bin/true
+  find_crun
   start_peers
   bash "$stage/bench.sh" inside "$stage" "$rounds" "$runs" || true
   family_exec
@@ -130,7 +137,8 @@ inside() { # inside STAGE ROUNDS RUNS LIVE…
 # --- outside ----------------------------------------------------------------------------------------------------------------------
 
 parse() {
-  file=packaging/BENCHMARKS.md rounds=5 runs=40 live="0 100 300 1000" said="tests/bench.sh --report${*:+ $*}"
+  file=packaging/BENCHMARKS.md rounds=5 runs=40 live="0 100 300 1000" said="tests/bench.sh --report"
+  [ $# = 0 ] || said+=$(printf ' %q' "$@")
   while [ $# -gt 0 ]; do
     case "$1" in
       --rounds) rounds=${2:?--rounds needs a number}; shift 2 ;;
