@@ -202,6 +202,7 @@ step_run() {
   mount -o "remount,size=$((used + 64))k" /run
   dd if=/dev/zero of=/run/full bs=4k > /dev/null 2>&1 || true
   ask during
+  grep -q '/run, which is full' "$work/said" || wrong "a refused start does not say that /run is full: $(cat "$work/said")"
   mount -o "remount,size=${size}k" /run
   rm -f /run/full
   ask after
@@ -257,16 +258,24 @@ step_upgrade() {
 }
 
 step_hang() { # a start while PID 1 is stopped ends with 125 in its own time, and nothing of it comes later
-  local status=0 start=$SECONDS
+  local status=0 start=$SECONDS run ended
   rm -f "$stage/goes-on"
   touch "$stage/stop-pid1"
   while [ -e "$stage/stop-pid1" ]; do sleep 0.1; done
+  (
+    timeout 120 sandbox run -q --unit=extra -m 32M -- true > /dev/null 2> "$work/run-said" < /dev/null || status=$?
+    [ ! -e "$stage/goes-on" ] || status=late
+    echo "$status $SECONDS" > "$work/run-status"
+  ) &
+  run=$!
   phase=during answers=""
-  timeout 120 sandbox run -q --unit=extra -m 32M -- touch /var/tmp/it-ran > "$work/out" 2> "$work/said" < /dev/null || status=$?
-  [ "$status" = 125 ] || wrong "run ends with $status: $(cat "$work/said")"
-  [ "$(grep -cv -e '^hint: ' "$work/said")" = 1 ] || wrong "run has more than a line of error: $(cat "$work/said")"
-  [ ! -e "$stage/goes-on" ] || wrong "run waited for PID 1 to go on"
-  echo "hang, during: run refused ($status) after $((SECONDS - start)) s with '$(head -n1 "$work/said")'"
+  asked exec exec around1 true || true
+  asked ps ps -q || true
+  wait "$run"
+  read -r status ended < "$work/run-status"
+  [ "$status" = 125 ] || wrong "run ends with $status: $(cat "$work/run-said")"
+  [ "$(grep -cv -e '^hint: ' "$work/run-said")" = 1 ] || wrong "run has not one line of error: $(cat "$work/run-said")"
+  echo "hang, during$answers, run refused ($status) after $((ended - start)) s with '$(head -n1 "$work/run-said")'"
   while [ ! -e "$stage/goes-on" ]; do sleep 0.2; done
   [ -z "$(extra_left)" ] || wrong "left: $(extra_left)"
   ask after
