@@ -53,9 +53,9 @@ family_exec() {
   "$stage/sandbox" run --detach -q --unit=bench "${limits[@]}" -- sleep infinity > /dev/null
   commands=(-n sandbox "$stage/sandbox exec bench true"
     -n nsenter "nsenter --all --target $(systemctl show -P MainPID bench.service) true")
-  start_for_exec "$crun_name" "${crun_words[*]} run --detach --bundle $bundle exec-crun" "crun exec exec-crun /bin/true"
+  start_for_exec crun "crun --systemd-cgroup run --detach --bundle $bundle exec-crun" "crun exec exec-crun /bin/true"
   start_for_exec runc "runc --systemd-cgroup run --detach --bundle $bundle exec-runc" "runc exec exec-runc /bin/true"
-  start_for_exec "$podman_name" "${podman_words[*]} run -d --name bench ${container_limits[*]} bench:1 ${keepers[*]}" "podman exec bench /bin/true"
+  start_for_exec podman "podman run -d --name bench ${container_limits[*]} bench:1 ${keepers[*]}" "podman exec bench /bin/true"
   start_for_exec docker "docker run -d --name bench ${container_limits[*]} bench:1 ${keepers[*]}" "docker exec bench /bin/true"
   left_out exec nspawn "it has no exec for a container that did not boot"
   for round in $(seq "$rounds"); do
@@ -79,13 +79,12 @@ inside_of() { # inside_of PEER: the command, in `words`
   case "$1" in
     "no sandbox") ;;
     sandbox) words=("$stage/sandbox" run -q "${limits[@]}" -- "${words[@]}") ;;
-    "$crun_name")
+    crun)
       make_bundle /var/tmp/bundle-plain /var/tmp/overlay/root "" "${words[@]}"
-      words=("${crun_words[@]}" run --bundle /var/tmp/bundle-plain inside) ;;
+      words=(crun --systemd-cgroup run --bundle /var/tmp/bundle-plain inside) ;;
     *filter)
       make_bundle /var/tmp/bundle-filter /var/tmp/overlay/root /var/tmp/docker-filter "${words[@]}"
-      words=("${crun_words[@]}" run --bundle /var/tmp/bundle-filter inside) ;;
-    "$podman_name") words=("${podman_words[@]}" run --rm "${container_limits[@]}" bench:1 "${words[@]}") ;;
+      words=(crun --systemd-cgroup run --bundle /var/tmp/bundle-filter inside) ;;
     *) words=("$1" run --rm "${container_limits[@]}" bench:1 "${words[@]}") ;;
   esac
 }
@@ -94,11 +93,11 @@ family_inside() {
   local round peer names=("no sandbox") words=() said
   mkdir -p /var/tmp/overlay/{upper,work,root}
   mount -t overlay overlay -o "lowerdir=$bundle/rootfs,upperdir=/var/tmp/overlay/upper,workdir=/var/tmp/overlay/work" /var/tmp/overlay/root
-  for peer in sandbox "$crun_name" "$crun_name, Docker's filter" "$podman_name" docker; do
+  for peer in sandbox crun "crun, Docker's filter" podman docker; do
     case "$peer" in
       *filter) [ -e /var/tmp/docker-filter ] || { left_out inside "$peer" "dockerd, which has it, does not run here"; continue; } ;;
       sandbox) ;;
-      *) command -v "${peer%% *}" > /dev/null || { left_out inside "$peer" "not installed here"; continue; } ;;
+      *) command -v "$peer" > /dev/null || { left_out inside "$peer" "not installed here"; continue; } ;;
     esac
     inside_of "$peer"
     if said=$("${words[@]}" 2>&1 < /dev/null); then names+=("$peer"); else left_out inside "$peer" "${said##*$'\n'}"; fi
@@ -124,8 +123,7 @@ inside() { # inside STAGE ROUNDS RUNS LIVE…
   install_peers
   versions
   make_root
-  make_bundle "$bundle" rootfs "" /bin/true
-  find_crun
+  let_crun_start
   start_peers
   bash "$stage/bench.sh" inside "$stage" "$rounds" "$runs" || true
   family_exec

@@ -15,7 +15,7 @@ inside() { # inside STAGE ROUNDS RUNS: runs in the lab
   . "$stage/peers.sh"
   make_root
   make_bundle "$bundle" rootfs "" /bin/true
-  find_crun
+  let_crun_start
   add start true "true"
   add start unshare "unshare --user --map-root-user --mount --pid --fork --uts --ipc --net --cgroup true"
   add start bubblewrap "$bwrap"
@@ -23,10 +23,9 @@ inside() { # inside STAGE ROUNDS RUNS: runs in the lab
   add start systemd-run+bwrap "systemd-run --scope --quiet ${limits[*]} $bwrap"
   commands+=(-n sandbox "$stage/sandbox run ${limits[*]} -- true")
   add start crun "crun --systemd-cgroup run --bundle $bundle bench"
-  [ "$crun_name" = crun ] || add start "$crun_name" "${crun_words[*]} run --bundle $bundle bench"
   add start runc "runc --systemd-cgroup run --bundle $bundle bench"
   add start nspawn "systemd-nspawn --quiet --pipe --private-network --property=CPUWeight=58 --property=MemoryMax=500M --directory $bundle/rootfs /bin/true"
-  add start "$podman_name" "${podman_words[*]} run --rm ${container_limits[*]} bench:1 /bin/true"
+  add start podman "podman run --rm ${container_limits[*]} bench:1 /bin/true"
   add start docker "docker run --rm ${container_limits[*]} bench:1 /bin/true"
   "$stage/sandbox" run "${limits[@]}" -- true   # with a fallback or a warning it would not be the start that we mean
   for gap in none 0.06; do
