@@ -26,9 +26,9 @@ grow() { # grow COUNT: eight starts at a time
 
 measure() { # measure COUNT: one line of the table
   local ours theirs ps list
-  hyperfine -N --warmup 3 --runs 40 --export-json "$work/times.json" \
-    "systemd-run --scope --quiet ${limits[*]} true" "$sandbox run ${limits[*]} -- true" > /dev/null 2>&1
-  read -r theirs ours < <(awk '/"median":/ { gsub(/[ ,]/, ""); sub(/"median":/, ""); printf "%s ", $0 * 1000 } END { print "" }' "$work/times.json")
+  hyperfine -N --warmup 3 --runs "${SANDBOX_BENCH_RUNS:-40}" --export-json "$results/scale-$1.json" \
+    -n systemd-run "systemd-run --scope --quiet ${limits[*]} true" -n sandbox "$sandbox run ${limits[*]} -- true" > /dev/null 2>&1
+  read -r theirs ours < <(awk '/"median":/ { gsub(/[ ,]/, ""); sub(/"median":/, ""); printf "%s ", $0 * 1000 } END { print "" }' "$results/scale-$1.json")
   hyperfine -N --warmup 1 --runs 10 --export-json "$work/times.json" "$sandbox ps -q" "systemctl list-units --no-legend" > /dev/null 2>&1
   read -r ps list < <(awk '/"median":/ { gsub(/[ ,]/, ""); sub(/"median":/, ""); printf "%s ", $0 * 1000 } END { print "" }' "$work/times.json")
   awk -v n="$1" -v ours="$ours" -v theirs="$theirs" -v ps="$ps" -v list="$list" 'BEGIN {
@@ -69,6 +69,7 @@ left() {
 inside() { # inside STAGE COUNT…
   sandbox=$1/sandbox work=$(mktemp -d /var/tmp/scale-XXXXXX) started=0 missed=0 pids=()
   shift
+  results=${SANDBOX_BENCH_RESULTS:-$work}
   mounts=$(wc -l < /proc/self/mountinfo)
   printf '%6s %12s %12s %8s %10s %14s\n' live "ours, ms" "systemd-run" ratio "ps, ms" "list-units, ms"
   for count; do grow "$count"; measure "$count"; done

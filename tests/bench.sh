@@ -3,6 +3,7 @@
 #   tests/bench.sh images               see bench-images.sh
 #   tests/bench.sh scale [COUNT…]       see bench-scale.sh
 #   tests/bench.sh network [ROUNDS]     see bench-network.sh
+#   tests/bench.sh --report …           all of it, exec and the costs inside, with more peers, as a document: see bench-report.sh
 #   tests/bench.sh [ROUNDS [RUNS]]      5 rounds of 40 runs; prints minimum and median in milliseconds and ours / systemd-run
 # SANDBOX_BIN names the program; else the release build is made. The bar is 0.85 at the median (SANDBOX_BENCH_BAR), back to back
 # and with 60 ms of idleness before each start: then exit status 1 says that it was missed.
@@ -10,36 +11,32 @@
 set -euo pipefail
 
 inside() { # inside STAGE ROUNDS RUNS: runs in the lab
-  local stage=$1 rounds=$2 runs=$3 gap round prepare commands limits=(-p CPUWeight=58 -p MemoryMax=500M)
-  make_bundle /var/tmp/bundle
-  commands=(
-    -n true "true"
-    -n unshare "unshare --user --map-root-user --mount --pid --fork --uts --ipc --net --cgroup true"
-    -n bubblewrap "bwrap --unshare-all --ro-bind / / --proc /proc --dev /dev true"
-    -n systemd-run "systemd-run --scope --quiet ${limits[*]} true"
-    -n systemd-run+bwrap "systemd-run --scope --quiet ${limits[*]} bwrap --unshare-all --ro-bind / / --proc /proc --dev /dev true"
-    -n sandbox "$stage/sandbox run ${limits[*]} -- true")
-  if crun=$(crun --systemd-cgroup run --bundle /var/tmp/bundle probe 2>&1); then
-    commands+=(-n crun "sh -c 'crun --systemd-cgroup run --bundle /var/tmp/bundle b\$\$'")
-  else
-    echo "crun is left out, it does not run here: $crun"
-  fi
+  local stage=$1 rounds=$2 runs=$3 gap round prepare commands=() bwrap="bwrap --unshare-all --ro-bind / / --proc /proc --dev /dev true"
+  # shellcheck source-path=SCRIPTDIR source=bench/peers.sh
+  . "$stage/peers.sh"
+  make_root
+  make_bundle "$bundle" rootfs "" /bin/true
+  let_crun_start
+  add start true "true"
+  add start unshare "unshare --user --map-root-user --mount --pid --fork --uts --ipc --net --cgroup true"
+  add start bubblewrap "$bwrap"
+  add start systemd-run "systemd-run --scope --quiet ${limits[*]} true"
+  add start systemd-run+bwrap "systemd-run --scope --quiet ${limits[*]} $bwrap"
+  commands+=(-n sandbox "$stage/sandbox run ${limits[*]} -- true")
+  add start crun "crun --systemd-cgroup run --bundle $bundle bench"
+  add start runc "runc --systemd-cgroup run --bundle $bundle bench"
+  add start nspawn "systemd-nspawn --quiet --pipe --private-network --property=CPUWeight=58 --property=MemoryMax=500M --directory $bundle/rootfs /bin/true"
+  add start podman "podman run --rm ${container_limits[*]} bench:1 /bin/true"
+  add start docker "docker run --rm ${container_limits[*]} bench:1 /bin/true"
   "$stage/sandbox" run "${limits[@]}" -- true   # with a fallback or a warning it would not be the start that we mean
   for gap in none 0.06; do
     prepare=(); [ "$gap" = none ] || prepare=(--prepare "sleep $gap")
     for round in $(seq "$rounds"); do
-      hyperfine -N --warmup 3 --runs "$runs" "${prepare[@]}" --export-json "/var/tmp/$gap-$round.json" "${commands[@]}" > /dev/null 2>&1 ||
+      hyperfine -N --warmup 3 --runs "$runs" "${prepare[@]}" --export-json "$results/start-$gap-$round.json" "${commands[@]}" > /dev/null 2>&1 ||
         { hyperfine -N --runs 2 "${commands[@]}"; exit 1; }   # once more, to be heard
     done
-    table "$gap" "/var/tmp/$gap"-*.json
+    table "$gap" "$results/start-$gap"-*.json
   done
-}
-
-make_bundle() { # make_bundle DIR: what crun starts: busybox's `true`, all namespaces, the same two limits
-  mkdir -p "$1/rootfs/bin" "$1/rootfs/proc" "$1/rootfs/dev" "$1/rootfs/sys"
-  cp /bin/busybox "$1/rootfs/bin/true"
-  (cd "$1" && crun spec && sed -i -e 's/"terminal": true/"terminal": false/' -e 's/^\t*"sh"/"true"/' \
-    -e 's/"resources": {/"resources": { "cpu": {"shares": 600}, "memory": {"limit": 524288000},/' config.json)
 }
 
 table() { # table GAP JSON…: hyperfine writes one time per line
@@ -71,6 +68,7 @@ fi
 here=$(dirname "$(realpath "$0")")
 cd "$here/.."
 [ "${1:-}" != scale ] || exec tests/bench-scale.sh "${@:2}"
+[ "${1:-}" != --report ] || exec tests/bench-report.sh "${@:2}"
 [ "${1:-}" != images ] || exec tests/bench-images.sh "${@:2}"
 [ "${1:-}" != network ] || exec tests/bench-network.sh "${@:2}"
 # shellcheck source-path=SCRIPTDIR source=lab/staged.sh

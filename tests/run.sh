@@ -238,6 +238,7 @@ if wants lab || wants vm; then
       [ -n "$filter" ] || SANDBOX_BIN=$stage/sandbox step lab-docker tests/lab/docker.sh
       # Every 29th system call of each; all of them take an hour.
       [ -n "$filter" ] || SANDBOX_BIN=$stage/sandbox step crash tests/crash.sh 29
+      [ -n "$filter" ] || SANDBOX_BIN=$stage/sandbox step around tests/around.sh 5
       [ -n "$filter" ] || step package tests/package.sh "$stage/sandbox" "$stage"
     fi
     ! wants vm || vms

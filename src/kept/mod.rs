@@ -244,7 +244,8 @@ impl Kept {
         let mut builder = DirBuilder::new();
         builder.mode(0o700).recursive(true).create(&kept).with_context(|| format!("make {}", kept.display()))?;
         let place = tempfile::Builder::new().prefix("kept-").tempdir_in(self.store.root().join("tmp"))?;
-        builder.create(place.path().join("data"))?;
+        let data = place.path().join("data");
+        builder.create(&data).with_context(|| format!("make {}", data.display()))?;
         write_record(&place.path().join("root.json"), &self.record)?;
         File::open(place.path())?.sync_all()?;
         match fs::rename(place.path(), self.directory()) {
@@ -385,7 +386,10 @@ fn read_record(root: &Path, name: &str) -> Result<Record> {
 fn write_record(path: &Path, record: &Record) -> Result<()> {
     let mut bytes = serde_json::to_vec_pretty(record)?;
     bytes.push(b'\n');
-    let mut file = File::create(path).with_context(|| path.display().to_string())?;
-    file.write_all(&bytes)?;
-    Ok(file.sync_all()?)
+    let write = || -> std::io::Result<()> {
+        let mut file = File::create(path)?;
+        file.write_all(&bytes)?;
+        file.sync_all()
+    };
+    write().with_context(|| format!("write {}", path.display()))
 }

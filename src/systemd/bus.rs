@@ -85,10 +85,7 @@ impl Bus {
     pub(crate) fn user() -> Result<Bus> {
         let uid = rustix::process::getuid().as_raw();
         let session = std::env::var_os("DBUS_SESSION_BUS_ADDRESS");
-        let runtime = std::env::var_os("XDG_RUNTIME_DIR")
-            .filter(|path| !path.is_empty())
-            .map_or_else(|| format!("/run/user/{uid}").into(), PathBuf::from);
-        Bus::connect(user_places(session, &runtime), true).map_err(|why| {
+        Bus::connect(user_places(session, &runtime_directory(uid)), true).map_err(|why| {
             let linger =
                 format!("`loginctl enable-linger {uid}` starts a service manager for user {uid} without a login");
             fault(format!("your own service manager cannot be reached: {why}")).hint(linger).into()
@@ -233,6 +230,31 @@ fn unix_path(addresses: &OsString) -> Option<PathBuf> {
             Some(PathBuf::from(OsString::from_vec(bytes)))
         })
     })
+}
+
+/// Where the service manager of user `uid`, the caller, has its files.
+fn runtime_directory(uid: u32) -> PathBuf {
+    std::env::var_os("XDG_RUNTIME_DIR")
+        .filter(|path| !path.is_empty())
+        .map_or_else(|| format!("/run/user/{uid}").into(), PathBuf::from)
+}
+
+/// The error of a transient unit that systemd does not find right after it was asked to make it: it could not write the unit's
+/// file, which it does not say. `None` where there is room for one.
+pub(super) fn no_room_for(unit: &str, user: bool) -> Option<Fault> {
+    // A unit with its drop-ins takes a page each; tmpfs gives whole pages.
+    const NEEDED_BYTES: u64 = 64 << 10;
+    const NEEDED_FILES: u64 = 16;
+    let directory = if user { runtime_directory(rustix::process::getuid().as_raw()) } else { "/run".into() };
+    let room = rustix::fs::statvfs(&directory).ok()?;
+    // A file system without a limit of files says 0 of 0.
+    let has_files = room.f_files == 0 || room.f_favail >= NEEDED_FILES;
+    if has_files && room.f_bavail.saturating_mul(room.f_frsize) >= NEEDED_BYTES {
+        return None;
+    }
+    let directory = directory.display();
+    let line = fault(format!("systemd cannot start {unit}: it writes units to {directory}, which is full"));
+    Some(line.hint(format!("df {directory}; df -i {directory}")))
 }
 
 /// Undoes the `%20` escapes of an address.

@@ -9,7 +9,7 @@ use zbus::{Fd, OwnedObjectPath, Variant};
 
 use crate::error::{Result, fault};
 
-use super::bus::{Bus, WAIT, manager_call, object_call, unit_path, unknown_property};
+use super::bus::{Bus, WAIT, manager_call, no_room_for, object_call, unit_path, unknown_property};
 use super::property::{Setting, Value};
 use super::service::Request;
 use super::wire::{Call, Deadline, Exchange, Failure, Incoming};
@@ -205,6 +205,10 @@ impl Bus {
                 }
             }
             "UnitExists" => self.unit_exists(request.name(), pending),
+            "NoSuchUnit" => {
+                let full = no_room_for(request.name(), self.user);
+                Err(full.map_or_else(|| self.explain(&what, failure), Into::into))
+            }
             _ => Err(self.explain(&what, failure)),
         }
     }

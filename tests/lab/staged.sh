@@ -1,9 +1,9 @@
 # shellcheck shell=bash
 # Sourced by what measures or breaks the release program in the tree lab.
 
-# run_staged SCRIPT ARG…: runs `SCRIPT inside STAGE ARG…` in a tree lab; STAGE is a directory with the program, `sandbox`, that goes
-# afterwards. SANDBOX_BIN names the program; else the release build is made. Called in the project's directory, as root. With
-# staged_in=view the lab's root is a view of this machine's own, with the programs that are installed here.
+# run_staged SCRIPT ARG…: runs `SCRIPT inside STAGE ARG…` in a tree lab; STAGE is a directory with the program, `sandbox`, and
+# peers.sh, that goes afterwards. SANDBOX_BIN names the program; else the release build is made. Called in the project's directory, as
+# root. With staged_in=view the lab's root is a view of this machine's own, with the programs that are installed here.
 run_staged() {
   local script=$1 target=x86_64-unknown-linux-gnu stage status=0 root=(--tree)
   shift
@@ -17,6 +17,7 @@ run_staged() {
   trap "rm -rf '$stage'" EXIT
   install -m755 "$SANDBOX_BIN" "$stage/sandbox"
   install -m755 "$script" "$stage/script"
+  install -m644 tests/bench/peers.sh "$stage/peers.sh"
   [ "${staged_in:-tree}" = tree ] || root=()
   tests/lab/lab.sh run "${root[@]}" --bind "$stage" -- bash "$stage/script" inside "$stage" "$@" || status=$?
   exit "$status"

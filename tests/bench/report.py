@@ -1,0 +1,246 @@
+#!/usr/bin/env python3
+"""report.py RESULTS FILE.md: what bench-report.sh measured, as a document with one SVG plot a family beside it.
+
+RESULTS has facts.tsv (name, value), left-out.tsv (family, peer, reason), inside.tsv (peer, kind, nanoseconds), scale.txt, and the
+files that hyperfine exported: start-none-N.json and start-0.06-N.json, exec-N.json (N is the round), scale-COUNT.json.
+"""
+
+import glob
+import html
+import json
+import math
+import os
+import re
+import statistics
+import sys
+
+OURS, FILL, OTHER = "sandbox", "#2f81f7", "#8b949e"
+# Both colours are readable on white and on black; what is written takes the reader's.
+STYLE = """<style>text{font:13px sans-serif;fill:#24292f}.g{stroke:#8b949e;stroke-opacity:.4}.t{font-weight:bold}
+@media (prefers-color-scheme:dark){text{fill:#e6edf3}}</style>"""
+README_MARKS = ("<!-- bench: written by tests/bench.sh --report -->\n", "<!-- bench: end -->\n")
+KINDS = {
+    "getppid": "system call (getppid)",
+    "read": "open, read, close of a small file",
+    "spawn": "start of a program, and its end",
+    "loopback": "one byte over 127.0.0.1 and back",
+}
+
+
+def table_of(path):
+    """The lines of a file of tab-separated values; none when nobody wrote it."""
+    if not os.path.exists(path):
+        return []
+    with open(path, encoding="utf-8") as lines:
+        return [line.rstrip("\n").split("\t") for line in lines]
+
+
+def hyperfine(pattern):
+    """Milliseconds by name of command, of all files together."""
+    times = {}
+    for path in sorted(glob.glob(pattern)):
+        with open(path, encoding="utf-8") as file:
+            for result in json.load(file)["results"]:
+                times.setdefault(result["command"], []).extend(1000 * t for t in result["times"])
+    return times
+
+
+def number(value):
+    return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+
+def bar_plot(title, groups, unit):
+    """Horizontal bars to the median, a tick at the minimum, on a log scale. groups: (heading, {name: times})."""
+    rows = []
+    for heading, times in groups:
+        rows += [(heading, None, None)] if heading else []
+        rows += [(name, min(t), statistics.median(t)) for name, t in times.items()]
+    lowest = math.floor(math.log10(min(low for _, low, _ in rows if low)))
+    highest = math.ceil(math.log10(max(middle for _, _, middle in rows if middle)))
+    left, width, top = 190, 460, 50
+
+    def x(value):
+        return left + width * (math.log10(value) - lowest) / max(highest - lowest, 1)
+
+    height = top + 24 * len(rows) + 10
+    out = [f'<text class="t" x="10" y="20">{html.escape(title)}</text>']
+    for power in range(lowest, highest + 1):
+        at = x(10.0**power)
+        out.append(f'<line class="g" x1="{at:.0f}" y1="{top - 6}" x2="{at:.0f}" y2="{height - 8}"/>')
+        out.append(f'<text x="{at:.0f}" y="{top - 12}" text-anchor="middle">{10.0**power:g} {unit}</text>')
+    for index, (name, low, middle) in enumerate(rows):
+        y = top + 24 * index
+        if low is None:
+            out.append(f'<text class="t" x="10" y="{y + 14}">{html.escape(name)}</text>')
+            continue
+        fill = FILL if name == OURS else OTHER
+        out.append(f'<text x="{left - 8}" y="{y + 14}" text-anchor="end">{html.escape(name)}</text>')
+        out.append(f'<rect x="{left}" y="{y + 2}" width="{max(x(middle) - left, 1):.1f}" height="16" fill="{fill}"/>')
+        out.append(f'<line x1="{x(low):.1f}" y1="{y}" x2="{x(low):.1f}" y2="{y + 20}" stroke="#d29922" stroke-width="2"/>')
+        out.append(f'<text x="{max(x(middle), x(low)) + 6:.0f}" y="{y + 14}">{number(middle)}</text>')
+    return svg(left + width + 70, height, out)
+
+
+def line_plot(title, series, unit):
+    """One line a name over the counts. series: {name: {count: value}}."""
+    counts = sorted({count for values in series.values() for count in values})
+    most = max(value for values in series.values() for value in values.values()) * 1.1
+    left, top, width, height = 70, 50, 560, 220
+    out = [f'<text class="t" x="10" y="20">{html.escape(title)}</text>']
+    for part in range(5):
+        y = top + height - height * part / 4
+        out.append(f'<line class="g" x1="{left}" y1="{y:.0f}" x2="{left + width}" y2="{y:.0f}"/>')
+        out.append(f'<text x="{left - 8}" y="{y + 4:.0f}" text-anchor="end">{number(most * part / 4)} {unit}</text>')
+    step = width / max(len(counts) - 1, 1)
+    for index, count in enumerate(counts):
+        out.append(f'<text x="{left + step * index:.0f}" y="{top + height + 20}" text-anchor="middle">{count} live</text>')
+    for row, (name, values) in enumerate(series.items()):
+        fill = FILL if name == OURS else OTHER
+        points = [(left + step * counts.index(c), top + height - height * v / most) for c, v in sorted(values.items())]
+        joined = " ".join(f"{a:.0f},{b:.1f}" for a, b in points)
+        out.append(f'<polyline points="{joined}" fill="none" stroke="{fill}" stroke-width="3"/>')
+        out += [f'<circle cx="{a:.0f}" cy="{b:.1f}" r="4" fill="{fill}"/>' for a, b in points]
+        out.append(f'<rect x="{left + 150 * row}" y="28" width="12" height="12" fill="{fill}"/>')
+        out.append(f'<text x="{left + 150 * row + 18}" y="39">{html.escape(name)}</text>')
+    return svg(left + width + 40, top + height + 34, out)
+
+
+def svg(width, height, parts):
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}">'
+    return "\n".join([head, STYLE, *parts, "</svg>", ""])
+
+
+def times_table(times, unit, base):
+    """Minimum and median of each, and how many times as long as `base` it takes."""
+    if base not in times:
+        return [f"There is no figure of {base}."]
+    low, middle = min(times[base]), statistics.median(times[base])
+    lines = [f"| | minimum, {unit} | median, {unit} | minimum / {base} | median / {base} |", "|---|---:|---:|---:|---:|"]
+    for name, t in times.items():
+        mid = statistics.median(t)
+        label = f"**{name}**" if name == OURS else name
+        lines.append(f"| {label} | {number(min(t))} | {number(mid)} | {min(t) / low:.2f} | {mid / middle:.2f} |")
+    return lines
+
+
+class Report:
+    """The document, and what is asked of the results on the way."""
+
+    def __init__(self, results, path):
+        self.results, self.path, self.lines = results, path, []
+        self.facts = {name: value for name, value in table_of(f"{results}/facts.tsv")}
+        self.out_of_it = table_of(f"{results}/left-out.tsv")
+        self.busy = float(self.facts["load"].split()[0]) > 0.5 * int(self.facts["cpus"])
+        self.headlines = []
+
+    def say(self, *lines):
+        self.lines += [*lines, ""]
+
+    def plot(self, name, text):
+        with open(os.path.join(os.path.dirname(self.path) or ".", f"bench-{name}.svg"), "w", encoding="utf-8") as file:
+            file.write(text)
+        self.say(f"![{name}](bench-{name}.svg)")
+
+    def missing(self, family):
+        lines = [f"- Without {name}: {reason}." for of, name, reason in self.out_of_it if of == family]
+        if lines:
+            self.say(*lines)
+
+    def start(self, gap, name, title, told):
+        times = hyperfine(f"{self.results}/start-{gap}-*.json")
+        self.say(f"## {title}", "", told)
+        if not times:
+            self.say("Nothing was measured.")
+            return
+        self.plot(name, bar_plot(title, [("", times)], "ms"))
+        self.say(*times_table(times, "ms", "systemd-run"))
+        self.missing("start")
+        self.headline(times, title.lower(), "systemd-run", "docker")
+
+    def headline(self, times, what, *others):
+        ours = statistics.median(times[OURS])
+        for other in others:
+            if other in times:
+                self.headlines.append((what, other, ours / statistics.median(times[other])))
+
+    def exec(self):
+        times = hyperfine(f"{self.results}/exec-*.json")
+        self.say("## One more process in a running one", "", "`exec … true`; nsenter joins the namespaces and does nothing else.")
+        if times:
+            self.plot("exec", bar_plot("exec of true", [("", times)], "ms"))
+            self.say(*times_table(times, "ms", OURS))
+            self.headline(times, "exec", *(name for name in times if name.startswith("crun")), "docker")
+        self.missing("exec")
+
+    def scale(self):
+        series = {OURS: {}, "systemd-run": {}}
+        for path in glob.glob(f"{self.results}/scale-*.json"):
+            count = int(re.search(r"scale-(\d+)\.json", path)[1])
+            for name, t in hyperfine(path).items():
+                series[name][count] = statistics.median(t)
+        self.say("## A start while others live", "", "Median of one more start; `systemd-run --scope` with the same limits beside it.")
+        if series[OURS]:
+            self.plot("scale", line_plot("Start with others live, median", series, "ms"))
+        if os.path.exists(f"{self.results}/scale.txt"):
+            with open(f"{self.results}/scale.txt", encoding="utf-8") as file:
+                self.say("```", file.read().rstrip("\n"), "```")
+        most = max(series[OURS], default=0)
+        if most:
+            self.headlines.append((f"start with {most} live", "systemd-run", series[OURS][most] / series["systemd-run"][most]))
+
+    def inside(self):
+        kinds = {}
+        for peer, kind, nanoseconds in table_of(f"{self.results}/inside.tsv"):
+            kinds.setdefault(kind, {}).setdefault(peer, []).append(int(nanoseconds) / 1000)
+        self.say("## What it costs inside", "",
+                 "One operation of a program that runs in it. crun has what `crun spec` writes, on an overlay, without and with the filter",
+                 "that dockerd gives its runtime; all have the same limits.")
+        if kinds:
+            self.plot("inside", bar_plot("One operation inside", [(KINDS[kind], times) for kind, times in kinds.items()], "µs"))
+        for kind, times in kinds.items():
+            self.say(f"{KINDS[kind]}:", "", *times_table(times, "µs", "no sandbox"))
+            self.headline(times, KINDS[kind], *(name for name in times if name.endswith("filter")), "docker")
+        self.missing("inside")
+
+    def write(self):
+        self.say("# Benchmarks")
+        if self.busy:
+            self.say(f"**The machine was busy (load average {self.facts['load']}): these figures are not to be cited.**")
+        self.say("Written by this command, which makes it all again (as root):", "", "```", self.facts["command"], "```")
+        shown = [(name, value) for name, value in self.facts.items() if name not in ("command", "cpus")]
+        self.say("| | |", "|---|---|", *(f"| {'load average before' if name == 'load' else name} | {value} |" for name, value in shown))
+        self.say("Plots are on a logarithmic scale: a bar ends at the median, its tick is the minimum. Every command of a family is run in",
+                 "each round, one after the other, so that what drifts on the machine drifts for all. A ratio below 1 is less time.")
+        told = "`true` in a full default sandbox, with a CPU and a memory limit that all but the first three have, too."
+        self.start("none", "start", "Start, back to back", told)
+        self.start("0.06", "idle", "Start, after 60 ms of idleness", "The same, each after a pause: caches are cold and the kernel has no grace period under way.")
+        self.exec()
+        self.scale()
+        self.inside()
+        with open(self.path, "w", encoding="utf-8") as file:
+            file.write("\n".join(self.lines).rstrip("\n") + "\n")
+
+    def readme(self):
+        """The headline ratios, between the two marks; figures of a busy machine do not get there."""
+        if os.path.normpath(self.path) != "packaging/BENCHMARKS.md":
+            return
+        if self.busy:
+            print(f"README.md is left as it is: the load average was {self.facts['load']}")
+            return
+        with open("README.md", encoding="utf-8") as file:
+            before, rest = file.read().split(README_MARKS[0])
+        after = rest.split(README_MARKS[1])[1]
+        lines = ["| | beside | time, as a ratio of medians |", "|---|---|---:|"]
+        lines += [f"| {what} | {other} | {ratio:.2f} |" for what, other, ratio in self.headlines]
+        lines += ["", "![start, back to back](packaging/bench-start.svg)", "",
+                  f"Measured on {self.facts['date'][:10]}: {self.facts['machine']}, {self.facts['kernel']}. "
+                  "[All figures and plots](packaging/BENCHMARKS.md).", ""]
+        with open("README.md.new", "w", encoding="utf-8") as file:
+            file.write(README_MARKS[0].join([before, "\n".join(lines) + README_MARKS[1] + after]))
+        os.replace("README.md.new", "README.md")
+
+
+report = Report(sys.argv[1], sys.argv[2])
+report.write()
+report.readme()
+print(f"{sys.argv[2]} is written")
