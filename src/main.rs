@@ -3,6 +3,8 @@
 //! The way through the code: arguments and [`profile`] → [`layer::Layer`] → [`spec::Spec`] → (with [`host::Host`]) [`plan::Plan`] →
 //! [`run::run`] → exit status. Decisions happen before the plan, effects after it.
 
+#![cfg_attr(fuzzing, no_main)]
+
 mod child;
 mod cli;
 mod detach;
@@ -10,6 +12,8 @@ mod doctor;
 mod enter;
 mod error;
 mod exit;
+#[cfg(any(test, fuzzing))]
+mod fuzz;
 mod given;
 mod host;
 mod image;

@@ -14,6 +14,8 @@
 //! ```
 
 mod file;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod precedence;
 mod search;
 

@@ -20,13 +20,16 @@
 //! An end that closes early is seen on the other side: the launcher dying ends the child, the child dying ends
 //! the wait of the launcher.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
+
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, SocketFlags, SocketType,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
 };
 
 use rustix::process::Pid;
@@ -286,6 +289,8 @@ fn receive(socket: &OwnedFd) -> io::Result<Option<(Vec<u8>, Option<OwnedFd>)>> {
     let length = loop {
         let mut slice = [IoSliceMut::new(&mut bytes)];
         match rustix::net::recvmsg(socket, &mut slice, &mut control, RecvFlags::CMSG_CLOEXEC) {
+            // Longer than any of ours: its beginning is no message.
+            Ok(message) if message.flags.contains(ReturnFlags::TRUNC) => return Err(bad_message()),
             Ok(message) => break message.bytes,
             // The other end closed with messages from here unread: told once, before what it had sent itself; unix(7).
             Err(rustix::io::Errno::INTR | rustix::io::Errno::CONNRESET) => {}

@@ -3,12 +3,15 @@
 //! Pure parsers. Each error names the value and says what is accepted; who asked for it (a property, a flag) is put in
 //! front by the caller. Where the two worlds differ, a number means what systemd means by it: `512M` is 512 × 1024².
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::Serialize;
 
 use crate::error::{Result, fault};
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod rlimit;
 pub(crate) use rlimit::Rlimit;
 
@@ -279,7 +282,7 @@ impl CpuSet {
     /// Parses `0-3,5` as Docker writes it and `0-3 5` as systemd also does.
     pub(crate) fn parse(text: &str) -> Result<CpuSet> {
         let parse = || {
-            let mut cpus = Vec::new();
+            let mut cpus = BTreeSet::new();
             for word in text.split([',', ' ', '\t']).filter(|word| !word.is_empty()) {
                 let (from, to) = word.split_once('-').unwrap_or((word, word));
                 let (from, to) = (number(from).ok()?, number(to).ok()?);
@@ -289,9 +292,7 @@ impl CpuSet {
                 }
                 cpus.extend(from..=to);
             }
-            cpus.sort_unstable();
-            cpus.dedup();
-            (!cpus.is_empty()).then_some(CpuSet(cpus))
+            (!cpus.is_empty()).then(|| CpuSet(cpus.into_iter().collect()))
         };
         parse().ok_or_else(|| wrong(text, "a CPU list", "numbers and ranges (0-3,5), each at most 8191"))
     }

@@ -2,6 +2,7 @@
 # run.sh — install what is missing and run everything; as root.
 #   tests/run.sh                    format and lint checks, unit and golden tests, live tests in the lab and in the VM matrix
 #   tests/run.sh --check | --unit | --lab | --vm [LANE]     only these parts (they add up); LANE: see vm/vm.sh
+#   tests/run.sh --fuzz [SECONDS]   only the fuzz targets (src/fuzz.rs), each for so long (300); an input that fails stays in tests/fuzz/TARGET
 #   tests/run.sh [PART…] FILTER     only tests with FILTER in their name
 # Trees and images are cached in $SANDBOX_TEST_CACHE (/var/cache/sandbox-test), since a CI run starts from a fresh clone.
 set -euo pipefail
@@ -12,7 +13,7 @@ export SANDBOX_TEST_CACHE=${SANDBOX_TEST_CACHE:-/var/cache/sandbox-test}
 target=x86_64-unknown-linux-gnu
 all_lanes="bullseye bullseye-v1 bookworm trixie sid"
 cow_areas="bed/ workflow/"        # what also runs on a copy-on-write root, where only the identity fallback is possible
-parts="" lanes="" filter=""
+parts="" lanes="" filter="" fuzz_seconds=300
 peers=(skopeo umoci docker-registry podman docker.io apache2-utils)   # the tests start their own servers of these
 rows=() total_passed=0 total_failed=0 total_ignored=0
 
@@ -22,8 +23,9 @@ parse() {
   while [ $# -gt 0 ]; do
     case "$1" in
       --check | --unit | --lab) parts+=" ${1#--}" ;;
+      --fuzz) parts+=" fuzz"; if [[ ${2:-} =~ ^[0-9]+$ ]]; then fuzz_seconds=$2; shift; fi ;;
       --vm) parts+=" vm"; case " $all_lanes " in *" ${2:-none} "*) lanes+=" $2"; shift ;; esac ;;
-      -h | --help) sed -n '2,6p' "$0"; exit 0 ;;
+      -h | --help) sed -n '2,7p' "$0"; exit 0 ;;
       -*) die "what is '$1'? See the head of $0" ;;
       *) filter=$1 ;;
     esac
@@ -42,9 +44,10 @@ install_missing() {
   ! wants lab || needed+=(systemd dbus libpam-systemd dbus-user-session util-linux iproute2 procps mmdebstrap e2fsprogs xz-utils)
   ! wants vm || needed+=(qemu-system-x86 mmdebstrap e2fsprogs xz-utils zstd)
   ! wants check || needed+=(shellcheck)
+  ! wants fuzz || needed+=(g++)
   # What tests/image and lab/docker.sh compare with.
   ! wants unit || needed+=("${peers[@]}" libcap2-bin openssl xz-utils)
-  ! wants lab || needed+=("${peers[@]}" libcap2-bin attr busybox-static)
+  ! wants lab || needed+=("${peers[@]}" libcap2-bin attr busybox-static crun python3)
   if wants lab && [ -z "$filter" ]; then needed+=(dpkg-dev binutils lintian man-db); fi
   if wants vm && [ -z "$filter" ]; then needed+=(dpkg-dev binutils); fi
   command -v apt-get > /dev/null || die "no apt-get here; install by other means: ${needed[*]}, then --unit works without it"
@@ -151,6 +154,26 @@ build() { # leaves static binaries in $stage, where tester can run them too
   install -m755 -s "$live" "$stage/live"
 }
 
+build_fuzz() { # $stage/fuzz: libFuzzer over the targets, with the counters of covered code that stable rustc can put in; no sanitizer
+  local coverage="--cfg fuzzing -C debug-assertions -C passes=sancov-module" option
+  for option in level=4 inline-8bit-counters pc-table trace-compares; do coverage+=" -C llvm-args=-sanitizer-coverage-$option"; done
+  RUSTFLAGS=$coverage CARGO_PROFILE_DEV_OPT_LEVEL=1 CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/fuzz" \
+    as_owner cargo build --target "$target" || return
+  install -m755 "${CARGO_TARGET_DIR:-target}/fuzz/$target/debug/sandbox" "$stage/fuzz"
+}
+
+fuzz() { # fuzz TARGET
+  local status=0 found
+  found=$(as_owner mktemp -d "/var/tmp/sandbox-fuzz-XXXXXX")
+  as_owner env SANDBOX_FUZZ="$1" "$stage/fuzz" -max_total_time="$fuzz_seconds" -timeout=30 -rss_limit_mb=1024 -print_final_stats=1 \
+    -artifact_prefix="tests/fuzz/$1/" "$found" "tests/fuzz/$1" > "$logs/libfuzzer" 2>&1 < /dev/null || status=$?
+  rm -rf "$found"
+  [ $status = 0 ] || tail -n 40 "$logs/libfuzzer"
+  awk -v name="$1" '{ for (i = 1; i < NF; i++) if ($i == "cov:") cov = $(i + 1) } /number_of_executed_units/ { runs = $2 } /peak_rss_mb/ { mb = $2 }
+    END { printf "%s: %d executions, %d places covered, %d MB\n", name, runs, cov, mb; exit runs == 0 }' "$logs/libfuzzer" || status=1
+  return $status
+}
+
 lab_promises() {
   local promises="root systemd user_manager" kernel
   [ ! -e /dev/fuse ] || promises+=" fuse"
@@ -227,6 +250,10 @@ if wants check; then
   step clippy as_owner cargo clippy --target "$target" --all-targets -- -D warnings
 fi
 ! wants unit || { step unit unit_tests; step images image_tests; }
+if wants fuzz; then
+  step build-fuzz build_fuzz
+  for directory in tests/fuzz/*"$filter"*/; do [ ! -x "$stage/fuzz" ] || step "fuzz-$(basename "$directory")" fuzz "$(basename "$directory")"; done
+fi
 if wants lab || wants vm; then
   step build build
   if [ -x "$stage/live" ] && [ -x "$stage/sandbox" ]; then
@@ -236,6 +263,7 @@ if wants lab || wants vm; then
       # shellcheck disable=SC2086  # a list of words
       [ -n "$filter" ] || step lab-cow lab cow $cow_areas
       [ -n "$filter" ] || SANDBOX_BIN=$stage/sandbox step lab-docker tests/lab/docker.sh
+      [ -n "$filter" ] || SANDBOX_BIN=$stage/sandbox step lab-probe tests/lab/probe.sh
       # Every 29th system call of each; all of them take an hour.
       [ -n "$filter" ] || SANDBOX_BIN=$stage/sandbox step crash tests/crash.sh 29
       [ -n "$filter" ] || SANDBOX_BIN=$stage/sandbox step around tests/around.sh 5

@@ -36,6 +36,8 @@ pub(crate) mod config;
 pub(crate) mod digest;
 mod documents;
 pub(crate) mod export;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 pub(crate) mod ingest;
 pub(crate) mod inplace;
 mod layer;

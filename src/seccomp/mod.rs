@@ -5,6 +5,8 @@
 
 pub(crate) mod arch;
 pub(crate) mod bpf;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod policy;
 pub(crate) mod profile;
 mod rule;

@@ -14,6 +14,8 @@
 mod bus;
 mod cgroup;
 mod directive;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod look;
 mod own;
 mod property;
