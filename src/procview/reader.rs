@@ -12,11 +12,9 @@ use super::memory::Amounts;
 use super::statistics::{self as say, Cpu, Disk, Level, Memory, Statistics, Tasks, Usage};
 use super::sysinfo::Numbers;
 use super::table::{HostText, Need, Row};
+use super::tasks::{Count, Counter};
 use crate::plan::Plan;
 use crate::systemd::{CgroupMode, CgroupPaths};
-
-/// So many processes are looked at for what no cgroup counts; a reading must not take longer the more a sandbox forks.
-const MOST_PROCESSES: usize = 256;
 
 /// What is needed to read the numbers of one sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +45,7 @@ pub(crate) struct Reader {
     /// Seconds that the boot-time clock inside is ahead of this process's; read when it is set.
     offset: Option<f64>,
     load: Load,
+    counter: Counter,
 }
 
 /// The load averages at some time, and the counters then.
@@ -71,6 +70,7 @@ impl Reader {
             offset: None,
             // Its cgroups are new: all their counters are about 0.
             load: Load { at: boot_time(), ..Load::default() },
+            counter: Counter::default(),
         }
     }
 
@@ -213,7 +213,7 @@ impl Reader {
         self.directories("cpu").into_iter().filter_map(of).reduce(f64::min)
     }
 
-    fn usage(&self) -> Option<Usage> {
+    fn usage(&mut self) -> Option<Usage> {
         if let Some(directory) = self.own_directory("cpuacct") {
             let text = |file: &str| text_of(directory.join(file)).unwrap_or_default();
             let usage = match self.is_v2() {
@@ -223,9 +223,8 @@ impl Reader {
             return usage;
         }
         // v1 without accounting: what its processes say, and have from those that they waited for.
-        let processes = self.processes()?;
-        let sum = |of: fn(&Process) -> u64| processes.iter().map(of).sum::<u64>() as f64 / 100.0;
-        Some(Usage { user: sum(|process| process.user), nice: 0.0, system: sum(|process| process.system) })
+        let count = self.count()?;
+        Some(Usage { user: count.user as f64 / 100.0, nice: 0.0, system: count.system as f64 / 100.0 })
     }
 
     /// Seconds that the boot-time clock inside is ahead of this process's: negative, the clock inside starts at 0.
@@ -243,20 +242,16 @@ impl Reader {
     }
 
     fn tasks(&mut self) -> Option<Tasks> {
-        let processes = self.processes()?;
-        let count = |state: char| processes.iter().filter(|process| process.state == state).count() as u64;
-        let threads: u64 = processes.iter().map(|process| process.threads).sum();
+        let count = self.count()?;
         let current = self.own_directory("pids").and_then(|d| say::limit(&text_of(d.join("pids.current")).ok()?));
-        let newest = processes.iter().map(|process| process.pid).max();
-        let running = count('R');
-        self.load(running);
+        self.load(count.running);
         Some(Tasks {
             loads: self.load.loads,
             // Whoever asks runs, too, were it not waiting for this answer.
-            running: running + 1,
-            blocked: count('D'),
-            total: current.unwrap_or(threads).max(running + 1),
-            last: newest.map_or(0, number_inside),
+            running: count.running + 1,
+            blocked: count.blocked,
+            total: current.unwrap_or(count.threads).max(count.running + 1),
+            last: count.last,
         })
     }
 
@@ -295,65 +290,15 @@ impl Reader {
         text_of(directory.join(file)).ok().filter(|text| !text.is_empty())
     }
 
-    /// The processes of the unit, the first [`MOST_PROCESSES`] of them.
-    fn processes(&self) -> Option<Vec<Process>> {
+    /// The processes of the unit; `None` where it has none of its own.
+    fn count(&mut self) -> Option<Count> {
         let mode = self.mode.filter(|_| self.subject.own_unit)?;
         let directory = self.base.join(mode.hierarchy(None)).join(self.paths.path(mode, None)?);
-        let mut pids = Vec::new();
-        let mut todo = vec![directory];
-        while let Some(directory) = todo.pop() {
-            let text = text_of(directory.join("cgroup.procs")).unwrap_or_default();
-            pids.extend(text.lines().filter_map(|pid| pid.parse::<u64>().ok()));
-            if pids.len() > MOST_PROCESSES {
-                break;
-            }
-            let entries = std::fs::read_dir(&directory).into_iter().flatten().flatten();
-            todo.extend(entries.filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()));
-        }
-        pids.truncate(MOST_PROCESSES);
-        Some(pids.into_iter().filter_map(Process::read).collect())
+        Some(self.counter.count(&directory))
     }
 }
 
 const MEMINFO: &str = "/proc/meminfo";
-
-/// A process, as /proc/PID/stat has it.
-#[derive(Debug, PartialEq, Eq)]
-struct Process {
-    pid: u64,
-    state: char,
-    /// Ticks, with those of children that it waited for.
-    user: u64,
-    system: u64,
-    threads: u64,
-}
-
-impl Process {
-    fn read(pid: u64) -> Option<Process> {
-        Process::parse(pid, &text_of(format!("/proc/{pid}/stat")).ok()?)
-    }
-
-    fn parse(pid: u64, text: &str) -> Option<Process> {
-        // The name before it may have anything in it.
-        let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
-        let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
-        let state = fields.first()?.chars().next()?;
-        Some(Process {
-            pid,
-            state,
-            user: number(11)? + number(13)?,
-            system: number(12)? + number(14)?,
-            threads: number(17)?,
-        })
-    }
-}
-
-/// The number of a process in its own PID namespace: the last of the line NSpid in /proc/PID/status.
-fn number_inside(pid: u64) -> u64 {
-    let status = text_of(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
-    line.and_then(|line| line.split_whitespace().last()?.parse().ok()).unwrap_or(0)
-}
 
 /// Seconds of the line `boottime` of a timens_offsets, time_namespaces(7).
 fn boottime_offset(text: &str) -> f64 {
@@ -369,7 +314,7 @@ fn boot_time() -> f64 {
 }
 
 /// A file of the kernel whole, in as few reads as it takes: they have no size, which a plain read_to_string() feels its way along.
-fn text_of(path: impl AsRef<Path>) -> io::Result<String> {
+pub(super) fn text_of(path: impl AsRef<Path>) -> io::Result<String> {
     let mut text = String::with_capacity(8192);
     File::open(path)?.read_to_string(&mut text)?;
     Ok(text)
@@ -390,8 +335,8 @@ mod tests {
         }
         let subject = Subject { pid: rustix::process::getpid(), own_unit: true, affinity: None };
         let paths = CgroupPaths::parse(groups);
-        let load = Load::default();
-        Reader { subject, base: base.into(), mode: Some(mode), paths, offset: None, load }
+        let (load, counter) = (Load::default(), Counter::default());
+        Reader { subject, base: base.into(), mode: Some(mode), paths, offset: None, load, counter }
     }
 
     #[test]
@@ -453,7 +398,7 @@ mod tests {
             ("cpuacct/a.slice/cpuacct.usage_user", "7000000000\n"),
             ("unified/a.slice/u.scope/cgroup.procs", "1\n"),
         ];
-        let reader = reader(directory.path(), CgroupMode::Hybrid, groups, &files);
+        let mut reader = reader(directory.path(), CgroupMode::Hybrid, groups, &files);
         let memory = reader.memory().unwrap();
         assert_eq!(memory.levels[0], Level { limit: Some(300 * MIB), used: 100 * MIB, reclaimable: MIB });
         assert_eq!((memory.levels.len(), memory.stat("file"), memory.complete), (2, 5, false));
@@ -465,9 +410,6 @@ mod tests {
 
     #[test]
     fn lines_of_proc() {
-        let text = "7 (a b) c) R 1 7 7 0 -1 4194560 1 0 0 0 10 20 3 4 20 0 5 0 1 2 3\n";
-        assert_eq!(Process::parse(7, text), Some(Process { pid: 7, state: 'R', user: 13, system: 24, threads: 5 }));
-        assert_eq!(Process::parse(7, "7 (a"), None);
         assert_eq!(boottime_offset("monotonic           0         0\nboottime    -29219 500000000\n"), -29218.5);
         assert_eq!(boottime_offset(""), 0.0);
     }
