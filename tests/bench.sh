@@ -1,6 +1,7 @@
 #!/bin/bash
 # bench.sh — what a start costs, in the tree lab: ours against plain processes, bubblewrap, systemd-run and crun; as root.
 #   tests/bench.sh images               see bench-images.sh
+#   tests/bench.sh procview             see bench-procview.sh
 #   tests/bench.sh scale [COUNT…]       see bench-scale.sh
 #   tests/bench.sh [ROUNDS [RUNS]]      5 rounds of 40 runs; prints minimum and median in milliseconds and ours / systemd-run
 # SANDBOX_BIN names the program; else the release build is made. The bar is 0.85 at the median (SANDBOX_BENCH_BAR), back to back
@@ -70,6 +71,7 @@ fi
 here=$(dirname "$(realpath "$0")")
 cd "$here/.."
 [ "${1:-}" != scale ] || exec tests/bench-scale.sh "${@:2}"
+[ "${1:-}" != procview ] || exec tests/bench-procview.sh "${@:2}"
 [ "${1:-}" != images ] || exec tests/bench-images.sh "${@:2}"
 # shellcheck source-path=SCRIPTDIR source=lab/staged.sh
 . "$here/lab/staged.sh"
