@@ -51,8 +51,8 @@ live() { # live ON|OFF: a sandbox that has read each file and waits; its launche
 }
 
 inner() { # whether the payload of launcher $1 has come to its sleep
-  local stub payload
-  read -r stub < "/proc/$1/task/$1/children" || true
+  local stub='' payload=''
+  read -r stub 2> /dev/null < "/proc/$1/task/$1/children" || true
   [ -n "$stub" ] || return 1
   read -r payload 2> /dev/null < "/proc/$stub/task/$stub/children" || true
   [ -n "$payload" ] && [ "$(cat "/proc/$payload/comm" 2> /dev/null)" = sleep ]

@@ -1,10 +1,11 @@
 //! Reads the [`Statistics`] of one sandbox: cgroup v1 and v2, the unit and the slices that it is in.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::process::Pid;
 use rustix::time::{ClockId, clock_gettime};
 
@@ -155,7 +156,7 @@ impl Reader {
     }
 
     fn memory_level(&self, directory: &Path) -> Option<(Level, Option<Level>)> {
-        let number = |file: &str| say::limit(&text_of(directory.join(file)).ok()?);
+        let number = |file: &str| say::limit(&line_of(directory.join(file)).ok()?);
         let level = |limit, used| Level { limit, used, reclaimable: 0 };
         if self.is_v2() {
             let limits = ["memory.max", "memory.high"].into_iter().filter_map(number);
@@ -203,22 +204,23 @@ impl Reader {
 
     fn quota(&self) -> Option<f64> {
         let of = |directory: PathBuf| {
-            let text = |file: &str| text_of(directory.join(file)).ok();
+            let line = |file: &str| line_of(directory.join(file)).ok();
             if self.is_v2() {
-                say::quota_v2(&text("cpu.max")?)
-            } else {
-                say::quota_of(&text("cpu.cfs_quota_us")?, &text("cpu.cfs_period_us")?)
+                return say::quota_v2(&line("cpu.max")?);
             }
+            // -1 is none.
+            let quota = line("cpu.cfs_quota_us").filter(|quota| !quota.starts_with('-'))?;
+            say::quota_of(&quota, &line("cpu.cfs_period_us")?)
         };
         self.directories("cpu").into_iter().filter_map(of).reduce(f64::min)
     }
 
     fn usage(&mut self) -> Option<Usage> {
         if let Some(directory) = self.own_directory("cpuacct") {
-            let text = |file: &str| text_of(directory.join(file)).unwrap_or_default();
+            let line = |file: &str| line_of(directory.join(file)).unwrap_or_default();
             let usage = match self.is_v2() {
-                true => say::cpu_usage_v2(&text("cpu.stat")),
-                false => say::cpu_usage_v1(&text("cpuacct.usage_user"), &text("cpuacct.usage_sys")),
+                true => say::cpu_usage_v2(&text_of(directory.join("cpu.stat")).unwrap_or_default()),
+                false => say::cpu_usage_v1(&line("cpuacct.usage_user"), &line("cpuacct.usage_sys")),
             };
             return usage;
         }
@@ -243,7 +245,7 @@ impl Reader {
 
     fn tasks(&mut self) -> Option<Tasks> {
         let count = self.count()?;
-        let current = self.own_directory("pids").and_then(|d| say::limit(&text_of(d.join("pids.current")).ok()?));
+        let current = self.own_directory("pids").and_then(|d| say::limit(&line_of(d.join("pids.current")).ok()?));
         self.load(count.running);
         Some(Tasks {
             loads: self.load.loads,
@@ -313,11 +315,33 @@ fn boot_time() -> f64 {
     now.tv_sec as f64 + now.tv_nsec as f64 / 1e9
 }
 
-/// A file of the kernel whole, in as few reads as it takes: they have no size, which a plain read_to_string() feels its way along.
+/// A file of the kernel whole, in as few calls as it takes: they have no size, which read_to_string() would ask for first.
 pub(super) fn text_of(path: impl AsRef<Path>) -> io::Result<String> {
-    let mut text = String::with_capacity(8192);
-    File::open(path)?.read_to_string(&mut text)?;
-    Ok(text)
+    const PIECE: usize = 8192;
+    let file = open(path.as_ref())?;
+    let mut text = Vec::with_capacity(PIECE);
+    while read_some(&file, &mut text)? > 0 {
+        // Less room than a page would be for less than the kernel has ready.
+        if text.capacity() - text.len() < PIECE / 2 {
+            text.reserve(PIECE);
+        }
+    }
+    String::from_utf8(text).map_err(io::Error::other)
+}
+
+/// The same of a file with one line, which one read gives: where nothing else is read that is half of the calls.
+fn line_of(path: impl AsRef<Path>) -> io::Result<String> {
+    let mut text = Vec::with_capacity(256);
+    read_some(&open(path.as_ref())?, &mut text)?;
+    String::from_utf8(text).map_err(io::Error::other)
+}
+
+fn open(path: &Path) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+fn read_some(file: &OwnedFd, text: &mut Vec<u8>) -> io::Result<usize> {
+    Ok(rustix::io::retry_on_intr(|| rustix::io::read(file, rustix::buffer::spare_capacity(text)))?)
 }
 
 #[cfg(test)]
