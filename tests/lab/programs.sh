@@ -41,7 +41,7 @@ programs() {
   tmux -L lab -f /dev/null new-session -d -x 120 -y 30 htop
   until screen=$(tmux -L lab capture-pane -p) && grep -q 'Mem\[.*/' <<< "$screen"; do sleep 0.2; done
   say htop "$(sed -n 's/.*Mem\[.*\/\([0-9.]*\)\([MG]\).*/\1 \2/p' <<< "$screen" | awk '{ print int($1 * ($2 == "G" ? 1024 : 1) + 0.5) }')" \
-    "$(grep -oE '(^|[^0-9A-Za-z])[0-9]+\[' <<< "$screen" | wc -l)"
+    "$(grep -oE '(^|[^0-9A-Za-z])([0-9]+|CPU)\[' <<< "$screen" | wc -l)"
   tmux -L lab kill-server
 }
 
