@@ -1,6 +1,7 @@
 #!/bin/bash
 # bench.sh — what a start costs, in the tree lab: ours against plain processes, bubblewrap, systemd-run and crun; as root.
 #   tests/bench.sh images               see bench-images.sh
+#   tests/bench.sh procview             see bench-procview.sh
 #   tests/bench.sh scale [COUNT…]       see bench-scale.sh
 #   tests/bench.sh network [ROUNDS]     see bench-network.sh
 #   tests/bench.sh --report …           all of it, exec and the costs inside, with more peers, as a document: see bench-report.sh
@@ -69,6 +70,7 @@ here=$(dirname "$(realpath "$0")")
 cd "$here/.."
 [ "${1:-}" != scale ] || exec tests/bench-scale.sh "${@:2}"
 [ "${1:-}" != --report ] || exec tests/bench-report.sh "${@:2}"
+[ "${1:-}" != procview ] || exec tests/bench-procview.sh "${@:2}"
 [ "${1:-}" != images ] || exec tests/bench-images.sh "${@:2}"
 [ "${1:-}" != network ] || exec tests/bench-network.sh "${@:2}"
 # shellcheck source-path=SCRIPTDIR source=lab/staged.sh

@@ -264,6 +264,7 @@ if wants lab || wants vm; then
       [ -n "$filter" ] || step lab-cow lab cow $cow_areas
       [ -n "$filter" ] || SANDBOX_BIN=$stage/sandbox step lab-docker tests/lab/docker.sh
       [ -n "$filter" ] || SANDBOX_BIN=$stage/sandbox step lab-probe tests/lab/probe.sh
+      [ -n "$filter" ] || SANDBOX_BIN=$stage/sandbox step programs tests/lab/programs.sh --if-there
       # Every 29th system call of each; all of them take an hour.
       [ -n "$filter" ] || SANDBOX_BIN=$stage/sandbox step crash tests/crash.sh 29
       [ -n "$filter" ] || SANDBOX_BIN=$stage/sandbox step around tests/around.sh 5

@@ -70,10 +70,10 @@ const MASKED: &[&str] = &[
 const READ_ONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// In each CPU's directory of sysfs: how often it was too hot, which tells what others compute.
-const MASKED_OF_A_CPU: &str = "thermal_throttle";
+pub(crate) const MASKED_OF_A_CPU: &str = "thermal_throttle";
 
 /// Where sysfs has a directory for each CPU.
-const CPUS: &str = "/sys/devices/system/cpu";
+pub(crate) const CPUS: &str = "/sys/devices/system/cpu";
 
 impl KernelMounts {
     /// Decides what is mounted: `shares` tells which namespaces are the host's.

@@ -1,4 +1,4 @@
-//! The part of the FUSE protocol that a flat directory of read-only files needs; include/uapi/linux/fuse.h, fuse(4).
+//! The part of the FUSE protocol that directories of read-only files need; include/uapi/linux/fuse.h, fuse(4).
 //!
 //! No library: those that exist bring a thread and 16 MiB of buffer for each session, and the launcher answers from its own poll loop.
 
@@ -34,7 +34,7 @@ pub(super) const ROOT: u64 = 1;
 pub(super) enum Question<'a> {
     /// Agree on a version.
     Init,
-    /// The node of this name in the directory.
+    /// The node of this name in a directory.
     Lookup(&'a [u8]),
     /// Mode and size of the node.
     Attributes,
@@ -49,7 +49,7 @@ pub(super) enum Question<'a> {
         /// At most so many bytes.
         size: u32,
     },
-    /// Open the directory.
+    /// Open a directory.
     OpenDirectory,
     /// Every name from the one with this number on, in at most so many bytes.
     List {
@@ -62,6 +62,12 @@ pub(super) enum Question<'a> {
     Release(u64),
     /// The same of the directory.
     ReleaseDirectory,
+    /// Where the link points to.
+    Target,
+    /// The kernel forgets the node, of which it was told so many times.
+    Forget(u64),
+    /// The same of several, see [`forgotten`].
+    ForgetMany(&'a [u8]),
     /// A statement that wants no answer.
     Told,
     /// Anything else.
@@ -101,8 +107,11 @@ impl Request<'_> {
             27 => Question::OpenDirectory,
             44 => Question::List { told: u64_at(body, 8)?, size: u32_at(body, 16)? },
             29 => Question::ReleaseDirectory,
-            // FORGET, BATCH_FORGET, INTERRUPT (every answer is on its way at once)
-            2 | 42 | 36 => Question::Told,
+            5 => Question::Target,
+            2 => Question::Forget(u64_at(body, 0)?),
+            42 => Question::ForgetMany(body),
+            // INTERRUPT: every answer is on its way at once.
+            36 => Question::Told,
             _ => Question::Unknown,
         };
         Some(Request { unique: u64_at(bytes, 8)?, node: u64_at(bytes, 16)?, question })
@@ -130,11 +139,30 @@ fn attributes(node: u64, mode: u32) -> Vec<u8> {
     out
 }
 
+/// Each node and how often it is forgotten, of [`Question::ForgetMany`].
+pub(super) fn forgotten(body: &[u8]) -> impl Iterator<Item = (u64, u64)> {
+    let count = u32_at(body, 0).and_then(|count| usize::try_from(count).ok()).unwrap_or(0);
+    let all = body.get(8..).unwrap_or_default().chunks_exact(16).take(count);
+    all.filter_map(|one| Some((u64_at(one, 0)?, u64_at(one, 8)?)))
+}
+
+/// What stands under a name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Entry {
+    /// Its node.
+    pub(super) node: u64,
+    /// Type and permission bits.
+    pub(super) mode: u32,
+    /// The kernel need not ask again whether the name is there.
+    pub(super) lasting: bool,
+}
+
 /// The answer to [`Question::Lookup`].
-pub(super) fn entry(node: u64, mode: u32) -> Vec<u8> {
+pub(super) fn entry(entry: Entry) -> Vec<u8> {
+    let Entry { node, mode, lasting } = entry;
     let mut out = Vec::with_capacity(128);
     // nodeid, generation, how long name and attributes hold, with fractions
-    [node, 0, VALID, VALID, 0].iter().for_each(|word: &u64| out.extend(word.to_ne_bytes()));
+    [node, 0, if lasting { VALID } else { 0 }, VALID, 0].iter().for_each(|word: &u64| out.extend(word.to_ne_bytes()));
     out.extend(attributes(node, mode));
     out
 }
@@ -155,15 +183,20 @@ pub(super) fn opened(handle: u64) -> Vec<u8> {
 }
 
 /// One name of the answer to [`Question::List`]; `next` is how many names are told with this one.
-pub(super) fn listed(node: u64, mode: u32, name: &str, next: u64) -> Vec<u8> {
-    let mut out = entry(node, mode);
-    [node, next].iter().for_each(|word| out.extend(word.to_ne_bytes()));
+pub(super) fn listed(one: Entry, name: &str, next: u64) -> Vec<u8> {
+    let mut out = entry(one);
+    [one.node, next].iter().for_each(|word| out.extend(word.to_ne_bytes()));
     out.extend(u32::try_from(name.len()).unwrap_or(0).to_ne_bytes());
     // The type, as in the upper bits of a mode.
-    out.extend((mode >> 12).to_ne_bytes());
+    out.extend((one.mode >> 12).to_ne_bytes());
     out.extend(name.as_bytes());
     out.resize(out.len().next_multiple_of(8), 0);
     out
+}
+
+/// How many bytes [`listed`] takes for a name.
+pub(super) fn listed_size(name: &str) -> usize {
+    (128 + 24 + name.len()).next_multiple_of(8)
 }
 
 /// What became of waiting for a request.
@@ -238,6 +271,15 @@ impl Channel {
 mod tests {
     use super::*;
 
+    #[test]
+    fn several_are_forgotten_at_once() {
+        let words = [7_u64, 1, 9, 2, 11, 3];
+        let body: Vec<u8> = [2_u64].iter().chain(&words).flat_map(|word| word.to_ne_bytes()).collect();
+        assert_eq!(forgotten(&body).collect::<Vec<_>>(), [(7, 1), (9, 2)]);
+        assert_eq!(forgotten(&body[..30]).collect::<Vec<_>>(), [(7, 1)]);
+        assert_eq!(forgotten(&[]).count(), 0);
+    }
+
     fn request(opcode: u32, node: u64, body: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::new();
         bytes.extend(u32::try_from(40 + body.len()).unwrap().to_ne_bytes());
@@ -262,7 +304,10 @@ mod tests {
             (request(27, 1, &[0; 8]), Question::OpenDirectory),
             (request(44, 1, &read), Question::List { told: 100, size: 4096 }),
             (request(29, 1, &[0; 24]), Question::ReleaseDirectory),
-            (request(2, 2, &[0; 8]), Question::Told),
+            (request(5, 2, &[]), Question::Target),
+            (request(2, 2, &3_u64.to_ne_bytes()), Question::Forget(3)),
+            (request(42, 0, &[1; 24]), Question::ForgetMany(&[1; 24])),
+            (request(36, 2, &[0; 8]), Question::Told),
             (request(99, 2, &[]), Question::Unknown),
         ];
         for (bytes, question) in cases {
@@ -278,10 +323,12 @@ mod tests {
     #[test]
     fn answers_are_as_long_as_the_kernel_says() {
         let mode = 0o100_444;
+        let one = Entry { node: 2, mode, lasting: true };
         assert_eq!(
-            (agreed().len(), entry(2, mode).len(), attributes_of(2, mode).len(), opened(1).len()),
+            (agreed().len(), entry(one).len(), attributes_of(2, mode).len(), opened(1).len()),
             (64, 128, 104, 16)
         );
-        assert_eq!(listed(2, mode, "proc-stat", 1).len(), 128 + 24 + 16);
+        assert_eq!(listed(one, "proc-stat", 1).len(), 128 + 24 + 16);
+        assert_eq!(listed_size("proc-stat"), 128 + 24 + 16);
     }
 }

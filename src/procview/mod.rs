@@ -1,7 +1,7 @@
 //! The truthful /proc: what runs inside sees its own limits, not the machine.
 //!
 //! [`table`] has the virtual files, each a pure function from [`statistics::Statistics`] and the host's text to the sandbox's text;
-//! [`reader`] reads the statistics. [`mount`] makes the file system and binds its files over the kernel's own, in the sandbox's mount
+//! [`reader`] reads the statistics. [`tree`] is the directory of CPUs, of which only those that are seen are shown. [`mount`] makes the file system and binds its files over the kernel's own, in the sandbox's mount
 //! namespace only; [`server`] answers for them, in the launcher's poll loop ([`crate::relay`]), which is outside of that namespace: a
 //! server that its own files cover would wait for itself. [`sysinfo`] answers the system calls that tell the same numbers.
 //!
@@ -18,6 +18,8 @@ mod server;
 mod statistics;
 mod sysinfo;
 mod table;
+mod tasks;
+mod tree;
 mod view;
 
 use serde::Serialize;
@@ -25,6 +27,7 @@ use serde::Serialize;
 use crate::error::{Result, fault};
 use crate::host::Host;
 use crate::layer::Procview;
+use crate::part::mounts::CPUS;
 use crate::spec::Spec;
 use crate::systemd::CgroupMode;
 
@@ -33,7 +36,7 @@ pub(crate) use server::{Served, Server};
 pub(crate) use sysinfo::listen;
 pub(crate) use view::{Part, View};
 
-use table::Row;
+use table::{Row, TABLE};
 
 /// The view, decided.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -79,9 +82,20 @@ pub(crate) fn plan(
     }
 }
 
-/// The name of a file in our file system: its path, flat.
-fn file_name(row: &Row) -> String {
-    row.path.trim_start_matches('/').replace('/', "-")
+/// The name in our file system of what covers a path: the path, flat.
+fn flat_name(path: &str) -> String {
+    path.trim_start_matches('/').replace('/', "-")
+}
+
+/// Whether the file comes with the directory of CPUs.
+fn is_of_cpus(row: &Row) -> bool {
+    row.path.starts_with(CPUS)
+}
+
+/// What is bound, by its name in our file system: the directory of CPUs and each file that is not in there.
+fn bound() -> impl Iterator<Item = (String, &'static str)> {
+    let files = TABLE.iter().filter(|row| !is_of_cpus(row)).map(|row| row.path);
+    files.chain([CPUS]).map(|path| (flat_name(path), path))
 }
 
 #[cfg(test)]

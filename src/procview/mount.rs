@@ -8,8 +8,7 @@ use anyhow::Context;
 use rustix::fs::{CWD, Mode, OFlags, RawDir};
 use rustix::mount::{FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
 
-use super::file_name;
-use super::table::TABLE;
+use super::bound;
 use crate::error::{Result, fault};
 use crate::part::inside::open_existing;
 use crate::part::rootfs::assemble::create;
@@ -84,9 +83,8 @@ pub(crate) fn bind(mount: &OwnedFd, places: &[&PathBuf], root: BorrowedFd<'_>) -
         return Err(fault(format!("attach the sandbox's own /proc files: none of {places:?} can hold them")).into());
     }
     look_up_all(mount).context("list the sandbox's own /proc files")?;
-    for row in TABLE {
-        bind_one(mount, &file_name(row), Path::new(row.path), root)
-            .with_context(|| format!("make {} the sandbox's own", row.path))?;
+    for (name, path) in bound() {
+        bind_one(mount, &name, Path::new(path), root).with_context(|| format!("make {path} the sandbox's own"))?;
     }
     Ok(())
 }

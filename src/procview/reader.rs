@@ -1,10 +1,11 @@
 //! Reads the [`Statistics`] of one sandbox: cgroup v1 and v2, the unit and the slices that it is in.
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::{self, Read};
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::{Mode, OFlags};
 use rustix::process::Pid;
 use rustix::time::{ClockId, clock_gettime};
 
@@ -12,11 +13,9 @@ use super::memory::Amounts;
 use super::statistics::{self as say, Cpu, Disk, Level, Memory, Statistics, Tasks, Usage};
 use super::sysinfo::Numbers;
 use super::table::{HostText, Need, Row};
+use super::tasks::{Count, Counter};
 use crate::plan::Plan;
 use crate::systemd::{CgroupMode, CgroupPaths};
-
-/// So many processes are looked at for what no cgroup counts; a reading must not take longer the more a sandbox forks.
-const MOST_PROCESSES: usize = 256;
 
 /// What is needed to read the numbers of one sandbox.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,6 +46,7 @@ pub(crate) struct Reader {
     /// Seconds that the boot-time clock inside is ahead of this process's; read when it is set.
     offset: Option<f64>,
     load: Load,
+    counter: Counter,
 }
 
 /// The load averages at some time, and the counters then.
@@ -71,6 +71,7 @@ impl Reader {
             offset: None,
             // Its cgroups are new: all their counters are about 0.
             load: Load { at: boot_time(), ..Load::default() },
+            counter: Counter::default(),
         }
     }
 
@@ -155,7 +156,7 @@ impl Reader {
     }
 
     fn memory_level(&self, directory: &Path) -> Option<(Level, Option<Level>)> {
-        let number = |file: &str| say::limit(&text_of(directory.join(file)).ok()?);
+        let number = |file: &str| say::limit(&line_of(directory.join(file)).ok()?);
         let level = |limit, used| Level { limit, used, reclaimable: 0 };
         if self.is_v2() {
             let limits = ["memory.max", "memory.high"].into_iter().filter_map(number);
@@ -203,29 +204,29 @@ impl Reader {
 
     fn quota(&self) -> Option<f64> {
         let of = |directory: PathBuf| {
-            let text = |file: &str| text_of(directory.join(file)).ok();
+            let line = |file: &str| line_of(directory.join(file)).ok();
             if self.is_v2() {
-                say::quota_v2(&text("cpu.max")?)
-            } else {
-                say::quota_of(&text("cpu.cfs_quota_us")?, &text("cpu.cfs_period_us")?)
+                return say::quota_v2(&line("cpu.max")?);
             }
+            // -1 is none.
+            let quota = line("cpu.cfs_quota_us").filter(|quota| !quota.starts_with('-'))?;
+            say::quota_of(&quota, &line("cpu.cfs_period_us")?)
         };
         self.directories("cpu").into_iter().filter_map(of).reduce(f64::min)
     }
 
-    fn usage(&self) -> Option<Usage> {
+    fn usage(&mut self) -> Option<Usage> {
         if let Some(directory) = self.own_directory("cpuacct") {
-            let text = |file: &str| text_of(directory.join(file)).unwrap_or_default();
+            let line = |file: &str| line_of(directory.join(file)).unwrap_or_default();
             let usage = match self.is_v2() {
-                true => say::cpu_usage_v2(&text("cpu.stat")),
-                false => say::cpu_usage_v1(&text("cpuacct.usage_user"), &text("cpuacct.usage_sys")),
+                true => say::cpu_usage_v2(&text_of(directory.join("cpu.stat")).unwrap_or_default()),
+                false => say::cpu_usage_v1(&line("cpuacct.usage_user"), &line("cpuacct.usage_sys")),
             };
             return usage;
         }
         // v1 without accounting: what its processes say, and have from those that they waited for.
-        let processes = self.processes()?;
-        let sum = |of: fn(&Process) -> u64| processes.iter().map(of).sum::<u64>() as f64 / 100.0;
-        Some(Usage { user: sum(|process| process.user), nice: 0.0, system: sum(|process| process.system) })
+        let count = self.count()?;
+        Some(Usage { user: count.user as f64 / 100.0, nice: 0.0, system: count.system as f64 / 100.0 })
     }
 
     /// Seconds that the boot-time clock inside is ahead of this process's: negative, the clock inside starts at 0.
@@ -243,20 +244,16 @@ impl Reader {
     }
 
     fn tasks(&mut self) -> Option<Tasks> {
-        let processes = self.processes()?;
-        let count = |state: char| processes.iter().filter(|process| process.state == state).count() as u64;
-        let threads: u64 = processes.iter().map(|process| process.threads).sum();
-        let current = self.own_directory("pids").and_then(|d| say::limit(&text_of(d.join("pids.current")).ok()?));
-        let newest = processes.iter().map(|process| process.pid).max();
-        let running = count('R');
-        self.load(running);
+        let count = self.count()?;
+        let current = self.own_directory("pids").and_then(|d| say::limit(&line_of(d.join("pids.current")).ok()?));
+        self.load(count.running);
         Some(Tasks {
             loads: self.load.loads,
             // Whoever asks runs, too, were it not waiting for this answer.
-            running: running + 1,
-            blocked: count('D'),
-            total: current.unwrap_or(threads).max(running + 1),
-            last: newest.map_or(0, number_inside),
+            running: count.running + 1,
+            blocked: count.blocked,
+            total: current.unwrap_or(count.threads).max(count.running + 1),
+            last: count.last,
         })
     }
 
@@ -295,65 +292,15 @@ impl Reader {
         text_of(directory.join(file)).ok().filter(|text| !text.is_empty())
     }
 
-    /// The processes of the unit, the first [`MOST_PROCESSES`] of them.
-    fn processes(&self) -> Option<Vec<Process>> {
+    /// The processes of the unit; `None` where it has none of its own.
+    fn count(&mut self) -> Option<Count> {
         let mode = self.mode.filter(|_| self.subject.own_unit)?;
         let directory = self.base.join(mode.hierarchy(None)).join(self.paths.path(mode, None)?);
-        let mut pids = Vec::new();
-        let mut todo = vec![directory];
-        while let Some(directory) = todo.pop() {
-            let text = text_of(directory.join("cgroup.procs")).unwrap_or_default();
-            pids.extend(text.lines().filter_map(|pid| pid.parse::<u64>().ok()));
-            if pids.len() > MOST_PROCESSES {
-                break;
-            }
-            let entries = std::fs::read_dir(&directory).into_iter().flatten().flatten();
-            todo.extend(entries.filter(|e| e.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()));
-        }
-        pids.truncate(MOST_PROCESSES);
-        Some(pids.into_iter().filter_map(Process::read).collect())
+        Some(self.counter.count(&directory))
     }
 }
 
 const MEMINFO: &str = "/proc/meminfo";
-
-/// A process, as /proc/PID/stat has it.
-#[derive(Debug, PartialEq, Eq)]
-struct Process {
-    pid: u64,
-    state: char,
-    /// Ticks, with those of children that it waited for.
-    user: u64,
-    system: u64,
-    threads: u64,
-}
-
-impl Process {
-    fn read(pid: u64) -> Option<Process> {
-        Process::parse(pid, &text_of(format!("/proc/{pid}/stat")).ok()?)
-    }
-
-    fn parse(pid: u64, text: &str) -> Option<Process> {
-        // The name before it may have anything in it.
-        let fields: Vec<&str> = text.rsplit_once(')')?.1.split_whitespace().collect();
-        let number = |index: usize| fields.get(index)?.parse::<u64>().ok();
-        let state = fields.first()?.chars().next()?;
-        Some(Process {
-            pid,
-            state,
-            user: number(11)? + number(13)?,
-            system: number(12)? + number(14)?,
-            threads: number(17)?,
-        })
-    }
-}
-
-/// The number of a process in its own PID namespace: the last of the line NSpid in /proc/PID/status.
-fn number_inside(pid: u64) -> u64 {
-    let status = text_of(format!("/proc/{pid}/status")).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
-    line.and_then(|line| line.split_whitespace().last()?.parse().ok()).unwrap_or(0)
-}
 
 /// Seconds of the line `boottime` of a timens_offsets, time_namespaces(7).
 fn boottime_offset(text: &str) -> f64 {
@@ -368,11 +315,33 @@ fn boot_time() -> f64 {
     now.tv_sec as f64 + now.tv_nsec as f64 / 1e9
 }
 
-/// A file of the kernel whole, in as few reads as it takes: they have no size, which a plain read_to_string() feels its way along.
-fn text_of(path: impl AsRef<Path>) -> io::Result<String> {
-    let mut text = String::with_capacity(8192);
-    File::open(path)?.read_to_string(&mut text)?;
-    Ok(text)
+/// A file of the kernel whole, in as few calls as it takes: they have no size, which read_to_string() would ask for first.
+pub(super) fn text_of(path: impl AsRef<Path>) -> io::Result<String> {
+    const PIECE: usize = 8192;
+    let file = open(path.as_ref())?;
+    let mut text = Vec::with_capacity(PIECE);
+    while read_some(&file, &mut text)? > 0 {
+        // Less room than a page would be for less than the kernel has ready.
+        if text.capacity() - text.len() < PIECE / 2 {
+            text.reserve(PIECE);
+        }
+    }
+    String::from_utf8(text).map_err(io::Error::other)
+}
+
+/// The same of a file with one line, which one read gives: where nothing else is read that is half of the calls.
+fn line_of(path: impl AsRef<Path>) -> io::Result<String> {
+    let mut text = Vec::with_capacity(256);
+    read_some(&open(path.as_ref())?, &mut text)?;
+    String::from_utf8(text).map_err(io::Error::other)
+}
+
+fn open(path: &Path) -> io::Result<OwnedFd> {
+    Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
+}
+
+fn read_some(file: &OwnedFd, text: &mut Vec<u8>) -> io::Result<usize> {
+    Ok(rustix::io::retry_on_intr(|| rustix::io::read(file, rustix::buffer::spare_capacity(text)))?)
 }
 
 #[cfg(test)]
@@ -390,8 +359,8 @@ mod tests {
         }
         let subject = Subject { pid: rustix::process::getpid(), own_unit: true, affinity: None };
         let paths = CgroupPaths::parse(groups);
-        let load = Load::default();
-        Reader { subject, base: base.into(), mode: Some(mode), paths, offset: None, load }
+        let (load, counter) = (Load::default(), Counter::default());
+        Reader { subject, base: base.into(), mode: Some(mode), paths, offset: None, load, counter }
     }
 
     #[test]
@@ -453,7 +422,7 @@ mod tests {
             ("cpuacct/a.slice/cpuacct.usage_user", "7000000000\n"),
             ("unified/a.slice/u.scope/cgroup.procs", "1\n"),
         ];
-        let reader = reader(directory.path(), CgroupMode::Hybrid, groups, &files);
+        let mut reader = reader(directory.path(), CgroupMode::Hybrid, groups, &files);
         let memory = reader.memory().unwrap();
         assert_eq!(memory.levels[0], Level { limit: Some(300 * MIB), used: 100 * MIB, reclaimable: MIB });
         assert_eq!((memory.levels.len(), memory.stat("file"), memory.complete), (2, 5, false));
@@ -465,9 +434,6 @@ mod tests {
 
     #[test]
     fn lines_of_proc() {
-        let text = "7 (a b) c) R 1 7 7 0 -1 4194560 1 0 0 0 10 20 3 4 20 0 5 0 1 2 3\n";
-        assert_eq!(Process::parse(7, text), Some(Process { pid: 7, state: 'R', user: 13, system: 24, threads: 5 }));
-        assert_eq!(Process::parse(7, "7 (a"), None);
         assert_eq!(boottime_offset("monotonic           0         0\nboottime    -29219 500000000\n"), -29218.5);
         assert_eq!(boottime_offset(""), 0.0);
     }

@@ -1,4 +1,4 @@
-//! The file system: a flat directory with one file for each row of the table.
+//! The file system: a flat directory with one file for each row of the table, and the directory of CPUs.
 
 use std::collections::VecDeque;
 use std::io;
@@ -6,9 +6,12 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 
-use super::fuse::{self, Channel, Question, ROOT, Received, Request};
+use super::fuse::{self, Channel, Entry, Question, ROOT, Received, Request};
 use super::reader::Reader;
 use super::table::{Row, TABLE};
+use super::tree::Tree;
+use super::{flat_name, is_of_cpus};
+use crate::part::mounts::CPUS;
 
 /// So many texts are kept for readers that come back for the rest. Who holds more files open and reads them in pieces gets pieces of
 /// different moments: what a sandbox opens must not fill its launcher's memory.
@@ -25,8 +28,9 @@ const FILE: u32 = 0o100_000;
 pub(crate) struct Server {
     channel: Channel,
     /// Texts of open files, the oldest first.
-    texts: VecDeque<(u64, String)>,
+    texts: VecDeque<(u64, Vec<u8>)>,
     handles: u64,
+    tree: Tree,
 }
 
 /// Whether there will be more requests.
@@ -47,7 +51,7 @@ impl AsFd for Server {
 impl Server {
     /// On an open /dev/fuse, see [`super::mount::open`].
     pub(crate) fn new(device: OwnedFd) -> Server {
-        Server { channel: Channel::new(device), texts: VecDeque::new(), handles: 0 }
+        Server { channel: Channel::new(device), texts: VecDeque::new(), handles: 0, tree: Tree::new(top()) }
     }
 
     /// Answers what is asked now and returns. Without a reader only names can be looked up: that is all a start needs.
@@ -69,14 +73,22 @@ impl Server {
         let Some(Request { unique, node, question }) = self.channel.request(length) else { return };
         let answer = match question {
             Question::Told => return,
+            Question::Forget(times) => return self.tree.forget(node, times),
+            Question::ForgetMany(body) => {
+                return fuse::forgotten(body).for_each(|(node, times)| self.tree.forget(node, times));
+            }
             Question::Init => Ok(fuse::agreed()),
-            Question::Lookup(name) => lookup(node, name),
-            Question::Attributes => mode(node).map(|mode| fuse::attributes_of(node, mode)),
-            Question::Open => self.open(node),
+            Question::Lookup(name) => look_up(&mut self.tree, node, name, &seen(reader.as_deref())).map(fuse::entry),
+            Question::Attributes => mode(&self.tree, node).map(|mode| fuse::attributes_of(node, mode)),
+            Question::Target => self.tree.target(node),
+            Question::Open => {
+                self.handles += 1;
+                Ok(fuse::opened(self.handles))
+            }
             Question::Read { handle, offset, size } => self.read(node, handle, (offset, size), reader),
             Question::OpenDirectory => Ok(fuse::opened(0)),
             Question::ReleaseDirectory => Ok(Vec::new()),
-            Question::List { told, size } => Ok(list(told, size)),
+            Question::List { told, size } => list(&mut self.tree, node, (told, size), &seen(reader.as_deref())),
             Question::Release(handle) => {
                 self.texts.retain(|(other, _)| *other != handle);
                 Ok(Vec::new())
@@ -84,12 +96,6 @@ impl Server {
             Question::Unknown => Err(Errno::NOSYS),
         };
         self.channel.answer(unique, answer.as_deref().map_err(|error| *error));
-    }
-
-    fn open(&mut self, node: u64) -> Result<Vec<u8>, Errno> {
-        row(node)?;
-        self.handles += 1;
-        Ok(fuse::opened(self.handles))
     }
 
     /// From the start a file says what is true now; what follows is the rest of the same text.
@@ -101,22 +107,28 @@ impl Server {
         reader: Option<&mut Reader>,
     ) -> Result<Vec<u8>, Errno> {
         let (offset, size) = part;
-        let row = row(node)?;
         if offset == 0 {
             self.texts.retain(|(other, _)| *other != handle);
         }
         if !self.texts.iter().any(|(other, _)| *other == handle) {
-            let reader = reader.ok_or(Errno::AGAIN)?;
-            let text = reader.text(row).map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?;
+            let text = self.text(node, reader)?;
             if self.texts.len() >= KEPT {
                 self.texts.pop_front();
             }
             self.texts.push_back((handle, text));
         }
-        let text = self.texts.iter().find(|(other, _)| *other == handle).map_or("", |(_, text)| text);
+        let text = self.texts.iter().find(|(other, _)| *other == handle).map_or(&[][..], |(_, text)| text);
         let start = usize::try_from(offset).unwrap_or(usize::MAX).min(text.len());
         let end = start.saturating_add(usize::try_from(size).unwrap_or(usize::MAX)).min(text.len());
-        Ok(text.as_bytes().get(start..end).unwrap_or_default().to_vec())
+        Ok(text.get(start..end).unwrap_or_default().to_vec())
+    }
+
+    fn text(&self, node: u64, reader: Option<&mut Reader>) -> Result<Vec<u8>, Errno> {
+        if self.tree.has(node) {
+            return self.tree.text(node);
+        }
+        let text = reader.ok_or(Errno::AGAIN)?.text(row(node)?);
+        Ok(text.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?.into_bytes())
     }
 }
 
@@ -126,32 +138,67 @@ fn row(node: u64) -> Result<&'static Row, Errno> {
     index.and_then(|index| TABLE.get(index)).ok_or(if node == ROOT { Errno::ISDIR } else { Errno::STALE })
 }
 
-fn mode(node: u64) -> Result<u32, Errno> {
-    if node == ROOT { Ok(DIRECTORY) } else { row(node).map(|row| FILE | row.mode) }
+/// The node of the directory of CPUs, the first one that is no row.
+fn top() -> u64 {
+    ROOT + 1 + TABLE.len() as u64
 }
 
-fn lookup(node: u64, name: &[u8]) -> Result<Vec<u8>, Errno> {
-    if node != ROOT {
+fn mode(tree: &Tree, node: u64) -> Result<u32, Errno> {
+    match node {
+        ROOT => Ok(DIRECTORY),
+        _ if tree.has(node) => tree.mode(node),
+        _ => row(node).map(|row| FILE | row.mode),
+    }
+}
+
+/// The CPUs that are seen. While there is no reader the start goes on, and nobody asks.
+fn seen(reader: Option<&Reader>) -> Vec<u32> {
+    reader.map(Reader::visible).unwrap_or_default()
+}
+
+fn row_entry(index: usize) -> Entry {
+    Entry { node: ROOT + 1 + index as u64, mode: FILE | TABLE[index].mode, lasting: true }
+}
+
+/// What the flat directory has, by name.
+fn flat() -> impl Iterator<Item = (String, Entry)> {
+    let rows = TABLE.iter().enumerate().filter(|(_, row)| !is_of_cpus(row));
+    let rows = rows.map(|(index, row)| (flat_name(row.path), row_entry(index)));
+    rows.chain([(flat_name(CPUS), Entry { node: top(), mode: DIRECTORY, lasting: true })])
+}
+
+fn look_up(tree: &mut Tree, node: u64, name: &[u8], seen: &[u32]) -> Result<Entry, Errno> {
+    if node == ROOT {
+        return flat().find(|(other, _)| other.as_bytes() == name).map(|(_, entry)| entry).ok_or(Errno::NOENT);
+    }
+    if !tree.has(node) {
         return Err(Errno::NOTDIR);
     }
-    let index = TABLE.iter().position(|row| super::file_name(row).as_bytes() == name).ok_or(Errno::NOENT)?;
-    let node = ROOT + 1 + index as u64;
-    Ok(fuse::entry(node, mode(node)?))
+    let is_it = |row: &Row| row.path.strip_prefix(CPUS).is_some_and(|rest| rest.as_bytes().get(1..) == Some(name));
+    match TABLE.iter().position(is_it) {
+        Some(index) if node == top() => Ok(row_entry(index)),
+        _ => tree.look_up(node, name, seen),
+    }
 }
 
-/// The names after the first `told` ones, as many as there is room for.
-fn list(told: u64, size: u32) -> Vec<u8> {
-    let (told, size) = (usize::try_from(told).unwrap_or(usize::MAX), usize::try_from(size).unwrap_or(0));
+/// The names of a directory after the first `told` ones, as many as there is room for. Each counts as looked up.
+fn list(tree: &mut Tree, node: u64, part: (u64, u32), seen: &[u32]) -> Result<Vec<u8>, Errno> {
+    let (told, size) = (usize::try_from(part.0).unwrap_or(usize::MAX), usize::try_from(part.1).unwrap_or(0));
+    let names = match node {
+        ROOT => flat().map(|(name, _)| name).collect(),
+        _ if tree.has(node) => tree.names(node, seen)?,
+        _ => return Err(Errno::NOTDIR),
+    };
     let mut out = Vec::new();
-    for (index, row) in TABLE.iter().enumerate().skip(told) {
-        let index = index as u64;
-        let one = fuse::listed(ROOT + 1 + index, FILE | row.mode, &super::file_name(row), index + 1);
-        if out.len() + one.len() > size {
+    for (index, name) in names.iter().enumerate().skip(told) {
+        if out.len() + fuse::listed_size(name) > size {
             break;
         }
-        out.extend(one);
+        // Gone meanwhile.
+        let Ok(entry) = look_up(tree, node, name.as_bytes(), seen) else { continue };
+        out.extend(fuse::listed(entry, name, index as u64 + 1));
     }
-    out
+    Ok(out)
 }
 
 #[cfg(test)]
@@ -161,16 +208,16 @@ mod tests {
     #[test]
     fn every_name_is_listed_once_in_any_room() {
         for size in [200, 400, 4096] {
-            let (mut told, mut names) = (0, 0);
+            let (mut told, mut names, mut tree) = (0, 0, Tree::new(top()));
             loop {
-                let part = list(told, size);
+                let part = list(&mut tree, ROOT, (told, size), &[]).unwrap();
                 assert!(part.len() <= size as usize);
                 let mut at = 0;
                 while at < part.len() {
                     let number = |at: usize| u64::from_ne_bytes(part[at..at + 8].try_into().unwrap());
                     let length = u32::from_ne_bytes(part[at + 144..at + 148].try_into().unwrap()) as usize;
                     let name = &part[at + 152..at + 152 + length];
-                    assert_eq!(lookup(ROOT, name).unwrap()[..8], number(at).to_ne_bytes());
+                    assert_eq!(look_up(&mut tree, ROOT, name, &[]).unwrap().node, number(at));
                     told = number(at + 136);
                     names += 1;
                     at += (152 + length).next_multiple_of(8);
@@ -179,7 +226,7 @@ mod tests {
                     break;
                 }
             }
-            assert_eq!(names, TABLE.len(), "{size}");
+            assert_eq!(names, super::super::bound().count(), "{size}");
         }
     }
 }

@@ -25,6 +25,7 @@ fn statistics(complete: bool) -> Statistics {
     let stat = if complete { pairs(v2) } else { memory_stat_v1(v1) };
     let unit = Level { limit: Some(300 * MIB), used: 80 * MIB, reclaimable: reclaimable(&stat) };
     let slice = Level { limit: Some(1024 * MIB), used: 900 * MIB, reclaimable: 0 };
+    let disk = Disk { read_bytes: 4096, written_bytes: 8192, reads: 1, writes: 2, discarded_bytes: 0, discards: 0 };
     let swap = vec![Level { limit: Some(64 * MIB), used: MIB, reclaimable: 0 }];
     Statistics {
         memory: Some(Memory { levels: vec![unit, slice], swap, stat, complete }),
@@ -35,13 +36,8 @@ fn statistics(complete: bool) -> Statistics {
             usage: Some(Usage { user: 20.0, nice: 1.0, system: 9.5 }),
         }),
         tasks: Some(Tasks { loads: [0.5, 0.25, 0.125], running: 2, blocked: 1, total: 7, last: 42 }),
-        disks: Some(
-            [(
-                (8, 0),
-                Disk { read_bytes: 4096, written_bytes: 8192, reads: 1, writes: 2, discarded_bytes: 0, discards: 0 },
-            )]
-            .into(),
-        ),
+        // A disk of the machines whose texts are kept, and one of the virtual machines.
+        disks: Some([((8, 0), disk), ((254, 0), disk)].into()),
         pressure: Some("some avg10=1.00 avg60=0.00 avg300=0.00 total=5\n".into()),
     }
 }
@@ -53,7 +49,7 @@ fn texts_of_real_kernels() {
     for kernel in std::fs::read_dir(directory()).unwrap() {
         let kernel = kernel.unwrap().path();
         for row in TABLE {
-            let name = super::file_name(row);
+            let name = super::flat_name(row.path);
             let Ok(own) = std::fs::read_to_string(kernel.join(&name)) else { continue };
             let meminfo = std::fs::read_to_string(kernel.join("proc-meminfo")).unwrap();
             let host = HostText { own: &own, meminfo: &meminfo, page: 4096 };

@@ -11,7 +11,6 @@ use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use super::reader::{Reader, Subject};
 use super::server::{Served, Server};
 use super::sysinfo::Calls;
-use super::table::TABLE;
 use crate::error::Result;
 use crate::sys::{self, Side};
 
@@ -196,8 +195,8 @@ impl Door {
 }
 
 fn unmount_all() {
-    for row in TABLE {
+    for (_, path) in super::bound() {
         // EINVAL: this kernel has no such file, nothing was mounted there.
-        let _ = rustix::mount::unmount(row.path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
+        let _ = rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
     }
 }

@@ -15,6 +15,8 @@ pub(crate) fn tests() -> Vec<Test> {
         test("procview/a_slice_that_is_tighter", needs![root, systemd, fuse], a_slice_that_is_tighter),
         test("procview/cpuset", needs![root, systemd, fuse, cgroup2], cpuset),
         test("procview/set_property", needs![root, systemd, fuse], set_property),
+        test("procview/directories_of_cpus", needs![root, systemd, fuse], directories_of_cpus),
+        test("procview/ps_tells_percent_and_start", needs![root, systemd, fuse], ps_tells_percent_and_start),
         test("procview/time", needs![root, systemd, fuse], time),
         test("procview/work_is_seen", needs![root, systemd, fuse], work_is_seen),
         test("procview/same_form_as_the_kernels", needs![root, systemd, fuse], same_form_as_the_kernels),
@@ -41,6 +43,7 @@ const PROGRAMS: &str = "\
     echo getconf $(getconf _NPROCESSORS_ONLN)\n\
     echo lscpu $(lscpu -p=cpu | grep -vc '#')\n\
     echo cpuinfo $(grep -c ^processor /proc/cpuinfo)\n\
+    echo directories $(find /sys/devices/system/cpu/ -maxdepth 1 -name 'cpu[0-9]*' -type d | wc -l)\n\
     echo stat $(grep -c '^cpu[0-9]' /proc/stat)\n\
     echo python $(python3 -c 'import os; print(os.cpu_count(), len(os.sched_getaffinity(0)))')\n\
     echo vmstat $(vmstat -s | awk '/total memory/ { print $1 }')\n\
@@ -72,7 +75,7 @@ fn programs_say(text: &str, memory: u64, cpus: usize) {
         let said: i64 = value(text, name).parse().unwrap();
         assert!((said - mib.parse::<i64>().unwrap()).abs() <= 1, "{name} in\n{text}");
     }
-    for name in ["nproc", "busybox-nproc", "getconf", "lscpu", "cpuinfo", "stat"] {
+    for name in ["nproc", "busybox-nproc", "getconf", "lscpu", "cpuinfo", "directories", "stat"] {
         assert_eq!(value(text, name), cpus, "{name} in\n{text}");
     }
     assert_eq!(value(text, "python"), format!("{cpus} {cpus}"), "{text}");
@@ -88,6 +91,9 @@ fn programs_see_the_limits(bed: &Bed) {
         let text = bed.run(flags, PROGRAMS).output().succeeded().text();
         programs_say(&text, 300 << 20, cpus.min(host_cpus()));
     }
+    // The mask of the process is what tells it on cgroup v1, too, where systemd has no cpuset.
+    let flags = ["-p", "MemoryMax=300M", "-p", "CPUQuota=150%", "-p", "CPUAffinity=0"];
+    programs_say(&bed.run(flags, PROGRAMS).output().succeeded().text(), 300 << 20, 1);
 }
 
 fn programs_without_limits(bed: &Bed) {
@@ -122,7 +128,8 @@ fn cpuset(bed: &Bed) {
 /// A script that says what it sees each time that it gets a line.
 const WATCH: &str = "echo ready; while read line; do \
     echo $line $(awk '/^MemTotal/ { print $2 }' /proc/meminfo) $(busybox free -k | awk '/^Mem/ { print $2 }') \
-    $(grep -c ^processor /proc/cpuinfo) $(nproc) $(getconf _NPROCESSORS_ONLN); done";
+    $(grep -c ^processor /proc/cpuinfo) $(nproc) $(getconf _NPROCESSORS_ONLN) \
+    $(ls -d /sys/devices/system/cpu/cpu[0-9]* | wc -l); done";
 
 fn set_property(bed: &Bed) {
     let (mut running, scope) = bed.live(["-p", "MemoryMax=300M", "-p", "CPUQuota=200%"], WATCH);
@@ -131,15 +138,44 @@ fn set_property(bed: &Bed) {
         running.wait_for(&format!("{word} {want}"));
     };
     let all = host_cpus().min(2);
-    ask("first", format!("307200 307200 {all} {all} {all}"));
+    ask("first", format!("307200 307200 {all} {all} {all} {all}"));
     bed.sandbox(["set-property", &scope, "MemoryMax=100M", "CPUQuota=50%"]).output().succeeded();
-    ask("second", "102400 102400 1 1 1".to_owned());
+    ask("second", "102400 102400 1 1 1 1".to_owned());
     bed.command("systemctl", ["set-property", "--runtime", &scope, "MemoryMax=200M", "CPUQuota=150%"])
         .output()
         .succeeded();
-    ask("third", format!("204800 204800 {all} {all} {all}"));
+    ask("third", format!("204800 204800 {all} {all} {all} {all}"));
     running.close_stdin();
     running.finish().succeeded();
+}
+
+/// But for what a mask covers everything in the directory is the kernel's: names, kinds, modes, links, contents.
+fn directories_of_cpus(bed: &Bed) {
+    let script = "cd /sys/devices/system/cpu && find . -mindepth 1 -name thermal_throttle -prune -o -printf '%P %y %m %l\\n' | sort; \
+                  cat kernel_max possible cpu0/topology/core_id cpu0/topology/physical_package_id; stat -c %F cpu0/subsystem/; ls missing 2>&1";
+    let inside = bed.run([""; 0], script).output().text();
+    let outside = bed.sh(script).output().text();
+    assert!(inside.lines().count() > 20, "{inside}");
+    assert_eq!(inside, outside);
+    let one = bed
+        .run(["-p", "CPUQuota=50%"], "cd /sys/devices/system/cpu; echo cpu[0-9]*; ls -d cpu1; cat cpu1/uevent")
+        .output();
+    assert_eq!(one.text(), "cpu0");
+    let off = bed.run(["-p", "CPUQuota=50%", "--procview=off"], "ls -d /sys/devices/system/cpu/cpu[0-9]* | wc -l");
+    assert_eq!(off.output().succeeded().text(), host_cpus().to_string());
+}
+
+fn ps_tells_percent_and_start(bed: &Bed) {
+    let script = "python3 -c 'import os, subprocess; x = bytearray(120 << 20); \
+                  subprocess.run([\"ps\", \"-o\", \"pmem=\", \"-p\", str(os.getpid())])' | sed 's/^/percent /'\n\
+                  echo started $(date -d \"$(ps -o lstart= -p $$)\" +%s)\necho now $(date +%s)\n\
+                  echo vmstat $(vmstat | awk 'NR == 3 { print $4 }')\n";
+    let text = bed.run(["--memory=300M"], script).output().succeeded().text();
+    let number = |name: &str| value(&text, name).parse::<f64>().unwrap();
+    // 120 MiB and the interpreter, of 300 MiB.
+    assert!((40.0..50.0).contains(&number("percent")), "{text}");
+    assert!((-1.0..60.0).contains(&(number("now") - number("started"))), "{text}");
+    assert!((1.0..=307_200.0).contains(&number("vmstat")), "{text}");
 }
 
 fn time(bed: &Bed) {
