@@ -231,7 +231,7 @@ pub(crate) struct Layer {
     pub(crate) hostname: Option<String>,
     /// Whether /proc and sysinfo(2) inside tell the sandbox's limits, or the machine's [default: on where /dev/fuse is]
     ///
-    /// /proc/{cpuinfo,diskstats,loadavg,meminfo,pressure,stat,swaps,uptime,vmstat} and the lists of CPUs in /sys/devices/system/cpu.
+    /// /proc/{cpuinfo,diskstats,loadavg,meminfo,pressure,stat,swaps,uptime,vmstat} and the CPUs in /sys/devices/system/cpu.
     #[arg(long, value_name = "BOOL", value_enum, help_heading = "Isolation")]
     pub(crate) procview: Option<Procview>,
     /// Keep a capability that is taken away by default, such as SYS_NICE; or ALL

@@ -101,6 +101,8 @@ fn meminfo_value(name: &str, memory: &Memory, amounts: &Amounts, host: u64) -> O
         "AnonHugePages" => stat("anon_thp"),
         "ShmemHugePages" => stat("shmem_thp"),
         "FileHugePages" => stat("file_thp"),
+        "ShmemPmdMapped" => host.min(stat("shmem_thp")),
+        "FilePmdMapped" => host.min(stat("file_thp")),
         _ => return None,
     })
 }
@@ -144,10 +146,14 @@ pub(super) fn swaps(statistics: &Statistics, host: &str, meminfo: &str) -> Strin
 }
 
 /// What a line of vmstat says here; `None`: it is the machine's.
-fn vmstat_value(name: &str, memory: &Memory, amounts: &Amounts, page: u64) -> Option<u64> {
+fn vmstat_value(name: &str, memory: &Memory, amounts: &Amounts, page: u64, host: u64) -> Option<u64> {
     let pages = |name: &str| memory.stat(name) / page;
     Some(match name {
         "nr_free_pages" => amounts.free / page,
+        // Parts of what is free, dirty and unevictable, which the machine's may be more than.
+        "nr_free_pages_blocks" => host.min(amounts.free / page),
+        "nr_zone_write_pending" => pages("file_dirty").saturating_add(pages("file_writeback")),
+        "nr_mlock" => host.min(pages("unevictable")),
         "nr_inactive_anon" | "nr_zone_inactive_anon" => pages("inactive_anon"),
         "nr_active_anon" | "nr_zone_active_anon" => pages("active_anon"),
         "nr_inactive_file" | "nr_zone_inactive_file" => pages("inactive_file"),
@@ -181,11 +187,12 @@ pub(super) fn vmstat(statistics: &Statistics, host: &str, meminfo: &str, page: u
     });
     let mut out = String::with_capacity(host.len());
     for line in host.lines() {
-        let name = line.split(' ').next().unwrap_or_default();
+        let (name, host) = line.split_once(' ').unwrap_or((line, ""));
+        let host = host.trim().parse().unwrap_or(0);
         let value = match (name, moved) {
             ("pgpgin", Some((read, _))) => Some(read),
             ("pgpgout", Some((_, written))) => Some(written),
-            _ => amounts.as_ref().and_then(|(memory, amounts)| vmstat_value(name, memory, amounts, page)),
+            _ => amounts.as_ref().and_then(|(memory, amounts)| vmstat_value(name, memory, amounts, page, host)),
         };
         match value {
             Some(value) => out.push_str(&format!("{name} {value}\n")),
