@@ -67,8 +67,7 @@ mod tests {
         let mut names: Vec<&str> = TARGETS.iter().map(|(name, _)| *name).collect();
         names.sort_unstable();
         let files = std::fs::read_dir(directory()).unwrap();
-        let mut directories: Vec<String> =
-            files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+        let mut directories: Vec<String> = files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
         directories.sort();
         assert_eq!(directories, names);
         assert!(names.iter().all(|name| !seeds(name).is_empty()));
@@ -91,7 +90,8 @@ mod tests {
             let seeds = seeds(name);
             let flips = proptest::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..8);
             let piece = (any::<prop::sample::Index>(), any::<prop::sample::Index>(), 0usize..64);
-            let any_input = (0..seeds.len(), 0..seeds.len(), flips, piece, proptest::option::of(any::<prop::sample::Index>()));
+            let any_input =
+                (0..seeds.len(), 0..seeds.len(), flips, piece, proptest::option::of(any::<prop::sample::Index>()));
             let mut runner = TestRunner::new(Config { failure_persistence: None, ..Config::with_cases(200) });
             let outcome = runner.run(&any_input, |(one, other, flips, (from, to, length), cut)| {
                 let (mut input, other) = (seeds[one].clone(), &seeds[other]);

@@ -157,7 +157,8 @@ build() { # leaves static binaries in $stage, where tester can run them too
 build_fuzz() { # $stage/fuzz: libFuzzer over the targets; rustc, a stable one, puts counters of covered code into our crate, no sanitizer
   local coverage=(-C passes=sancov-module) option
   for option in level=4 inline-8bit-counters pc-table trace-compares; do coverage+=(-C "llvm-args=-sanitizer-coverage-$option"); done
-  as_owner cargo rustc --target "$target" --bin sandbox --features fuzzing -- "${coverage[@]}" -C opt-level=2 || return
+  # Not static: libFuzzer looks for functions with dlsym(3) before anything else runs.
+  RUSTFLAGS="" as_owner cargo rustc --target "$target" --bin sandbox --features fuzzing -- "${coverage[@]}" -C opt-level=1 || return
   install -m755 "${CARGO_TARGET_DIR:-target}/$target/debug/sandbox" "$stage/fuzz"
 }
 

@@ -16,7 +16,8 @@ pub(crate) fn profile(bytes: &[u8]) {
         Ok(file) => file,
         Err(error) => {
             let line = crate::error::line(&error);
-            let number = line.strip_prefix("/etc/sandbox/web.toml:").and_then(|rest| rest.split(':').next()?.parse().ok());
+            let number =
+                line.strip_prefix("/etc/sandbox/web.toml:").and_then(|rest| rest.split(':').next()?.parse().ok());
             let lines = text.matches('\n').count() + 1;
             assert!(number.is_some_and(|number: usize| (1..=lines).contains(&number)), "{line}");
             return assert_eq!(line.lines().count(), 1, "{line}");

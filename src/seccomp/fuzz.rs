@@ -2,11 +2,11 @@
 
 use std::collections::BTreeSet;
 
+use super::Circumstances;
 use super::arch::Arch;
 use super::bpf::{self, LONGEST, Table};
 use super::profile::Profile;
 use super::rule::{Action, Test, Verdict};
-use super::Circumstances;
 use crate::part::caps::Capabilities;
 
 /// A profile is refused in one line, or its program says of every call that it names, and of others, what its rules say.
@@ -67,7 +67,8 @@ fn edges(verdict: Option<&Verdict>) -> BTreeSet<u64> {
         Test::Greater(value) | Test::GreaterOrEqual(value) => value,
         Test::MaskedEqual { mask, value } => !mask | value,
     });
-    let around = values.take(8).flat_map(|value| [value.wrapping_sub(1), value, value.wrapping_add(1), value.rotate_left(32)]);
+    let around =
+        values.take(8).flat_map(|value| [value.wrapping_sub(1), value, value.wrapping_add(1), value.rotate_left(32)]);
     around.chain([0, u64::MAX]).collect()
 }
 

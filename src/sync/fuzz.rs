@@ -24,7 +24,9 @@ pub(crate) fn messages(bytes: &[u8]) {
         child.send(&received).unwrap_or_else(|error| panic!("{error}"));
         let again = parent.receive().ok().flatten();
         match (&received, &again) {
-            (ToParent::Failed(one), Some(ToParent::Failed(other))) if !fits(one) => assert_eq!(one.status, other.status),
+            (ToParent::Failed(one), Some(ToParent::Failed(other))) if !fits(one) => {
+                assert_eq!(one.status, other.status)
+            }
             _ => assert_eq!(again.as_ref().map(shape), Some(shape(&received))),
         }
     }
