@@ -2,7 +2,7 @@
 //!
 //! What a target expects stands beside the reader that it tests, in a `fuzz.rs` of the same module. They run twice: in a few seconds
 //! in every `cargo test`, over the seeds in tests/fuzz/TARGET and what they become when they are mangled; and for as long as
-//! `tests/run.sh --fuzz SECONDS` says, driven by libFuzzer, which is built with `--cfg fuzzing` in place of the program.
+//! `tests/run.sh --fuzz SECONDS` says, driven by libFuzzer, which the feature `fuzzing` puts in place of the program.
 
 /// A target: its name, which is that of its directory in tests/fuzz, and what it does with an input.
 type Target = (&'static str, fn(&[u8]));
@@ -20,7 +20,7 @@ const TARGETS: &[Target] = &[
     ("value", crate::value::fuzz::values),
 ];
 
-#[cfg(fuzzing)]
+#[cfg(all(feature = "fuzzing", not(test)))]
 mod driver {
     use std::sync::OnceLock;
 

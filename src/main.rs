@@ -3,7 +3,7 @@
 //! The way through the code: arguments and [`profile`] → [`layer::Layer`] → [`spec::Spec`] → (with [`host::Host`]) [`plan::Plan`] →
 //! [`run::run`] → exit status. Decisions happen before the plan, effects after it.
 
-#![cfg_attr(fuzzing, no_main)]
+#![cfg_attr(all(feature = "fuzzing", not(test)), no_main)]
 
 mod child;
 mod cli;
@@ -12,7 +12,7 @@ mod doctor;
 mod enter;
 mod error;
 mod exit;
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, feature = "fuzzing"))]
 mod fuzz;
 mod given;
 mod host;

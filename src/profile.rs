@@ -14,7 +14,7 @@
 //! ```
 
 mod file;
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzz;
 mod precedence;
 mod search;

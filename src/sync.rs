@@ -20,7 +20,7 @@
 //! An end that closes early is seen on the other side: the launcher dying ends the child, the child dying ends
 //! the wait of the launcher.
 
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzz;
 
 use std::io::{self, IoSlice, IoSliceMut};

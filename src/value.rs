@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::error::{Result, fault};
 
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzz;
 mod rlimit;
 pub(crate) use rlimit::Rlimit;

@@ -154,12 +154,12 @@ build() { # leaves static binaries in $stage, where tester can run them too
   install -m755 -s "$live" "$stage/live"
 }
 
-build_fuzz() { # $stage/fuzz: libFuzzer over the targets, with the counters of covered code that stable rustc can put in; no sanitizer
-  local coverage="--cfg fuzzing -C debug-assertions -C passes=sancov-module" option
-  for option in level=4 inline-8bit-counters pc-table trace-compares; do coverage+=" -C llvm-args=-sanitizer-coverage-$option"; done
-  RUSTFLAGS=$coverage CARGO_PROFILE_DEV_OPT_LEVEL=1 CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-target}/fuzz" \
-    as_owner cargo build --target "$target" || return
-  install -m755 "${CARGO_TARGET_DIR:-target}/fuzz/$target/debug/sandbox" "$stage/fuzz"
+build_fuzz() { # $stage/fuzz: libFuzzer over the targets; rustc, a stable one, puts counters of covered code into our crate, no sanitizer
+  local coverage=(-C passes=sancov-module) option
+  for option in level=4 inline-8bit-counters pc-table trace-compares; do coverage+=(-C "llvm-args=-sanitizer-coverage-$option"); done
+  # Not static: libFuzzer looks for functions with dlsym(3) before anything else runs.
+  RUSTFLAGS="" as_owner cargo rustc --target "$target" --bin sandbox --features fuzzing -- "${coverage[@]}" -C opt-level=1 || return
+  install -m755 "${CARGO_TARGET_DIR:-target}/$target/debug/sandbox" "$stage/fuzz"
 }
 
 fuzz() { # fuzz TARGET

@@ -36,7 +36,7 @@ pub(crate) mod config;
 pub(crate) mod digest;
 mod documents;
 pub(crate) mod export;
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzz;
 pub(crate) mod ingest;
 pub(crate) mod inplace;

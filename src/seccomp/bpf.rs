@@ -265,7 +265,7 @@ fn split(value: u64) -> (u32, u32) {
 }
 
 /// What the kernel would do with the program: the tests' own reading of it.
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(super) fn run(program: &[Instruction], arch: u32, number: u32, arguments: [u64; 6]) -> u32 {
     let mut at = 0;
     let mut word = 0;

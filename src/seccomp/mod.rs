@@ -5,7 +5,7 @@
 
 pub(crate) mod arch;
 pub(crate) mod bpf;
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzz;
 mod policy;
 pub(crate) mod profile;

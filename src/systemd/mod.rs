@@ -14,7 +14,7 @@
 mod bus;
 mod cgroup;
 mod directive;
-#[cfg(any(test, fuzzing))]
+#[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzz;
 mod look;
 mod own;
