@@ -100,7 +100,7 @@ state_of() {
 }
 
 # rules_of N: the devices that systemd knows, which is what shows them on cgroup v2
-rules_of() { systemctl show -p DeviceAllow -p DevicePolicy "$(unit_of "$1")" 2> /dev/null; }
+rules_of() { systemctl show -p DeviceAllow -p DevicePolicy "$(unit_of "$1")" 2> /dev/null | sort; }
 
 # --- what is asked during and after each step -----------------------------------------------------------------------------------------
 
