@@ -83,9 +83,11 @@ await() { # await N: until it runs, and what it is then
   die "around$n did not start after $try tries: $(cat "$work/starts")"
 }
 
-leader_of() { sandbox inspect "around$1" --json 2> /dev/null | sed -n 's/^ *"leader": \([0-9]*\).*/\1/p'; }
+leader_of() { sandbox inspect "around$1" --json 2> /dev/null | sed -n 's/^ *"leader": \([0-9]*\).*/\1/p' || true; }
 
-state_of() { # state_of N: process, cgroups, and every limit and device rule as the kernel has it; `gone` if it does not live
+# state_of N: process, cgroups, and every limit and device rule as the kernel has it; `gone` if it does not live. Sorted, since systemd
+# writes a cgroup's device rules, which are a set, anew in another order.
+state_of() {
   local pid=${pids[$1]} controllers path dir started
   started=$(sed 's/.*) //' "/proc/$pid/stat" 2> /dev/null | cut -d' ' -f20) || true
   [ -n "$started" ] || { echo gone; return; }
@@ -94,11 +96,11 @@ state_of() { # state_of N: process, cgroups, and every limit and device rule as 
     for dir in "/sys/fs/cgroup/${controllers:-unified}$path" "/sys/fs/cgroup$path"; do
       [ ! -d "$dir" ] || grep -s . "$dir"/{memory.limit_in_bytes,memory.max,pids.max,cpu.shares,cpu.weight,cpu.cfs_quota_us,cpu.max,devices.list} || true
     done
-  done < "/proc/$pid/cgroup"
+  done < "/proc/$pid/cgroup" | sort
 }
 
 # rules_of N: the devices that systemd knows, which is what shows them on cgroup v2
-rules_of() { systemctl show -p DeviceAllow -p DevicePolicy "$(unit_of "$1")" 2> /dev/null; }
+rules_of() { systemctl show -p DeviceAllow -p DevicePolicy "$(unit_of "$1")" 2> /dev/null | sort; }
 
 # --- what is asked during and after each step -----------------------------------------------------------------------------------------
 
