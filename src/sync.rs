@@ -193,7 +193,8 @@ impl ParentEnd {
             (Some((b'A', _)), Some(listener)) => ToParent::Calls(listener),
             (Some((b'N', _)), Some(namespace)) => ToParent::Network(namespace),
             (Some((b'C', pid)), Some(pidfd)) => {
-                ToParent::Child(Pid::from_raw(decode_number(pid)?).ok_or_else(bad_message)?, pidfd)
+                let number = Some(decode_number(pid)?).filter(|number| *number > 0);
+                ToParent::Child(number.and_then(Pid::from_raw).ok_or_else(bad_message)?, pidfd)
             }
             (Some((b'X', _)), None) => ToParent::Executed,
             (Some((b'E', number)), None) => ToParent::Exited(decode_number(number)?),

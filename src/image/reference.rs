@@ -55,13 +55,13 @@ impl Reference {
         PathBuf::from(self.to_string())
     }
 
-    /// The short form that Docker shows: `mysql:5.7` for `docker.io/library/mysql:5.7`.
+    /// The short form that Docker shows: `mysql:5.7` for `docker.io/library/mysql:5.7`. The long one where the short one would be read
+    /// as another name, as with a path on docker.io that begins like a host.
     pub(crate) fn familiar(&self) -> String {
         let full = self.to_string();
-        let Some(rest) = full.strip_prefix("docker.io/") else {
-            return full;
-        };
-        rest.strip_prefix("library/").unwrap_or(rest).to_string()
+        let rest = full.strip_prefix("docker.io/").unwrap_or(&full);
+        let short = rest.strip_prefix("library/").unwrap_or(rest);
+        if short.parse::<Reference>().is_ok_and(|read| read == *self) { short.to_owned() } else { full }
     }
 
     /// The familiar name without tag or digest, as the key that Docker's repositories.json has.
