@@ -260,7 +260,8 @@ pub(crate) fn time_span_in(text: &str, default_unit: u64) -> Result<u64> {
             let after = after.trim_start();
             let unit = TIME_UNITS.iter().find(|(name, _)| after.starts_with(name));
             let (name, factor) = unit.copied().unwrap_or(("", default_unit));
-            total = total.checked_add(decimal.times(factor)?).filter(|n| *n != INFINITY)?;
+            // 292,271 years: a number of µs beyond that is one that neither systemd nor this can read.
+            total = total.checked_add(decimal.times(factor)?).filter(|n| *n <= i64::MAX.unsigned_abs())?;
             rest = after.get(name.len()..)?.trim_start();
         }
         Some(total)

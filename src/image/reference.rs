@@ -136,7 +136,11 @@ impl FromStr for Reference {
             (Some(digest), _) => Version::Digest(digest),
             (None, tag) => Version::Tag(tag.unwrap_or("latest").to_string()),
         };
-        Ok(Reference { host, path, version })
+        let reference = Reference { host, path, version };
+        if reference.file().iter().any(|part| part.len() > 255) {
+            return Err(bad("the part after the last /, with the tag, has more than 255 letters").into());
+        }
+        Ok(reference)
     }
 }
 
