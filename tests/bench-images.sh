@@ -23,7 +23,7 @@ sandbox=$(realpath "$sandbox")
 root=${1:-/var/cache/sandbox-test/bench-root.tar}
 if [ ! -f "$root" ]; then
     mkdir -p "$(dirname "$root")"
-    mmdebstrap --quiet --variant=minbase --include=python3-minimal,perl,ca-certificates,procps,vim-tiny bookworm "$root.new"
+    mmdebstrap --quiet --format=tar --variant=minbase --include=python3-minimal,perl,ca-certificates,procps,vim-tiny bookworm "$root.new"
     mv "$root.new" "$root"
 fi
 cp "$root" "$work/root.tar"
