@@ -8,7 +8,7 @@
 # that a disk's moods are out of it); BENCH_WITH may be `nice -n -20` where other work on the machine cannot be stopped.
 # shellcheck disable=SC2317  # functions are called by trap and by bash -c
 set -euo pipefail
-sandbox=${SANDBOX:-$(dirname "$0")/../target/release/sandbox}
+sandbox=${SANDBOX_BIN:-$(dirname "$0")/../target/release/sandbox}
 runs=${RUNS:-5}
 with=${BENCH_WITH:-}
 work=$(mktemp -d "${BENCH_DIR:-/dev/shm}/sandbox-bench.XXXXXX")

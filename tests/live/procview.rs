@@ -174,7 +174,10 @@ fn ps_tells_percent_and_start(bed: &Bed) {
     let number = |name: &str| value(&text, name).parse::<f64>().unwrap();
     // 120 MiB and the interpreter, of 300 MiB.
     assert!((40.0..50.0).contains(&number("percent")), "{text}");
-    assert!((-1.0..60.0).contains(&(number("now") - number("started"))), "{text}");
+    // Before 5.11 the kernel's own /proc/PID/stat counts from the host's boot while its /proc/uptime counts from the namespace's.
+    if bed.facts.kernel >= (5, 11) {
+        assert!((-1.0..60.0).contains(&(number("now") - number("started"))), "{text}");
+    }
     assert!((1.0..=307_200.0).contains(&number("vmstat")), "{text}");
 }
 
