@@ -117,19 +117,15 @@ inside() { # inside STAGE ROUNDS READS
 }
 
 if [ "${1:-}" = inside ]; then inside "${@:2}"; exit; fi
-cd "$(dirname "$(realpath "$0")")/.."
+here=$(dirname "$(realpath "$0")")
+cd "$here/.."
 [ "$(id -u)" = 0 ] || { echo "bench-procview.sh needs root" >&2; exit 125; }
 if ! command -v lxcfs > /dev/null; then
   apt-get -qq update
   DEBIAN_FRONTEND=noninteractive apt-get -qq -y install --no-install-recommends lxcfs < /dev/null > /dev/null
 fi
-if [ -z "${SANDBOX_BIN:-}" ]; then
-  RUSTFLAGS="-C target-feature=+crt-static" cargo build --release --target x86_64-unknown-linux-gnu
-  SANDBOX_BIN=${CARGO_TARGET_DIR:-target}/x86_64-unknown-linux-gnu/release/sandbox
-fi
-stage=$(mktemp -d /var/tmp/sandbox-procview-XXXXXX)
-trap 'rm -rf "$stage"' EXIT
-chmod 755 "$stage"
-install -m755 "$SANDBOX_BIN" "$stage/sandbox"
-install -m755 "$0" "$stage/script"
-tests/lab/lab.sh run --bind "$stage" -- bash "$stage/script" inside "$stage" "${1:-10}" "${2:-100}"
+# shellcheck source-path=SCRIPTDIR source=lab/staged.sh
+. tests/lab/staged.sh
+# shellcheck disable=SC2034  # run_staged reads it
+staged_in=view
+run_staged "$here/bench-procview.sh" "${1:-10}" "${2:-100}"

@@ -73,17 +73,8 @@ fn edges(verdict: Option<&Verdict>) -> BTreeSet<u64> {
 }
 
 fn expected(verdict: &Verdict, arguments: [u64; 6]) -> Action {
-    let holds = |test: Test, is: u64| match test {
-        Test::Equal(value) => is == value,
-        Test::NotEqual(value) => is != value,
-        Test::Less(value) => is < value,
-        Test::LessOrEqual(value) => is <= value,
-        Test::Greater(value) => is > value,
-        Test::GreaterOrEqual(value) => is >= value,
-        Test::MaskedEqual { mask, value } => is & mask == value,
-    };
     let rule = verdict.rules.iter().find(|rule| {
-        rule.conditions.iter().all(|condition| holds(condition.test, arguments[usize::from(condition.argument)]))
+        rule.conditions.iter().all(|condition| condition.test.holds(arguments[usize::from(condition.argument)]))
     });
     rule.map_or(verdict.otherwise, |rule| rule.action)
 }

@@ -42,6 +42,22 @@ pub(crate) enum Test {
     },
 }
 
+#[cfg(any(test, feature = "fuzzing"))]
+impl Test {
+    /// Whether `is` passes: what programs are compared with.
+    pub(super) fn holds(self, is: u64) -> bool {
+        match self {
+            Test::Equal(value) => is == value,
+            Test::NotEqual(value) => is != value,
+            Test::Less(value) => is < value,
+            Test::LessOrEqual(value) => is <= value,
+            Test::Greater(value) => is > value,
+            Test::GreaterOrEqual(value) => is >= value,
+            Test::MaskedEqual { mask, value } => is & mask == value,
+        }
+    }
+}
+
 /// A test of one argument.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Condition {

@@ -206,15 +206,6 @@ fn a_program_says_what_its_table_says() {
             Test::MaskedEqual { mask: 0, value: 0 },
         ]
     };
-    let holds = |test: Test, is: u64| match test {
-        Test::Equal(value) => is == value,
-        Test::NotEqual(value) => is != value,
-        Test::Less(value) => is < value,
-        Test::LessOrEqual(value) => is <= value,
-        Test::Greater(value) => is > value,
-        Test::GreaterOrEqual(value) => is >= value,
-        Test::MaskedEqual { mask, value } => is & mask == value,
-    };
     let edges = [0, 1, 0xffff_fffe, 0xffff_ffff, 0x1_0000_0000, 0x1_0000_0001, 0x8000_0000_0000_0000, u64::MAX];
     let mut calls = BTreeMap::new();
     for (at, test) in edges.into_iter().flat_map(tests).enumerate() {
@@ -232,7 +223,7 @@ fn a_program_says_what_its_table_says() {
                 None => ENOSYS,
                 Some(verdict) => {
                     let rule = &verdict.rules[0];
-                    if is != 7 && holds(rule.conditions[0].test, is) { 9 } else { 0 }
+                    if is != 7 && rule.conditions[0].test.holds(is) { 9 } else { 0 }
                 }
             };
             let got = errno(bpf::run(&program, Arch::X86_64.audit(), number, [is; 6]));

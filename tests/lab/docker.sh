@@ -133,18 +133,12 @@ if [ "${1:-}" = --inside ]; then inside "$2" "$3"; exit; fi
 
 # --- outside ----------------------------------------------------------------------------------------------------------------------
 
-[ "$(id -u)" = 0 ] || { echo "docker.sh: needs root" >&2; exit 125; }
 for program in dockerd podman docker-registry skopeo umoci getfattr setcap busybox; do
   command -v $program > /dev/null || { echo "docker.sh: $program is missing: apt install docker.io podman docker-registry skopeo umoci attr libcap2-bin busybox-static" >&2; exit 125; }
 done
 cd "$here/../.."
-if [ -z "${SANDBOX_BIN:-}" ]; then
-  RUSTFLAGS=${RUSTFLAGS:--C target-feature=+crt-static} cargo build -q --target x86_64-unknown-linux-gnu
-  SANDBOX_BIN=${CARGO_TARGET_DIR:-target}/x86_64-unknown-linux-gnu/debug/sandbox
-fi
-stage=$(mktemp -d /var/tmp/sandbox-test-XXXXXX)
-chmod 755 "$stage"
-trap 'rm -rf "$stage"' EXIT
-install -m755 "$SANDBOX_BIN" "$stage/sandbox"
+# shellcheck source-path=SCRIPTDIR source=staged.sh
+. "$here/staged.sh"
+stage_program debug
 install -m755 "$here/docker.sh" "$stage/docker.sh"
 tests/lab/lab.sh run --bind "$stage" -- "$stage/docker.sh" --inside "$stage" "$stage/sandbox"

@@ -63,19 +63,13 @@ if [ "${1:-}" = --inside ]; then inside "$2"; exit; fi
 
 # --- outside ----------------------------------------------------------------------------------------------------------------------
 
-[ "$(id -u)" = 0 ] || { echo "probe.sh: needs root" >&2; exit 125; }
 for program in gcc crun dockerd jq python3; do
   command -v $program > /dev/null || { echo "probe.sh: $program is missing: apt install gcc libc6-dev crun docker.io jq python3" >&2; exit 125; }
 done
 cd "$here/../.."
-if [ -z "${SANDBOX_BIN:-}" ]; then
-  RUSTFLAGS=${RUSTFLAGS:--C target-feature=+crt-static} cargo build -q --target x86_64-unknown-linux-gnu
-  SANDBOX_BIN=${CARGO_TARGET_DIR:-target}/x86_64-unknown-linux-gnu/debug/sandbox
-fi
-stage=$(mktemp -d /var/tmp/sandbox-test-XXXXXX)
-chmod 755 "$stage"
-trap 'rm -rf "$stage"' EXIT
+# shellcheck source-path=SCRIPTDIR source=staged.sh
+. "$here/staged.sh"
+stage_program debug
 gcc -Wall -Wextra -O1 -static -o "$stage/probe" "$here/probe.c"
-install -m755 "$SANDBOX_BIN" "$stage/sandbox"
 install -m755 "$here/probe.sh" "$stage/probe.sh"
 tests/lab/lab.sh run --bind "$stage" -- "$stage/probe.sh" --inside "$stage"

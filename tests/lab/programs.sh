@@ -88,14 +88,9 @@ if [ ${#missing[@]} -gt 0 ]; then
   apt-get -qq update
   DEBIAN_FRONTEND=noninteractive apt-get -qq -y install --no-install-recommends "${packages[@]}" < /dev/null > /dev/null
 fi
-if [ -z "${SANDBOX_BIN:-}" ]; then
-  RUSTFLAGS="-C target-feature=+crt-static" cargo build --target x86_64-unknown-linux-gnu
-  SANDBOX_BIN=${CARGO_TARGET_DIR:-target}/x86_64-unknown-linux-gnu/debug/sandbox
-fi
-stage=$(mktemp -d /var/tmp/sandbox-programs-XXXXXX)
-trap 'rm -rf "$stage"' EXIT
-chmod 755 "$stage"
-install -m755 "$SANDBOX_BIN" "$stage/sandbox"
+# shellcheck source-path=SCRIPTDIR source=staged.sh
+. tests/lab/staged.sh
+stage_program debug
 install -m755 "$0" "$stage/script"
 echo 'fn main() { println!("{}", std::thread::available_parallelism().unwrap()) }' > "$stage/cpus.rs"
 rustc -o "$stage/rust-cpus" "$stage/cpus.rs"
