@@ -24,7 +24,7 @@ use crate::signals::Signals;
 use crate::state::StateFile;
 use crate::sync::{self, Failure, ParentEnd, ToChild, ToParent};
 use crate::sys::{self, Side};
-use crate::systemd::Bus;
+use crate::systemd::{Bus, Grace};
 use crate::timings::Timings;
 use crate::unit::{self, Unit};
 
@@ -35,11 +35,16 @@ use helper::{Files, help};
 use upper::lock_upper;
 
 /// Runs a sandbox from its start to its end, which is the payload's. `leases` are locks on what it runs on: they are held as long as
-/// its first process lives.
+/// its first process lives; `grace` is over when systemd has done its work.
 ///
 /// # Errors
 /// When the payload never ran: with the reason of whichever side failed first.
-pub(crate) fn run(plan: &Plan, leases: &[BorrowedFd<'_>], timings: &mut Timings) -> Result<Ended> {
+pub(crate) fn run(
+    plan: &Plan,
+    leases: &[BorrowedFd<'_>],
+    grace: Option<Grace>,
+    timings: &mut Timings,
+) -> Result<Ended> {
     let signals = Signals::block()?;
     let upper = plan.root.as_ref().map(|root| lock_upper(root, &plan.users)).transpose()?.flatten();
     let claim = match &plan.users {
@@ -80,6 +85,7 @@ pub(crate) fn run(plan: &Plan, leases: &[BorrowedFd<'_>], timings: &mut Timings)
         watcher: None,
         pasta: None,
         joined,
+        grace,
         unit: None,
         view: None,
         state: None,
@@ -155,6 +161,7 @@ struct Running<'a> {
     watcher: Option<Watcher>,
     pasta: Option<Pasta>,
     joined: Option<Joined>,
+    grace: Option<Grace>,
     unit: Option<Unit<'a>>,
     view: Option<View>,
     state: Option<StateFile>,
@@ -210,6 +217,7 @@ impl Running<'_> {
         }
         if let Some(unit) = &mut self.unit {
             unit.finish(self.pidfd.as_fd())?;
+            self.grace = None;
             timings.mark("unit started");
         }
         let master = self.await_ready(signals)?;

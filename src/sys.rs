@@ -74,6 +74,61 @@ fn clone(flags: libc::c_int, exit_signal: libc::c_int) -> io::Result<Side> {
     }
 }
 
+/// A process that does nothing but one write, which may take long, beside its parent and in its memory: so it costs no copy of that.
+/// Dropping it waits for its end.
+pub(crate) struct Writer {
+    pid: nix::unistd::Pid,
+    /// What the process runs on and reads, kept until it has ended.
+    _state: Box<WriterState>,
+}
+
+impl std::fmt::Debug for Writer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Writer").field(&self.pid).finish()
+    }
+}
+
+#[repr(C, align(16))]
+struct WriterState {
+    /// Grows down from what follows it.
+    stack: [u8; 8 << 10],
+    file: OwnedFd,
+    text: &'static [u8],
+}
+
+impl Writer {
+    /// Starts it; whether the write succeeds is not told.
+    ///
+    /// # Errors
+    /// What clone(2) says.
+    pub(crate) fn start(file: OwnedFd, text: &'static [u8]) -> io::Result<Writer> {
+        extern "C" fn write(state: *mut libc::c_void) -> libc::c_int {
+            // SAFETY: this is the state that `start` gave, which lives until this process has been waited for, and which nobody writes.
+            let state = unsafe { &*state.cast_const().cast::<WriterState>() };
+            // Not libc's: that one's errno is the parent's.
+            let _ = rustix::io::write(&state.file, state.text);
+            0
+        }
+        let mut state = Box::new(WriterState { stack: [0; 8 << 10], file, text });
+        let top = state.stack.as_mut_ptr_range().end.cast::<libc::c_void>();
+        let argument = (&raw mut *state).cast::<libc::c_void>();
+        // SAFETY: the stack is 16-byte aligned at its end (its size is a multiple of 16 in a type aligned so), is used by nobody else
+        // and lives, as the rest of the state does, until Drop has waited. With CLONE_VM and without CLONE_SETTLS the new process
+        // shares this one's memory and thread-local storage: it touches neither, only its stack and the state, and ends by _exit.
+        let pid = unsafe { libc::clone(write, top, libc::CLONE_VM, argument) };
+        check(pid.into())?;
+        Ok(Writer { pid: nix::unistd::Pid::from_raw(pid), _state: state })
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        // Without a signal at its end only __WALL finds it.
+        let wall = nix::sys::wait::WaitPidFlag::__WALL;
+        while nix::sys::wait::waitpid(self.pid, Some(wall)) == Err(nix::errno::Errno::EINTR) {}
+    }
+}
+
 /// Flags of mount_setattr(2) that rustix has no words for.
 pub(crate) mod attr {
     /// The mount and everything below it.

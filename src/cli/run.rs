@@ -15,6 +15,7 @@ use crate::plan::{Plan, UnitKind};
 use crate::profile::Profile;
 use crate::sealed;
 use crate::spec::{RootSource, Spec};
+use crate::systemd::Grace;
 use crate::timings::Timings;
 
 const USAGE: &str = "sandbox run [OPTIONS] [--] CMD [ARG]...";
@@ -82,6 +83,7 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
 
 fn start(arguments: Arguments) -> Result<u8> {
     let mut timings = Timings::begin();
+    let grace = if arguments.dry_run || arguments.layer.manager == Some(Manager::None) { None } else { Grace::begin() };
     let profile = arguments.profile.as_deref().map(Profile::load).transpose()?;
     let sources = Sources::new(&arguments.layer, profile.as_ref());
     let layer = match &profile {
@@ -128,7 +130,7 @@ fn start(arguments: Arguments) -> Result<u8> {
         kept.begin()?;
     }
     let leases: Vec<_> = image.iter().filter_map(|image| image.lease.lock()).collect();
-    let ended = crate::run::run(&plan, &leases, &mut timings);
+    let ended = crate::run::run(&plan, &leases, grace, &mut timings);
     if arguments.timings {
         std::io::stderr().write_all(timings.to_string().as_bytes())?;
     }

@@ -79,6 +79,16 @@ impl CgroupPaths {
         let (_, path) = self.0.iter().find(|(controllers, _)| fits(controllers))?;
         Some(Path::new(path.strip_prefix('/').unwrap_or(path)))
     }
+
+    /// Where systemd keeps track of the process: the directory of that hierarchy below /sys/fs/cgroup (v1: with a slash behind it), and
+    /// the path in it, without slashes at its ends.
+    pub(crate) fn of_systemd(&self) -> Option<(&'static str, &str)> {
+        let path = |wanted: &str| {
+            let (_, path) = self.0.iter().find(|(controllers, _)| controllers == wanted)?;
+            Some(path.trim_matches('/'))
+        };
+        path("name=systemd").map(|path| ("systemd/", path)).or_else(|| Some(("", path("")?)))
+    }
 }
 
 /// The unit that a process is in, as its cgroup tells.

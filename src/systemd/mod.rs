@@ -16,6 +16,7 @@ mod cgroup;
 mod directive;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzz;
+mod grace;
 mod look;
 mod own;
 mod property;
@@ -30,6 +31,7 @@ mod wire;
 pub(crate) use bus::Bus;
 pub(crate) use cgroup::{CgroupMode, CgroupPaths, UnitOfProcess};
 pub(crate) use directive::Directive;
+pub(crate) use grace::Grace;
 pub(crate) use look::{DownService, ListedUnit, Usage, join_cgroups};
 pub(crate) use own::{OwnSetting, only_in_a_unit_file};
 pub(crate) use property::{Asked, Assignment, KeptSetting, Setting, subject};

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{BindPlan, InitEntry, InitKind, Operation, Overlay, Owners, Tmpfs, can_idmap, init_files};
-use crate::host::{Host, Kind, Mount, is_kernel};
+use crate::host::{Host, Kind, Mount, is_below, is_kernel};
 use crate::spec::Spec;
 
 /// Directories that are always new: (path, mode).
@@ -20,7 +20,7 @@ const LAYERS: &[&str] =
 
 /// What makes the host view.
 pub(super) fn operations(spec: &Spec, host: &Host, owners: Owners) -> Vec<Operation> {
-    let view = View { spec, host, owners };
+    let view = View::new(spec, host, owners);
     let mut operations = if host.uid == 0 { view.by_mount() } else { view.by_entry() };
     operations
         .extend(FRESH.iter().map(|(at, mode)| Operation::Tmpfs(Tmpfs { at: at.into(), mode: *mode, size: None })));
@@ -29,7 +29,7 @@ pub(super) fn operations(spec: &Spec, host: &Host, owners: Owners) -> Vec<Operat
 
 /// One line for each mount of the host that could be written if its owners could be mapped.
 pub(super) fn degraded(spec: &Spec, host: &Host, owners: Owners) -> Vec<String> {
-    let view = View { spec, host, owners };
+    let view = View::new(spec, host, owners);
     let mounts = host.mounts.iter().filter(|mount| host.uid == 0 && !view.left_out(mount));
     let degraded =
         mounts.filter(|mount| mount.point != Path::new("/") && view.is_layer(mount) && !view.is_usable(mount));
@@ -47,16 +47,24 @@ struct View<'a> {
     spec: &'a Spec,
     host: &'a Host,
     owners: Owners,
+    /// What of the host's secrets would be seen.
+    secrets: Vec<&'a (PathBuf, bool)>,
 }
 
-impl View<'_> {
+impl<'a> View<'a> {
+    fn new(spec: &'a Spec, host: &'a Host, owners: Owners) -> View<'a> {
+        // What a link leads to may be where nothing of the host is seen anyway.
+        let seen = |(path, _): &&(PathBuf, bool)| !spec.root.host_secrets && !is_elsewhere(path);
+        View { spec, host, owners, secrets: host.view.secrets.iter().filter(seen).collect() }
+    }
+
     /// One overlay, or read-only bind, for each mount of the host.
     fn by_mount(&self) -> Vec<Operation> {
         self.host.mounts.iter().filter(|mount| !self.left_out(mount)).map(|mount| self.mount(mount)).collect()
     }
 
     fn left_out(&self, mount: &Mount) -> bool {
-        let hidden = self.secrets().filter(|(_, directory)| *directory).any(|(path, _)| mount.point.starts_with(path));
+        let hidden = self.secrets.iter().any(|(path, directory)| *directory && is_below(&mount.point, path));
         hidden || is_elsewhere(&mount.point) || !self.host.is_local(&mount.point) || is_kernel(&mount.fstype)
     }
 
@@ -96,7 +104,8 @@ impl View<'_> {
         let files =
             init_files(self.spec, self.host).into_iter().map(|entry| (Path::new("/").join(&entry.path), entry.what));
         let hidden = self
-            .secrets()
+            .secrets
+            .iter()
             .map(|(path, directory)| (path.clone(), if *directory { InitKind::Empty } else { InitKind::Absent }));
         let owner = |path: &Path| self.overlay_of(path);
         let below = files.chain(hidden).filter(|(path, _)| owner(path) == at);
@@ -113,11 +122,6 @@ impl View<'_> {
         }
         let composed = |ancestor: &&Path| ancestor.parent().is_some_and(|p| self.host.view.entries.contains_key(p));
         path.ancestors().find(composed).map_or_else(|| "/".into(), Path::to_path_buf)
-    }
-
-    fn secrets(&self) -> impl Iterator<Item = &(PathBuf, bool)> {
-        // What a link leads to may be where nothing of the host is seen anyway.
-        self.host.view.secrets.iter().filter(|(path, _)| !self.spec.root.host_secrets && !is_elsewhere(path))
     }
 
     /// A plain user's overlay cannot have a layer with mounts below it (they are locked, and the kernel refuses to show what is
@@ -140,7 +144,7 @@ impl View<'_> {
     }
 
     fn is_hidden(&self, path: &Path) -> bool {
-        self.secrets().any(|(secret, directory)| if *directory { path.starts_with(secret) } else { path == secret })
+        self.secrets.iter().any(|(secret, directory)| if *directory { is_below(path, secret) } else { path == secret })
     }
 
     fn entry(&self, at: PathBuf, kind: &Kind) -> Option<Operation> {
@@ -169,5 +173,5 @@ impl View<'_> {
 
 /// Whether something at `path` would be under a directory that is made anew.
 fn is_elsewhere(path: &Path) -> bool {
-    OTHERS.iter().chain(FRESH.iter().map(|(fresh, _)| fresh)).any(|other| path.starts_with(other))
+    OTHERS.iter().chain(FRESH.iter().map(|(fresh, _)| fresh)).any(|other| is_below(path, Path::new(other)))
 }
