@@ -294,7 +294,6 @@ pub(crate) fn shrink_stub(plan: &Plan, end: &ChildEnd) -> Result<()> {
     leave_streams(end);
     let listen = plan.service.listen.as_ref().map_or(0, |listen| listen.count);
     sys::close_listen_fds(listen).context("close the payload's sockets")?;
-    plan.capabilities.apply()?;
     caps::limit_stub()?;
     rustix::thread::set_no_new_privs(true).context("set no_new_privs")?;
     plan.stub_seccomp.load()

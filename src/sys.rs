@@ -26,12 +26,13 @@ pub(crate) enum Side {
     Child,
 }
 
-/// The number of threads in this process.
+/// Whether this process has one thread: the directory of its threads has a link for each beside its own two (proc_task_getattr() in
+/// the kernel's fs/proc/base.c).
 ///
 /// # Errors
-/// When /proc/self/stat cannot be read.
-fn thread_count() -> io::Result<usize> {
-    Ok(std::fs::read_dir("/proc/self/task")?.count())
+/// When /proc cannot be read.
+fn is_single_threaded() -> io::Result<bool> {
+    Ok(rustix::fs::stat("/proc/self/task")?.st_nlink == 3)
 }
 
 /// Makes a new process like fork(2), in new namespaces as `flags` (`CLONE_NEW*`) say; see clone3(2).
@@ -55,7 +56,7 @@ pub(crate) fn clone_sibling(flags: libc::c_int) -> io::Result<Side> {
 }
 
 fn clone(flags: libc::c_int, exit_signal: libc::c_int) -> io::Result<Side> {
-    if thread_count()? != 1 {
+    if !is_single_threaded()? {
         return Err(io::Error::from_raw_os_error(libc::EINVAL));
     }
     let mut pidfd: RawFd = -1;

@@ -80,6 +80,10 @@ impl Capabilities {
     pub(crate) fn apply(&self) -> Result<()> {
         let keep = union(&self.kept);
         for (name, capability) in all().filter(|(_, capability)| !keep.contains(*capability)) {
+            // What the parent has dropped already: asking costs nothing, dropping a copy of all credentials.
+            if rustix::thread::capability_is_in_bounding_set(capability) == Ok(false) {
+                continue;
+            }
             match rustix::thread::remove_capability_from_bounding_set(capability) {
                 // An older kernel does not know the newest ones.
                 Ok(()) | Err(rustix::io::Errno::INVAL) => {}

@@ -33,8 +33,22 @@ pub(crate) fn open_or_make(root: BorrowedFd<'_>, path: &Path, make: Make, owner:
     if relative.as_os_str().is_empty() {
         return Ok(rustix::fs::openat(root, ".", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?);
     }
-    match rustix::fs::openat2(root, relative, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::IN_ROOT) {
+    let open = |path: &Path| {
+        rustix::fs::openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::IN_ROOT)
+    };
+    match open(relative) {
         Ok(found) => Ok(found),
+        Err(Errno::NOENT) if make == Make::Nothing => Err(Errno::NOENT.into()),
+        // Mostly it is the last name that is missing. EEXIST: a link that leads nowhere yet.
+        Err(Errno::NOENT)
+            if let (Some(parent), Some(name)) = (relative.parent(), relative.file_name())
+                && let Ok(parent) = open(if parent.as_os_str().is_empty() { Path::new(".") } else { parent }) =>
+        {
+            match make_in(parent.as_fd(), name, make, owner) {
+                Err(Errno::EXIST) => Walk::new(root, make, owner)?.follow(relative),
+                made => Ok(made?),
+            }
+        }
         // ENOSYS: a seccomp filter around us (systemd's RestrictSUIDSGID=) hides openat2; the walk is as safe, only slower.
         Err(Errno::NOENT | Errno::NOSYS | Errno::PERM) => Walk::new(root, make, owner)?.follow(relative),
         Err(error) => Err(error.into()),
@@ -104,16 +118,26 @@ impl Walk {
         if self.make == Make::Nothing {
             return Err(Errno::NOENT.into());
         }
-        if last && self.make == Make::File {
-            let create = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-            rustix::fs::openat(self.here(), name, create, Mode::from_raw_mode(0o644))?;
-        } else {
-            rustix::fs::mkdirat(self.here(), name, Mode::from_raw_mode(0o755))?;
-        }
-        let (uid, gid) = self.owner;
-        rustix::fs::chownat(self.here(), name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
-        Ok(rustix::fs::openat(self.here(), name, flags, Mode::empty())?)
+        let make = if last { self.make } else { Make::Directory };
+        Ok(make_in(self.here(), name, make, self.owner)?)
     }
+}
+
+/// Makes what is called `name` in `parent`, and opens it (O_PATH).
+fn make_in(
+    parent: BorrowedFd<'_>,
+    name: &OsStr,
+    make: Make,
+    (uid, gid): (Uid, Gid),
+) -> std::result::Result<OwnedFd, Errno> {
+    if make == Make::File {
+        let create = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
+        rustix::fs::openat(parent, name, create, Mode::from_raw_mode(0o644))?;
+    } else {
+        rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755))?;
+    }
+    rustix::fs::chownat(parent, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
+    rustix::fs::openat(parent, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
 }
 
 /// The names of a path, last first.

@@ -182,9 +182,9 @@ pub(crate) fn enter(plan: &KernelMounts, made: &[Made], tree: &OwnedFd, view: Op
     for Made { mount, at } in made {
         attach(mount, tree.as_fd(), Path::new(at), Make::Directory).with_context(|| format!("mount {at}"))?;
     }
-    let mut empty = None;
+    let mut covers = Covers::default();
     for path in plan.masked.iter().cloned().chain(of_each_cpu(tree.as_fd())?) {
-        mask(tree.as_fd(), &path, &mut empty).with_context(|| format!("mask {}", path.display()))?;
+        covers.mask(tree.as_fd(), &path).with_context(|| format!("mask {}", path.display()))?;
     }
     for path in &plan.read_only {
         make_read_only(tree.as_fd(), path).with_context(|| format!("make {} read-only", path.display()))?;
@@ -267,27 +267,34 @@ fn null_device(root: BorrowedFd<'_>) -> Result<OwnedFd> {
     if is_null { Ok(null) } else { Err(fault("/dev/null in the root is not the null device").into()) }
 }
 
-/// Covers a file with /dev/null, a directory with an empty one. Source and target are opened first and looked at, then mounted by
-/// descriptor; `empty` is the empty directory once there is one.
-fn mask(root: BorrowedFd<'_>, path: &Path, empty: &mut Option<OwnedFd>) -> Result<()> {
-    let Some(target) = existing_of_kernel(root, path)? else {
-        return Ok(());
-    };
-    let kind = FileType::from_raw_mode(rustix::fs::fstat(&target)?.st_mode);
-    let cover = match (kind == FileType::Directory, empty.as_ref()) {
-        (true, Some(empty)) => clone_mount(empty)?,
-        (true, None) => {
-            let options = [("mode", "0755".to_owned()), ("size", "4096".to_owned()), ("nr_inodes", "2".to_owned())];
-            new_file_system("tmpfs", &options, kernel_attributes() | MountAttrFlags::MOUNT_ATTR_RDONLY)?
-        }
-        (false, _) => clone_mount(&null_device(root)?)?,
-    };
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    rustix::mount::move_mount(&cover, "", &target, "", flags)?;
-    if kind == FileType::Directory {
-        empty.get_or_insert(cover);
+/// What masked paths are covered with, each made once: files with /dev/null, directories with an empty one.
+#[derive(Default)]
+struct Covers {
+    null: Option<OwnedFd>,
+    empty: Option<OwnedFd>,
+}
+
+impl Covers {
+    /// Source and target are opened first and looked at, then mounted by descriptor.
+    fn mask(&mut self, root: BorrowedFd<'_>, path: &Path) -> Result<()> {
+        let Some(target) = existing_of_kernel(root, path)? else {
+            return Ok(());
+        };
+        let kind = FileType::from_raw_mode(rustix::fs::fstat(&target)?.st_mode);
+        let cover = if kind == FileType::Directory { &mut self.empty } else { &mut self.null };
+        let mount = match (&cover, kind) {
+            (Some(cover), _) => clone_mount(cover)?,
+            (None, FileType::Directory) => {
+                let options = [("mode", "0755".to_owned()), ("size", "4096".to_owned()), ("nr_inodes", "2".to_owned())];
+                new_file_system("tmpfs", &options, kernel_attributes() | MountAttrFlags::MOUNT_ATTR_RDONLY)?
+            }
+            (None, _) => clone_mount(&null_device(root)?)?,
+        };
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
+        rustix::mount::move_mount(&mount, "", &target, "", flags)?;
+        cover.get_or_insert(mount);
+        Ok(())
     }
-    Ok(())
 }
 
 fn make_read_only(root: BorrowedFd<'_>, path: &Path) -> Result<()> {

@@ -12,7 +12,7 @@ use anyhow::Context;
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Stat, Uid};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags};
 
-use super::overlay::AsOwner;
+use super::actor::Actor;
 use super::{BindPlan, Operation, RootPlan, Tmpfs};
 use crate::error::{Result, fault};
 use crate::part::inside::{Make, open_or_make};
@@ -54,7 +54,8 @@ pub(crate) fn assemble(plan: &RootPlan, ids: &Ids<'_>) -> Result<OwnedFd> {
     let sources = plan.operations.iter().map(|operation| sources(operation, ids)).collect::<Result<Vec<_>>>()?;
     let upper = plan.upper.as_deref().map(|path| open_upper(path, ids)).transpose()?;
     let scratch = Scratch::make(plan, upper)?;
-    let mut assembly = Assembly { plan, ids, scratch, fresh: 0, root: None, overlays: Vec::new() };
+    let actor = Actor::new(ids)?;
+    let mut assembly = Assembly { plan, ids, actor, scratch, fresh: 0, root: None, overlays: Vec::new() };
     for (operation, sources) in plan.operations.iter().zip(sources) {
         assembly.add(operation, sources)?;
     }
@@ -218,6 +219,7 @@ fn open_upper(path: &Path, ids: &Ids<'_>) -> Result<OwnedFd> {
 pub(super) struct Assembly<'a> {
     pub(super) plan: &'a RootPlan,
     pub(super) ids: &'a Ids<'a>,
+    pub(super) actor: Actor,
     pub(super) scratch: Scratch,
     /// How many empty directories were made.
     fresh: u32,
@@ -249,8 +251,7 @@ impl Assembly<'_> {
 
     /// The directory (or file) inside where something is to be mounted.
     fn target(&self, at: &Path, make: Make) -> Result<OwnedFd> {
-        // Where an idmapped upper or bind is written, the host's root has no owner to write as (EOVERFLOW).
-        let _as_owner = AsOwner::of(self.ids)?;
+        self.actor.as_owner();
         match &self.root {
             Some(root) => Ok(open_or_make(root.as_fd(), at, make, self.ids.root())?),
             None => {
@@ -289,8 +290,7 @@ impl Assembly<'_> {
             None => {
                 self.fresh += 1;
                 let place = Path::new("fresh").join(self.fresh.to_string());
-                self.scratch.make_directory(&place)?;
-                own(&place, self.ids.base, self.ids.base, tmpfs.mode)?;
+                self.make_directory(&place, (self.ids.base, self.ids.base), tmpfs.mode)?;
                 let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
                 rustix::mount::open_tree(CWD, &place, flags)?
             }
@@ -303,6 +303,7 @@ impl Assembly<'_> {
         let mount = self.new_tmpfs(&Tmpfs { at: at.to_owned(), mode: 0o555, size: None })?;
         let place = Path::new("fresh").join(self.fresh.to_string());
         let files = format!("/proc/self/fd/{}", source.mount.as_raw_fd());
+        self.actor.as_self();
         for entry in std::fs::read_dir(files).context("list the files to copy")? {
             let entry = entry.context("list the files to copy")?;
             if entry.file_type().is_ok_and(|kind| kind.is_file()) {
@@ -346,10 +347,21 @@ impl Assembly<'_> {
         Ok(())
     }
 
-    /// Gives `path` the owner (shifted) and mode that `stat` has on disk.
-    pub(super) fn own(&self, path: &Path, stat: &Stat) -> Result<()> {
-        let (uid, gid) = (self.ids.shift(stat.st_uid), self.ids.shift(stat.st_gid));
-        own(path, uid, gid, stat.st_mode)
+    /// The owner (shifted) that `stat` has on disk.
+    pub(super) fn owner(&self, stat: &Stat) -> (u32, u32) {
+        (self.ids.shift(stat.st_uid), self.ids.shift(stat.st_gid))
+    }
+
+    /// Makes a scratch directory with this owner and mode: most have what it has when it is made by the mapped root.
+    pub(super) fn make_directory(&self, path: &Path, (uid, gid): (u32, u32), mode: u32) -> Result<()> {
+        self.actor.as_owner();
+        let first = mode & 0o755;
+        rustix::fs::mkdirat(&self.scratch.directory, path, Mode::from_raw_mode(first))
+            .with_context(|| format!("make scratch directory {}", path.display()))?;
+        if (uid, gid) == (self.ids.base, self.ids.base) && mode & 0o7777 == first {
+            return Ok(());
+        }
+        own(path, uid, gid, mode)
     }
 
     /// Makes overlays read-only where asked, and takes the finished tree out of this namespace.

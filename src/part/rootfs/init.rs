@@ -1,12 +1,13 @@
 //! The init layer: between the layers and the upper, with the files that every sandbox has of its own, and with marks that hide
 //! what the host view hides. It is never part of a diff or a commit.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use rustix::fs::{CWD, FileType, Mode, Stat, XattrFlags};
 
-use super::assemble::{Assembly, own};
+use super::assemble::Assembly;
 use super::{InitEntry, InitKind};
 use crate::error::Result;
 use crate::image::unpack::tree::is_whiteout;
@@ -14,11 +15,11 @@ use crate::image::unpack::tree::is_whiteout;
 impl Assembly<'_> {
     /// Fills the init layer. Directories on the way get the owner and mode that the layers have there.
     pub(super) fn init_layer(&self, init: &Path, entries: &[InitEntry], lowers: &[PathBuf], top: &Stat) -> Result<()> {
-        self.scratch.make_directory(init)?;
-        self.own(init, top)?;
+        self.make_directory(init, self.owner(top), top.st_mode)?;
+        let mut made = HashMap::new();
         for entry in entries {
             let parent = entry.path.parent().unwrap_or(Path::new(""));
-            if !self.parents(init, parent, lowers)? {
+            if !self.parents(init, parent, lowers, &mut made)? {
                 continue;
             }
             let at = init.join(&entry.path);
@@ -28,24 +29,34 @@ impl Assembly<'_> {
     }
 
     /// Makes the directories of `path` in the init layer; false when the layers have something there that is no directory (a
-    /// link, say): then what is behind it stays as it is.
-    fn parents(&self, init: &Path, path: &Path, lowers: &[PathBuf]) -> Result<bool> {
-        let mut done = PathBuf::new();
-        for name in path.components() {
-            done.push(name);
-            let in_layer = find(lowers, &done);
-            if in_layer.as_ref().is_some_and(|stat| FileType::from_raw_mode(stat.st_mode) != FileType::Directory) {
-                return Ok(false);
-            }
-            let at = init.join(&done);
-            if rustix::fs::lstat(&at).is_ok() {
-                continue;
-            }
-            self.scratch.make_directory(&at)?;
-            match in_layer {
-                Some(stat) => self.own_as_seen(&at, &stat)?,
-                None => self.own_by_root(&at)?,
-            }
+    /// link, say): then what is behind it stays as it is. `known` is what was found before.
+    fn parents(
+        &self,
+        init: &Path,
+        path: &Path,
+        lowers: &[PathBuf],
+        known: &mut HashMap<PathBuf, bool>,
+    ) -> Result<bool> {
+        if path.as_os_str().is_empty() {
+            return Ok(true);
+        }
+        if let Some(usable) = known.get(path) {
+            return Ok(*usable);
+        }
+        let above = path.parent().unwrap_or(Path::new(""));
+        let usable = self.parents(init, above, lowers, known)? && self.parent(&init.join(path), path, lowers)?;
+        known.insert(path.to_owned(), usable);
+        Ok(usable)
+    }
+
+    fn parent(&self, at: &Path, path: &Path, lowers: &[PathBuf]) -> Result<bool> {
+        let in_layer = find(lowers, path);
+        if in_layer.as_ref().is_some_and(|stat| FileType::from_raw_mode(stat.st_mode) != FileType::Directory) {
+            return Ok(false);
+        }
+        // An entry may be a directory of its own that others are in.
+        if rustix::fs::lstat(at).is_err() {
+            self.make_as_seen(at, in_layer.as_ref())?;
         }
         Ok(true)
     }
@@ -53,35 +64,28 @@ impl Assembly<'_> {
     fn init_entry(&self, at: &Path, entry: &InitEntry, lowers: &[PathBuf]) -> Result<()> {
         match &entry.what {
             InitKind::File(content) => {
-                std::fs::write(at, content)?;
-                self.own_by_root(at)
+                self.actor.as_owner();
+                Ok(std::fs::write(at, content)?)
             }
             InitKind::Directory if find(lowers, &entry.path).is_some() => Ok(()),
-            InitKind::Directory => {
-                self.scratch.make_directory(at)?;
-                self.own_by_root(at)
-            }
+            InitKind::Directory => self.make_as_seen(at, None),
             InitKind::Absent => {
                 rustix::fs::mknodat(CWD, at, FileType::CharacterDevice, Mode::empty(), 0)?;
                 Ok(())
             }
             InitKind::Empty => {
-                self.scratch.make_directory(at)?;
+                self.make_as_seen(at, find(lowers, &entry.path).as_ref())?;
                 let prefix = if self.plan.userxattr { "user" } else { "trusted" };
-                rustix::fs::setxattr(at, format!("{prefix}.overlay.opaque"), b"y", XattrFlags::empty())?;
-                find(lowers, &entry.path).map_or(Ok(()), |stat| self.own_as_seen(at, &stat))
+                Ok(rustix::fs::setxattr(at, format!("{prefix}.overlay.opaque"), b"y", XattrFlags::empty())?)
             }
         }
     }
 
-    /// Gives `path` the owner and mode of something seen through a layer, which is idmapped already.
-    fn own_as_seen(&self, path: &Path, stat: &Stat) -> Result<()> {
-        own(path, stat.st_uid, stat.st_gid, stat.st_mode)
-    }
-
-    fn own_by_root(&self, path: &Path) -> Result<()> {
-        let (uid, gid) = self.ids.root();
-        Ok(rustix::fs::chown(path, Some(uid), Some(gid))?)
+    /// Makes a directory with the owner and mode of one seen through a layer, which is idmapped already; else it is root's.
+    fn make_as_seen(&self, at: &Path, seen: Option<&Stat>) -> Result<()> {
+        let root = (self.ids.base, self.ids.base);
+        let (owner, mode) = seen.map_or((root, 0o755), |stat| ((stat.st_uid, stat.st_gid), stat.st_mode));
+        self.make_directory(at, owner, mode)
     }
 }
 

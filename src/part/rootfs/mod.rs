@@ -1,5 +1,6 @@
 //! The root of a sandbox: a list of mounts, decided here as plain data in the order they are made, and made by [`assemble`].
 
+mod actor;
 pub(crate) mod assemble;
 mod init;
 mod overlay;

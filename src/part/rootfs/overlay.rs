@@ -8,7 +8,7 @@ use rustix::fs::{CWD, Mode, Stat};
 use rustix::mount::{FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
 use super::Overlay;
-use super::assemble::{Assembly, Ids, Source, create, escape};
+use super::assemble::{Assembly, Source, create, escape, own};
 use crate::error::{Result, fault};
 use crate::part::inside::Make;
 
@@ -38,18 +38,20 @@ impl Assembly<'_> {
     fn upper_and_work(&self, overlay: &Overlay, number: &str, top: &Stat) -> Result<(PathBuf, PathBuf)> {
         if !self.scratch.kept {
             let (upper, work) = (Path::new("upper").join(number), Path::new("work").join(number));
-            self.scratch.make_directory(&upper)?;
+            self.make_directory(&upper, self.owner(top), top.st_mode)?;
             self.scratch.make_directory(&work)?;
-            self.own(&upper, top)?;
             return Ok((upper, work));
         }
         let kept = Path::new("kept").join(escape(&overlay.at));
         let (upper, work) = (kept.join("upper"), kept.join("work"));
-        let _as_owner = AsOwner::of(self.ids)?;
+        self.actor.as_owner();
         // Root inside is owner 0 on disk: a set-user-ID file of the sandbox's must be out of every other user's reach.
         for (directory, mode) in [(&kept, 0o700), (&upper, 0o755), (&work, 0o700)] {
             match rustix::fs::mkdirat(CWD, directory, Mode::from_raw_mode(mode)) {
-                Ok(()) if directory == &upper => self.own(&upper, top)?,
+                Ok(()) if directory == &upper => {
+                    let (uid, gid) = self.owner(top);
+                    own(&upper, uid, gid, top.st_mode)?;
+                }
                 Ok(()) | Err(rustix::io::Errno::EXIST) => {}
                 Err(error) => {
                     return Err(error).with_context(|| format!("make {}", directory.display()));
@@ -62,7 +64,7 @@ impl Assembly<'_> {
     fn mount_overlay(&self, number: &str, lowers: &[PathBuf], upper: &Path, work: &Path) -> Result<OwnedFd> {
         // The kernel mounts an overlay read-only if its work directory cannot be written by the one who mounts: with an idmapped
         // upper only a user of the map can.
-        let _as_owner = if self.scratch.kept { Some(AsOwner::of(self.ids)?) } else { None };
+        if self.scratch.kept { self.actor.as_owner() } else { self.actor.as_self() }
         // userxattr means redirect_dir=nofollow and metacopy=off by itself, and refuses to hear of redirect_dir=off.
         let off: &[&str] =
             if self.plan.userxattr { &["index", "xino"] } else { &["redirect_dir", "index", "metacopy", "xino"] };
@@ -123,32 +125,6 @@ impl Assembly<'_> {
 /// A path of the scratch directory as seen from `layers/N`.
 fn from_below(path: &str) -> String {
     format!("../../{path}")
-}
-
-/// While it lives, files are made by the mapped root: fsuid and fsgid, with the capabilities kept; capabilities(7).
-pub(super) struct AsOwner(bool);
-
-impl AsOwner {
-    pub(super) fn of(ids: &Ids<'_>) -> Result<AsOwner> {
-        if ids.base == 0 {
-            return Ok(AsOwner(false));
-        }
-        let bits = rustix::thread::CapabilitiesSecureBits::NO_SETUID_FIXUP;
-        rustix::thread::set_capabilities_secure_bits(bits)
-            .context("keep capabilities while acting as the mapped root")?;
-        nix::unistd::setfsuid(ids.base.into());
-        nix::unistd::setfsgid(ids.base.into());
-        Ok(AsOwner(true))
-    }
-}
-
-impl Drop for AsOwner {
-    fn drop(&mut self) {
-        if self.0 {
-            nix::unistd::setfsuid(nix::unistd::geteuid());
-            nix::unistd::setfsgid(nix::unistd::getegid());
-        }
-    }
 }
 
 fn display(path: &Path) -> String {
