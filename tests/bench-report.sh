@@ -3,7 +3,7 @@
 #   tests/bench.sh --report [FILE] [--rounds N] [--runs N] [--live "COUNT…"]
 # FILE is packaging/BENCHMARKS.md by default; one SVG plot a family, bench-*.svg, is written beside it, and in README.md what stands
 # between the two `bench:` marks, unless the machine was busy or FILE is another. 5 rounds of 40 runs; 0 100 300 1000 live ones.
-# Families: start back to back, start after 60 ms of idleness, exec, start with N live, what it costs inside.
+# Families: start back to back, start after 60 ms of idleness, the steps of a start, exec, start with N live, what it costs inside.
 # Peers that the tree has not are taken from Debian's archive (runc, systemd-container, podman, docker.io, and jq); each that does not run
 # here is named in the document, with the reason. Needs apt-get, gcc, rustc, python3. SANDBOX_BIN names the program; else the release
 # build is made. Missed bars do not fail it: they are in the document.
@@ -40,6 +40,14 @@ versions() {
     ! command -v "${name#*:}" > /dev/null || printf '%s\t%s\n' "${name%:*}" "$("${name#*:}" --version | head -n1)"
   done >> "$results/facts.tsv"
   printf 'systemd in the lab\t%s\n' "$(systemctl --version | head -n1)" >> "$results/facts.tsv"
+}
+
+steps() { # what `--timings` says of each start: when a step was done, in milliseconds since the program began
+  local start
+  for start in $(seq $((rounds * runs))); do
+    "$stage/sandbox" run -q --timings "${limits[@]}" -- true 2>&1 > /dev/null |
+      awk -v start="$start" -v OFS='\t' '$2 == "ms" { at = $1; sub(/^.*\+ *[0-9.]+ +/, ""); print start, $0, at }' >> "$results/steps.tsv"
+  done
 }
 
 start_for_exec() { # start_for_exec NAME START EXEC: what is started keeps the files that it is given open
@@ -126,6 +134,7 @@ inside() { # inside STAGE ROUNDS RUNS LIVE…
   let_crun_start
   start_peers
   bash "$stage/bench.sh" inside "$stage" "$rounds" "$runs" || true
+  steps
   family_exec
   family_inside
   systemctl stop docker docker.socket containerd 2> /dev/null || true

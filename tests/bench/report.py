@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
 """report.py RESULTS FILE.md: what bench-report.sh measured, as a document with one SVG plot a family beside it.
 
-RESULTS has facts.tsv (name, value), left-out.tsv (family, peer, reason), inside.tsv (peer, kind, nanoseconds), scale.txt, and the
-files that hyperfine exported: start-none-N.json and start-0.06-N.json, exec-N.json (N is the round), scale-COUNT.json.
+RESULTS has facts.tsv (name, value), left-out.tsv (family, peer, reason), inside.tsv (peer, kind, nanoseconds), steps.tsv (start,
+step, milliseconds at its end), scale.txt, and the files that hyperfine exported: start-none-N.json and start-0.06-N.json,
+exec-N.json (N is the round), scale-COUNT.json.
 """
 
 import glob
@@ -19,6 +20,20 @@ OURS, FILL, OTHER = "sandbox", "#2f81f7", "#8b949e"
 STYLE = """<style>text{font:13px sans-serif;fill:#24292f}.g{stroke:#8b949e;stroke-opacity:.4}.t{font-weight:bold}
 @media (prefers-color-scheme:dark){text{fill:#e6edf3}}</style>"""
 README_MARKS = ("<!-- bench: written by tests/bench.sh --report -->\n", "<!-- bench: end -->\n")
+# What --timings says, and what is in it.
+STEPS = {
+    "plan": "Arguments, profile, facts of the machine, every decision: one pass over each file, paths compared as bytes; the filter of "
+            "system calls is compiled here, not in the child. Before all of it a process of its own begins the kernel's grace period "
+            "that systemd's first write to a cgroup would wait for.",
+    "clone3": "The range of IDs, the greeting to the bus (its answer is not waited for), a process in five new namespaces.",
+    "unit asked for": "The bus has greeted; the match for the job and the call that makes it go out together.",
+    "id maps, helper": "The maps, a process that makes the root with the host's privileges, the FUSE mount of the /proc files.",
+    "unit started": "Waiting for systemd. The child and the helper make network, overlay, mounts and masks meanwhile, on another CPU.",
+    "child ready": "What of the child's work systemd's did not hide.",
+    "limits verified": "Each limit, read back from the kernel.",
+    "payload executed": "Cgroup and time namespace, fork, capabilities, the filters, execve.",
+    "ended": "The command itself (`true`), its end, and that of the processes around it.",
+}
 KINDS = {
     "getppid": "system call (getppid)",
     "read": "open, read, close of a small file",
@@ -163,6 +178,22 @@ class Report:
             if other in times:
                 self.headlines.append((what, other, ours / statistics.median(times[other])))
 
+    def steps(self):
+        took = {}
+        before = {}
+        for start, step, at in table_of(f"{self.results}/steps.tsv"):
+            took.setdefault(step, []).append(float(at) - before.get(start, 0.0))
+            before[start] = float(at)
+        self.say("## What a start is spent on", "", "Back to back, by `--timings`: the steps of the launcher, one after the other, and what was done about each. The program's own",
+                 "start (execve and 0.3 ms of the kernel's work for it) comes before.")
+        if not took:
+            self.say("Nothing was measured.")
+            return
+        medians = {step: statistics.median(times) for step, times in took.items()}
+        whole = sum(medians.values())
+        rows = [f"| {step} | {number(ms)} | {100 * ms / whole:.0f} % | {STEPS[step]} |" for step, ms in medians.items()]
+        self.say("| step | median, ms | share | what is in it |", "|---|---:|---:|---|", *rows, f"| all | {number(whole)} | | |")
+
     def exec(self):
         times = hyperfine(f"{self.results}/exec-*.json")
         self.say("## One more process in a running one", "", "`exec … true`; nsenter joins the namespaces and does nothing else.")
@@ -214,6 +245,7 @@ class Report:
         told = "`true` in a full default sandbox, with a CPU and a memory limit that all but the first three have, too."
         self.start("none", "start", "Start, back to back", told)
         self.start("0.06", "idle", "Start, after 60 ms of idleness", "The same, each after a pause: caches are cold and the kernel has no grace period under way.")
+        self.steps()
         self.exec()
         self.scale()
         self.inside()
