@@ -76,6 +76,8 @@ fn steps(plan: &Plan, end: &ChildEnd, streams: &Streams, kept: &[BorrowedFd<'_>]
         };
         mounts::enter(&plan.kernel_mounts, &made, &tree, view.as_ref())?;
     }
+    rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable).context("own /proc/self")?;
+    plan.namespaces.prepare_time()?;
     let terminal = plan.process.terminal.then(terminal::open).transpose()?;
     let identity = plan.process.identity()?;
     let (master, terminal) = terminal.map_or((None, None), |(master, terminal)| (Some(master), Some(terminal)));
@@ -84,8 +86,7 @@ fn steps(plan: &Plan, end: &ChildEnd, streams: &Streams, kept: &[BorrowedFd<'_>]
     wait_for_go(end)?;
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("tie the child to its launcher")?;
     // The process is in its unit now: its cgroup becomes the root of what it sees.
-    rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable).context("own /proc/self")?;
-    plan.namespaces.enter_late()?;
+    plan.namespaces.enter_cgroup()?;
     if plan.kernel_mounts.cgroup {
         mounts::mount_cgroup()?;
     }

@@ -45,14 +45,23 @@ impl Namespaces {
         rows.into_iter().filter(|(namespace, _)| self.has(*namespace)).fold(0, |flags, (_, flag)| flags | flag)
     }
 
-    /// Enters the cgroup and time namespaces; for processes that this one forks from now on the boot-time clock starts at 0.
+    /// Enters the cgroup namespace, whose root is the cgroup that this process is in now.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub(crate) fn enter_late(&self) -> Result<()> {
+    pub(crate) fn enter_cgroup(&self) -> Result<()> {
         if self.has(Namespace::Cgroup) {
             sys::unshare(libc::CLONE_NEWCGROUP).context("unshare the cgroup namespace")?;
         }
+        Ok(())
+    }
+
+    /// Makes the time namespace for processes that this one forks from now on: their boot-time clock starts at 0. Its file in /proc
+    /// has to be this process's own.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub(crate) fn prepare_time(&self) -> Result<()> {
         if self.has(Namespace::Time) {
             sys::unshare(TIME).context("unshare the time namespace")?;
             // Only the boot-time clock: the monotonic one has to agree with systemd's in notifications, sd_notify(3).
