@@ -136,7 +136,7 @@ impl Host {
     /// # Errors
     /// When /proc is missing or unreadable.
     pub(crate) fn read() -> Result<Host> {
-        let mounts = std::fs::read("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
+        let mounts = read_of_kernel("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
         let uid = rustix::process::geteuid().as_raw();
         let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
         let group = std::fs::read_to_string("/etc/group").unwrap_or_default();
@@ -219,6 +219,24 @@ impl Host {
         }
         let files = |path: &Path| self.is_local(path) && self.mount_of(path).is_some_and(|m| !is_kernel(&m.fstype));
         directories.into_iter().filter(|d| files(d)).filter_map(|d| entries(&d).map(|list| (d, list))).collect()
+    }
+}
+
+/// Reads a file of /proc whole. Such a file says that it is empty, so [`std::fs::read`] would begin with 32 bytes and ask again and
+/// again.
+///
+/// # Errors
+/// What open(2) and read(2) say.
+pub(crate) fn read_of_kernel(path: impl AsRef<Path>) -> std::io::Result<Vec<u8>> {
+    let mut file = std::fs::File::open(path)?;
+    let (mut text, mut part) = (Vec::new(), [0; 8 << 10]);
+    loop {
+        match std::io::Read::read(&mut file, &mut part) {
+            Ok(0) => return Ok(text),
+            Ok(length) => text.extend_from_slice(part.get(..length).unwrap_or_default()),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
+use crate::host::read_of_kernel;
 use crate::layer::Namespace;
 use crate::part::label::Label;
 use crate::part::landlock::Restrictions;
@@ -41,13 +42,13 @@ impl Process {
     /// Reads when a process started; `None` when it is gone.
     pub(crate) fn read(pid: Pid) -> Option<Process> {
         let pid = pid.as_raw_nonzero().get();
-        let started = Process::start_of(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)?;
+        let started = Process::start_of(&String::from_utf8_lossy(&read_of_kernel(format!("/proc/{pid}/stat")).ok()?))?;
         Some(Process { pid, started })
     }
 
     /// When this process started, in clock ticks after boot; `None` without a /proc.
     pub(crate) fn own_start() -> Option<u64> {
-        Process::start_of(&std::fs::read_to_string("/proc/self/stat").ok()?)
+        Process::start_of(&String::from_utf8_lossy(&read_of_kernel("/proc/self/stat").ok()?))
     }
 
     /// Field 22 of a /proc/PID/stat, unless the process has ended.

@@ -83,7 +83,6 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
 
 fn start(arguments: Arguments) -> Result<u8> {
     let mut timings = Timings::begin();
-    let grace = if arguments.dry_run || arguments.layer.manager == Some(Manager::None) { None } else { Grace::begin() };
     let profile = arguments.profile.as_deref().map(Profile::load).transpose()?;
     let sources = Sources::new(&arguments.layer, profile.as_ref());
     let layer = match &profile {
@@ -102,6 +101,8 @@ fn start(arguments: Arguments) -> Result<u8> {
     {
         host.service = None;
     }
+    let has_unit = spec.unit.manager != Manager::None && host.booted_by_systemd && host.service.is_none();
+    let grace = if has_unit && !arguments.dry_run { Grace::begin() } else { None };
     if spec.root.source == RootSource::HostView {
         host.read_view()?;
     }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::{Component, Path, PathBuf};
 
-use crate::host::{Host, Kind, is_kernel, unescape};
+use crate::host::{Host, Kind, is_kernel, read_of_kernel, unescape};
 
 /// Directories that appear empty.
 const DIRECTORIES: &[&str] = &[
@@ -72,7 +72,7 @@ const SSH_HOST_KEYS: (&str, &str) = ("ssh_host_", "_key");
 pub(crate) fn existing(host: &Host) -> Vec<(PathBuf, bool)> {
     let mut look = Look { host, seen: HashMap::new() };
     let mut paths: Vec<PathBuf> = DIRECTORIES.iter().chain(FILES).map(PathBuf::from).collect();
-    paths.extend(swap_files(&std::fs::read("/proc/swaps").unwrap_or_default()));
+    paths.extend(swap_files(&read_of_kernel("/proc/swaps").unwrap_or_default()));
     if let Some((ssh, true)) = look.resolve(Path::new("/etc/ssh")) {
         let names = std::fs::read_dir(&ssh).into_iter().flatten().flatten().map(|entry| entry.file_name());
         let keys = names.filter(|name| {

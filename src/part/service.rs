@@ -43,6 +43,7 @@ impl OwnService {
     pub(crate) fn read(environment: &BTreeMap<OsString, OsString>) -> Option<OwnService> {
         let get = |name: &str| environment.get(OsStr::new(name)).and_then(|value| value.to_str());
         get("INVOCATION_ID")?;
+        let found = UnitOfProcess::read("self").filter(|found| found.unit.ends_with(".service"))?;
         let pid = rustix::process::getpid().as_raw_nonzero().get();
         let is_main = match get("SYSTEMD_EXEC_PID") {
             Some(main) => main.parse() == Ok(pid),
@@ -50,7 +51,9 @@ impl OwnService {
                 .and_then(|parent| UnitOfProcess::read(&parent.as_raw_nonzero().to_string()))
                 .is_some_and(|parent| parent.unit == "init.scope"),
         };
-        let found = UnitOfProcess::read("self").filter(|found| is_main && found.unit.ends_with(".service"))?;
+        if !is_main {
+            return None;
+        }
         let detached = get(DETACHED) == Some(&found.unit);
         Some(OwnService { detached, unit: found.unit, slice: found.slice, user: found.user.is_some() })
     }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::error::{Result, fault};
+use crate::host::read_of_kernel;
 
 /// How the cgroup hierarchies are laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -107,7 +108,8 @@ pub(crate) struct UnitOfProcess {
 impl UnitOfProcess {
     /// Reads it; `None` where the process is gone or in no unit.
     pub(crate) fn read(process: &str) -> Option<UnitOfProcess> {
-        let text = std::fs::read_to_string(format!("/proc/{process}/cgroup")).ok()?;
+        let text = read_of_kernel(format!("/proc/{process}/cgroup")).ok()?;
+        let text = String::from_utf8_lossy(&text);
         let paths = CgroupPaths::parse(&text);
         // On v1 processes are tracked in the named hierarchy; a hybrid's unified one has the same paths.
         let mode = if text.contains(":name=systemd:") { CgroupMode::Legacy } else { CgroupMode::Unified };

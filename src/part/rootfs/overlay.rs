@@ -64,7 +64,11 @@ impl Assembly<'_> {
     fn mount_overlay(&self, number: &str, lowers: &[PathBuf], upper: &Path, work: &Path) -> Result<OwnedFd> {
         // The kernel mounts an overlay read-only if its work directory cannot be written by the one who mounts: with an idmapped
         // upper only a user of the map can.
-        if self.scratch.kept { self.actor.as_owner() } else { self.actor.as_self() }
+        if self.scratch.kept {
+            self.actor.as_owner()
+        } else {
+            self.actor.as_self()
+        }
         // userxattr means redirect_dir=nofollow and metacopy=off by itself, and refuses to hear of redirect_dir=off.
         let off: &[&str] =
             if self.plan.userxattr { &["index", "xino"] } else { &["redirect_dir", "index", "metacopy", "xino"] };
