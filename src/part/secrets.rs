@@ -70,7 +70,7 @@ const SSH_HOST_KEYS: (&str, &str) = ("ssh_host_", "_key");
 /// the swap files in use, which hold what was in memory. Where a link leads elsewhere it is the target that is hidden. Nothing on a
 /// network, FUSE or automount file system is looked at.
 pub(crate) fn existing(host: &Host) -> Vec<(PathBuf, bool)> {
-    let mut look = Look { host, seen: HashMap::new() };
+    let mut look = Look { host, seen: HashMap::with_capacity(128) };
     let mut paths: Vec<PathBuf> = DIRECTORIES.iter().chain(FILES).map(PathBuf::from).collect();
     paths.extend(swap_files(&read_of_kernel("/proc/swaps").unwrap_or_default()));
     if let Some((ssh, true)) = look.resolve(Path::new("/etc/ssh")) {
