@@ -296,6 +296,7 @@ small_disk_on() { # small_disk_on DIR: one that can be filled
   truncate -s 64M "$work/disk"
   mke2fs -q -t ext4 -m 0 "$work/disk"
   mount -o loop "$work/disk" "$1"
+  rmdir "$1/lost+found"
   chmod 700 "$1"
 }
 
