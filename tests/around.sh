@@ -230,14 +230,14 @@ step_store() {
 }
 
 step_clock() { # hours and days, forward and back; what `ps` says of ages is no matter of the clock
-  local jump ages
+  local hours ages
   if [ -e /run/systemd/container ]; then echo "clock: left out, in a lab the clock is the machine's own; see --vm"; return; fi
-  for jump in "2 hours" "-4 hours" "40 days" "-100 days"; do
-    date -s "$(date '+%F %T') $jump" > /dev/null
-    echo "clock, $jump: it is $(date '+%F %T') now"
+  for hours in 2 -4 1000 -3000; do
+    date -s "@$(($(date +%s) + hours * 3600))" > /dev/null
+    echo "clock, by $hours hours: it is $(date '+%F %T') now"
     ask after 2
-    ages=$(sandbox ps | awk 'NR > 1 { print $7 }' | grep -v '^[0-9]*[sm]' || true)
-    [ -z "$ages" ] || wrong "ps shows ages of ${ages//$'\n'/ }"
+    ages=$(sandbox ps | awk 'NR == 1 { at = index($0, "AGE") } NR > 1 { print substr($0, at, 8) }' | grep -v '^[0-9]*\(s\|min\) ' || true)
+    [ -z "$ages" ] || wrong "ps shows ages of $(tr -s ' \n' ' ' <<< "$ages")"
     journal_goes_on
   done
 }
