@@ -1,6 +1,7 @@
 //! Sandboxes that live: what their launchers wrote down, confirmed by systemd. Nothing is believed that systemd does not confirm.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use crate::error::{Result, fault};
 use crate::state::{self, Found};
@@ -59,19 +60,36 @@ pub(crate) fn connect(manager: Option<u32>) -> Result<Bus> {
     }
 }
 
+/// One connection to each service manager that a command asks, made when it first does.
+#[derive(Debug, Default)]
+pub(crate) struct Managers(BTreeMap<Option<u32>, Bus>);
+
+impl Managers {
+    fn get(&mut self, manager: Option<u32>) -> Result<&mut Bus> {
+        match self.0.entry(manager) {
+            Entry::Occupied(bus) => Ok(bus.into_mut()),
+            Entry::Vacant(place) => Ok(place.insert(connect(manager)?)),
+        }
+    }
+
+    fn own(&mut self) -> Result<&mut Bus> {
+        self.get(own_manager())
+    }
+}
+
 /// Every one, sorted by name; a manager that cannot be asked confirms none.
 ///
 /// # Errors
 /// When the caller's own manager cannot be asked.
-pub(crate) fn all() -> Result<Vec<Sandbox>> {
-    let mut managers: BTreeMap<Option<u32>, Vec<Found>> = BTreeMap::new();
+pub(crate) fn all(managers: &mut Managers) -> Result<Vec<Sandbox>> {
+    let mut written: BTreeMap<Option<u32>, Vec<Found>> = BTreeMap::new();
     for found in state::all() {
-        managers.entry(found.record.manager).or_default().push(found);
+        written.entry(found.record.manager).or_default().push(found);
     }
     let mut list = Vec::new();
-    for (manager, found) in managers {
+    for (manager, found) in written {
         let names: Vec<&str> = found.iter().map(|found| found.record.unit.as_str()).collect();
-        match connect(manager).and_then(|mut bus| bus.list(&names)) {
+        match managers.get(manager).and_then(|bus| bus.list(&names)) {
             Ok(units) => list.extend(found.into_iter().filter_map(|found| confirmed(found, &units))),
             Err(error) if manager.is_some_and(|uid| uid != rustix::process::geteuid().as_raw()) => {
                 log::warn!("sandboxes of user {}: {error:#}", manager.unwrap_or_default());
@@ -98,8 +116,8 @@ fn confirmed(found: Found, units: &[ListedUnit]) -> Option<Sandbox> {
 ///
 /// # Errors
 /// When that manager cannot be asked.
-pub(crate) fn down(living: &[Sandbox]) -> Result<Vec<DownService>> {
-    let services = connect(own_manager())?.services_in(&["failed", "activating", "deactivating"])?;
+pub(crate) fn down(managers: &mut Managers, living: &[Sandbox]) -> Result<Vec<DownService>> {
+    let services = managers.own()?.services_in(&["failed", "activating", "deactivating"])?;
     let lives = |service: &DownService| living.iter().any(|sandbox| sandbox.unit.name == service.unit.name);
     Ok(services.into_iter().filter(|service| !lives(service)).collect())
 }
@@ -108,9 +126,9 @@ pub(crate) fn down(living: &[Sandbox]) -> Result<Vec<DownService>> {
 ///
 /// # Errors
 /// When that manager cannot be asked.
-pub(crate) fn sweep(living: &[Sandbox]) -> Result<()> {
+pub(crate) fn sweep(managers: &mut Managers, living: &[Sandbox]) -> Result<()> {
     let known: Vec<&str> = living.iter().map(|sandbox| sandbox.unit.name.as_str()).collect();
-    connect(own_manager())?.stop_empty_scopes(&known)
+    managers.own()?.stop_empty_scopes(&known)
 }
 
 /// The manager that a caller's sandboxes are with who asks for no other.
@@ -158,8 +176,9 @@ pub(crate) fn find_any(word: &str) -> Result<Named> {
 /// # Errors
 /// When there is more than one.
 pub(crate) fn look_up(word: &str) -> Result<Option<Named>> {
-    let mut list = all()?;
-    let mut down = down(&list)?;
+    let mut managers = Managers::default();
+    let mut list = all(&mut managers)?;
+    let mut down = down(&mut managers, &list)?;
     let names: Vec<[&str; 2]> = list
         .iter()
         .map(|sandbox| [sandbox.found.record.name.as_str(), sandbox.unit.name.as_str()])
@@ -168,7 +187,7 @@ pub(crate) fn look_up(word: &str) -> Result<Option<Named>> {
     let Some(chosen) = choose(word, &names)? else {
         // One that is restarted may have been down when it was looked for among the living, and up the moment after.
         let name = if word.ends_with(".service") { word.to_owned() } else { format!("{word}.service") };
-        return Ok(connect(own_manager())?.service(&name)?.map(Named::Down));
+        return Ok(managers.own()?.service(&name)?.map(Named::Down));
     };
     Ok(Some(match chosen.checked_sub(list.len()) {
         None => Named::Living(Box::new(list.swap_remove(chosen))),
@@ -185,7 +204,7 @@ fn not_running(word: &str) -> anyhow::Error {
 /// # Errors
 /// When there is none, or more than one.
 pub(crate) fn find(word: &str) -> Result<Sandbox> {
-    let mut list = all()?;
+    let mut list = all(&mut Managers::default())?;
     let names: Vec<[&str; 2]> =
         list.iter().map(|sandbox| [sandbox.found.record.name.as_str(), sandbox.unit.name.as_str()]).collect();
     let chosen = choose(word, &names)?.ok_or_else(|| not_running(word))?;

@@ -12,7 +12,9 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
+use rustix::param::clock_ticks_per_second;
 use rustix::process::Pid;
+use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
@@ -49,6 +51,12 @@ impl Process {
     /// When this process started, in clock ticks after boot; `None` without a /proc.
     pub(crate) fn own_start() -> Option<u64> {
         Process::start_of(&String::from_utf8_lossy(&read_of_kernel("/proc/self/stat").ok()?))
+    }
+
+    /// Seconds since its start, which no change of the clock changes.
+    pub(crate) fn age(self) -> f64 {
+        let now = clock_gettime(ClockId::Boottime);
+        now.tv_sec as f64 + now.tv_nsec as f64 / 1e9 - self.started as f64 / clock_ticks_per_second() as f64
     }
 
     /// Field 22 of a /proc/PID/stat, unless the process has ended.
@@ -442,6 +450,8 @@ mod tests {
         let own = Process::read(rustix::process::getpid()).unwrap();
         assert!(own.lives());
         assert!(!Process { started: own.started + 1, ..own }.lives());
+        let later = Process { started: own.started + 100 * clock_ticks_per_second(), ..own };
+        assert!((0.0..100_000.0).contains(&own.age()) && later.age() < own.age() - 50.0, "{} s", own.age());
         assert!(!Process { pid: i32::MAX, ..own }.lives());
     }
 

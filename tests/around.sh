@@ -1,39 +1,36 @@
 #!/bin/bash
 # around.sh — what happens around live sandboxes: is one lost, or changed? In the tree lab; as root.
-#   tests/around.sh [COUNT [STEP…]]   20 live ones; every step but `hang` by default (it takes a minute, and is run when named)
+#   tests/around.sh [COUNT [STEP…]]             20 live ones; every step but `hang` by default (it takes a minute, and is run when named)
+#   tests/around.sh --vm LANE [COUNT [STEP…]]   in a VM, on a suite's own kernel (see vm/vm.sh): only there the clock can jump
 # Steps: reload, reexec, dbus, journald, kill, oom, run (full /run), store (full disk of the store), clock, launcher (SIGSTOP), fuse
 # (/dev/fuse removed), upgrade (of our program, by rename), hang (SIGSTOP of PID 1 for 40 s).
 # The live ones are scopes and detached services, with limits of memory, CPU and tasks, with devices, and with a kept root. After each
 # step, and while it lasts, each is alive with its limits and devices, and `ps`, `exec`, `inspect`, `run`, `run --detach` and `stop` work;
 # while it lasts they may refuse, in one line and perhaps a hint. `run` that refuses leaves nothing.
 # One line a step: `STEP: N alive, C changed, ps ok, …`, and at the end `steps: S, lost: L, changed: C, wrong: W`. Exit status 1 unless all
-# three are 0. `around.sh inside DIR COUNT STEP…` does it on this very machine, with DIR/sandbox: for throw-away ones, as a VM is; only there
-# the clock can jump. SANDBOX_BIN names the program; else the release build is made.
+# three are 0. SANDBOX_BIN names the program; else the release build is made.
 set -euo pipefail
 all_steps="reload reexec dbus journald kill oom run store clock launcher fuse upgrade"
 
 die() { echo "around.sh: $*" >&2; exit 125; }
 
-# --- outside: the lab, and the one thing that can be done to its PID 1 only from there ---------------------------------------------------
+# --- outside: the lab, and the one thing that can be done to its PID 1 only from there; or a VM -------------------------------------------
 
-outside() { # outside COUNT STEP…
-  local here target=x86_64-unknown-linux-gnu status=0
-  here=$(dirname "$(realpath "$0")")
-  cd "$here/.."
-  [ "$(id -u)" = 0 ] || die "needs root"
-  if [ -z "${SANDBOX_BIN:-}" ]; then
-    RUSTFLAGS="-C target-feature=+crt-static" cargo build -q --release --target $target
-    SANDBOX_BIN=${CARGO_TARGET_DIR:-target}/$target/release/sandbox
-  fi
-  stage=$(mktemp -d /var/tmp/sandbox-stage-XXXXXX) lab=around-$$ hand=
+in_lab() { # in_lab COUNT STEP…
+  local status=0
+  lab=around-$$ hand=
   trap 'finish' EXIT
-  install -m755 "$SANDBOX_BIN" "$stage/sandbox"
-  install -m755 "$here/around.sh" "$stage/script"
+  install -m755 tests/around.sh "$stage/script"
   tests/lab/lab.sh up "$lab" --tree --bind "$stage"
   stop_pid1_when_asked &
   hand=$!
   SANDBOX_LOG='' tests/lab/lab.sh exec "$lab" -- bash "$stage/script" inside "$stage" "$@" || status=$?
   exit "$status"
+}
+
+in_vm() { # in_vm LANE COUNT STEP…: vm.sh gives the script no arguments
+  { printf 'set -- inside /payload'; printf ' %q' "${@:2}"; echo; cat tests/around.sh; } > "$stage/script"
+  SANDBOX_BIN=$stage/sandbox tests/vm/vm.sh script "$1" "$stage/script"
 }
 
 finish() {
@@ -170,14 +167,18 @@ step_dbus() {
 }
 
 step_journald() {
-  local since lines
   systemctl restart systemd-journald
   ask after 2
+  journal_goes_on
+}
+
+journal_goes_on() { # what is said from now on is in the journal
+  local lines
   [ "$count" -ge 2 ] || return 0
-  since=$(date '+%F %T')
+  journalctl --no-pager -q -n 0 --cursor-file "$work/cursor" > /dev/null
   sleep 2.5
-  lines=$(journalctl --no-pager -q -u around2.service --since "$since" | wc -l)
-  [ "$lines" -gt 0 ] || wrong "nothing that around2 says is in the journal since it was started anew"
+  lines=$(journalctl --no-pager -q -u around2.service --cursor-file "$work/cursor" | wc -l)
+  [ "$lines" -gt 0 ] || wrong "nothing that around2 says is in the journal any more"
 }
 
 step_kill() { # that one ends, no other
@@ -228,13 +229,17 @@ step_store() {
   echo "store, after$answers"
 }
 
-step_clock() {
-  if [ -e /run/systemd/container ]; then echo "clock: left out, in a lab the clock is the machine's own; run around.sh in a VM"; return; fi
-  date -s '+2 hours' > /dev/null
-  ask after
-  date -s '-4 hours' > /dev/null
-  ask after
-  date -s '+2 hours' > /dev/null
+step_clock() { # hours and days, forward and back; what `ps` says of ages is no matter of the clock
+  local hours ages
+  if [ -e /run/systemd/container ]; then echo "clock: left out, in a lab the clock is the machine's own; see --vm"; return; fi
+  for hours in 2 -4 1000 -3000; do
+    date -s "@$(($(date +%s) + hours * 3600))" > /dev/null
+    echo "clock, by $hours hours: it is $(date '+%F %T') now"
+    ask after 2
+    ages=$(sandbox ps | awk 'NR == 1 { at = index($0, "AGE") } NR > 1 { print substr($0, at, 8) }' | grep -v '^[0-9]*\(s\|min\) ' || true)
+    [ -z "$ages" ] || wrong "ps shows ages of $(tr -s ' \n' ' ' <<< "$ages")"
+    journal_goes_on
+  done
 }
 
 step_launcher() {
@@ -284,13 +289,24 @@ step_hang() { # a start while PID 1 is stopped ends with 125 in its own time, an
   ask after
 }
 
+small_disk_on() { # small_disk_on DIR: one that can be filled
+  if [ -e /run/systemd/container ]; then mount -t tmpfs -o mode=700,size=32M store "$1"; return; fi
+  # Before Linux 6.3 a tmpfs cannot be mounted with other owners, as a kept root needs it; a lab has no loop devices.
+  modprobe loop
+  truncate -s 64M "$work/disk"
+  mke2fs -q -t ext4 -m 0 "$work/disk"
+  mount -o loop "$work/disk" "$1"
+  rmdir "$1/lost+found"
+  chmod 700 "$1"
+}
+
 inside() { # inside STAGE COUNT STEP…
   stage=$1 count=$2
   shift 2
   install -m755 "$stage/sandbox" /usr/local/bin/sandbox
   work=$(mktemp -d /var/tmp/around-XXXXXX) steps=0 lost=0 changed=0 wrongs=0 step=start pids=() before=() rules=()
   mkdir -p /var/lib/sandbox "$work/root"
-  mount -t tmpfs -o mode=700,size=32M store /var/lib/sandbox   # a disk that can be filled
+  small_disk_on /var/lib/sandbox
   cp /bin/busybox "$work/root/sh"
   tar -C "$work/root" -cf "$work/image.tar" .
   touch "$work/starts"
@@ -301,12 +317,13 @@ inside() { # inside STAGE COUNT STEP…
   [ $((lost + changed + wrongs)) = 0 ]
 }
 
-case "${1:-}" in
-  inside) shift; inside "$@" ;;
-  "") # shellcheck disable=SC2086  # a list of words
-    outside 20 $all_steps ;;
-  *[!0-9]*) sed -n '2,13p' "$0"; exit 125 ;;
-  *) count=$1; shift
-    # shellcheck disable=SC2086  # a list of words
-    if [ $# = 0 ]; then outside "$count" $all_steps; else outside "$count" "$@"; fi ;;
-esac
+if [ "${1:-}" = inside ]; then inside "${@:2}"; exit; fi
+here=$(dirname "$(realpath "$0")")
+cd "$here/.."
+# shellcheck source-path=SCRIPTDIR source=lab/staged.sh
+. "$here/lab/staged.sh"
+vm=
+[ "${1:-}" != --vm ] || { vm=${2:?LANE}; shift 2; }
+parse_counted 2,13 "$all_steps" 20 "$@"
+stage_program release
+if [ -n "$vm" ]; then in_vm "$vm" "$number" "${chosen[@]}"; else in_lab "$number" "${chosen[@]}"; fi

@@ -13,13 +13,14 @@ errors=(EIO ENOSPC ENOMEM EPERM EINTR)
 
 die() { echo "crash.sh: $*" >&2; exit 125; }
 
-outside() { # outside STRIDE SCENARIO…
+outside() { # outside [STRIDE [SCENARIO…]]
   local here
   here=$(dirname "$(realpath "$0")")
   cd "$here/.."
   # shellcheck source-path=SCRIPTDIR source=lab/staged.sh
   . "$here/lab/staged.sh"
-  SANDBOX_LOG='' run_staged "$here/crash.sh" "$@"
+  parse_counted 2,9 "$all_scenarios" 1 "$@"
+  SANDBOX_LOG='' run_staged "$here/crash.sh" "$number" "${chosen[@]}"
 }
 
 # --- scenarios: set_up once, `words` is the command, `settle` brings the state back that the next round starts from -------------------
@@ -156,12 +157,4 @@ inside() { # inside STAGE STRIDE SCENARIO…
   [ "$things" = 0 ]
 }
 
-case "${1:-}" in
-  inside) shift; inside "$@" ;;
-  "") # shellcheck disable=SC2086  # a list of words
-    outside 1 $all_scenarios ;;
-  *[!0-9]*) sed -n '2,9p' "$0"; exit 125 ;;
-  *) stride=$1; shift
-    # shellcheck disable=SC2086  # a list of words
-    if [ $# = 0 ]; then outside "$stride" $all_scenarios; else outside "$stride" "$@"; fi ;;
-esac
+case "${1:-}" in inside) inside "${@:2}" ;; *) outside "$@" ;; esac

@@ -1,14 +1,14 @@
 //! `sandbox ps`.
 
 use std::io::Write;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
 
 use super::text;
 use crate::error::Result;
-use crate::living::{self, Sandbox};
+use crate::living::{self, Managers, Sandbox};
 use crate::part::network::publish::Publish;
 use crate::systemd::{CgroupMode, DownService, Usage};
 
@@ -25,7 +25,7 @@ JSON: a list of objects with
   root     what its root is made of
   pid      of its first process, on the host; null when there is none
   state    running, paused, starting, activating, deactivating or failed
-  started  seconds since 1970; null when it does not run
+  started  seconds since 1970, as the clock was then; null when it does not run
   command  the command and its arguments
   ports    published ports: address (null: all), host_port, port (inside), count (of
            ports from these on), protocol
@@ -61,6 +61,8 @@ struct Row {
     pid: Option<i32>,
     state: String,
     started: Option<f64>,
+    #[serde(skip)]
+    age: Option<f64>,
     command: Vec<String>,
     ports: Vec<Publish>,
     #[serde(flatten)]
@@ -72,14 +74,15 @@ struct Row {
 /// Runs it.
 pub(super) fn main(arguments: &Arguments) -> Result<u8> {
     let mode = CgroupMode::read()?;
-    let living = living::all()?;
+    let mut managers = Managers::default();
+    let living = living::all(&mut managers)?;
     // Without a manager there is nothing to sweep.
-    if let Err(error) = living::sweep(&living) {
+    if let Err(error) = living::sweep(&mut managers, &living) {
         log::debug!("{error:#}");
     }
     let mut rows: Vec<Row> = living.iter().map(|sandbox| living_row(sandbox, mode)).collect();
     if arguments.all {
-        rows.extend(living::down(&living)?.into_iter().map(down_row));
+        rows.extend(living::down(&mut managers, &living)?.into_iter().map(down_row));
     }
     let text = match (arguments.json, arguments.quiet) {
         (true, _) => format!("{:#}\n", serde_json::to_value(&rows)?),
@@ -100,7 +103,8 @@ fn living_row(sandbox: &Sandbox, mode: CgroupMode) -> Row {
         root: record.root.clone(),
         pid: Some(record.leader.pid),
         state: sandbox.state().to_owned(),
-        started: Some(std::time::Duration::from_micros(record.started).as_secs_f64()),
+        started: Some(Duration::from_micros(record.started).as_secs_f64()),
+        age: Some(record.leader.age()),
         command: record.command.clone(),
         ports: record.ports.clone(),
         usage: sandbox.usage(mode),
@@ -119,6 +123,7 @@ fn down_row(down: DownService) -> Row {
         pid: None,
         state: down.unit.state,
         started: None,
+        age: None,
         command: vec![down.unit.description],
         ports: Vec::new(),
         usage: Usage::default(),
@@ -128,7 +133,6 @@ fn down_row(down: DownService) -> Row {
 }
 
 fn table(rows: &[Row]) -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
     let head = ["NAME", "UNIT", "SLICE", "ROOT", "PID", "STATE", "AGE", "MEMORY", "CPU", "TASKS", "PORTS", "COMMAND"];
     let dash = |text: Option<String>| text.filter(|text| !text.is_empty()).unwrap_or_else(|| "-".to_owned());
     let mut lines = vec![head.map(str::to_owned).to_vec()];
@@ -144,7 +148,7 @@ fn table(rows: &[Row]) -> String {
             dash(Some(row.root.clone())),
             dash(row.pid.map(|pid| pid.to_string())),
             state,
-            dash(row.started.map(|started| text::age(now - started))),
+            dash(row.age.map(text::age)),
             dash(row.usage.memory_bytes.map(text::bytes)),
             dash(row.usage.cpu_usec.map(text::cpu_time)),
             dash(row.usage.tasks.map(|tasks| tasks.to_string())),

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::text;
 use crate::error::Result;
-use crate::living::{self, Sandbox};
+use crate::living::{self, Managers, Sandbox};
 use crate::systemd::{CgroupMode, Usage};
 
 const AFTER_HELP: &str = "\
@@ -69,7 +69,7 @@ type Sample = HashMap<String, (u64, Instant)>;
 
 fn look(names: &[String], mode: CgroupMode) -> Result<(Vec<Row>, Sample)> {
     let all = if names.is_empty() {
-        living::all()?
+        living::all(&mut Managers::default())?
     } else {
         names.iter().map(|name| living::find(name)).collect::<Result<_>>()?
     };

@@ -30,3 +30,13 @@ run_staged() {
   tests/lab/lab.sh run "${root[@]}" --bind "$stage" -- bash "$stage/script" inside "$stage" "$@" || status=$?
   exit "$status"
 }
+
+# parse_counted HELP "WORD…" DEFAULT [NUMBER [WORD…]]: the arguments of a script that does each of some things so often: sets `number`, and
+# `chosen`, all words unless some are named. Anything else than a number prints the lines HELP, as sed(1) counts them, of the script's head.
+parse_counted() {
+  local help=$1 all=$2
+  number=${4:-$3}
+  case "$number" in *[!0-9]*) sed -n "${help}p" "$0"; exit 125 ;; esac
+  # shellcheck disable=SC2034  # for who sources this
+  if [ $# -gt 4 ]; then chosen=("${@:5}"); else read -ra chosen <<< "$all"; fi
+}
