@@ -31,7 +31,8 @@ promises_of() { # what the live tests may rely on; a lane that lacks one of thes
     bullseye) echo "root systemd cgroup2 disk user_manager fuse apparmor" ;;      # 5.10: no idmapped mounts
     bullseye-v1) echo "root systemd cgroup1 disk user_manager fuse apparmor" ;;
     trixie-selinux) echo "root systemd cgroup2 idmap disk user_manager fuse pasta selinux" ;;
-    *) echo "root systemd cgroup2 idmap disk user_manager fuse pasta apparmor" ;;
+    bookworm) echo "root systemd cgroup2 idmap disk user_manager fuse pasta apparmor" ;;
+    *) echo "root systemd cgroup2 idmap disk user_manager fuse pasta apparmor apparmor4" ;;
   esac
 }
 
