@@ -1,6 +1,7 @@
 //! What a security module of the kernel makes of the payload: an AppArmor profile, an SELinux label.
 
 use crate::bed::{self, Bed};
+use crate::facts::Need;
 use crate::services::detached;
 use crate::{Test, alone, test};
 use std::io::Write;
@@ -63,9 +64,11 @@ impl Profile {
     /// All but writing /tmp/forbidden and running base64, for who asks for it by name.
     fn load(bed: &Bed, more: &str) -> Profile {
         let name = format!("{}-{}", bed.id(), more.len());
+        // What versions before 4 neither know nor decide about.
+        let userns = if Path::new("/etc/apparmor.d/abi/4.0").exists() { "userns," } else { "" };
         let text = format!(
             "profile {name} flags=(attach_disconnected) {{\n file, capability, network, signal, ptrace, unix, mount,\n \
-             deny /tmp/forbidden w,\n deny /{{,usr/}}bin/base64 x,\n {more}\n}}\n"
+             deny /tmp/forbidden w,\n deny /{{,usr/}}bin/base64 x,\n {userns} {more}\n}}\n"
         );
         Profile::of(bed, name, text)
     }
@@ -212,6 +215,11 @@ fn apparmor_confined_caller(bed: &Bed) {
     };
     let refused = run(&profile.name).refused(125, ["--apparmor", &profile.name]);
     assert!(refused.hint().contains(&format!("change_profile -> {},", profile.name)), "{}", refused.hint());
+    if bed.facts.has(&Need::Apparmor4).is_ok() {
+        let _without = Profile::of(bed, caller.name.clone(), caller.text.replace("userns,", ""));
+        let refused = run(&profile.name).refused(125, ["make namespaces: Permission denied"]);
+        assert!(refused.hint().ends_with("userns,"), "{}", refused.hint());
+    }
 }
 
 /// The profile that the package brings changes nothing but what it is called.
