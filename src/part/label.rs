@@ -28,7 +28,9 @@ pub(crate) fn apparmor_is_on() -> bool {
 /// SELinux has a policy on this machine: `true` if it enforces it, `false` if it only writes down what it would deny.
 pub(crate) fn selinux_enforces() -> Option<bool> {
     let enforce = std::fs::read("/sys/fs/selinux/enforce").ok()?;
-    Some(enforce.starts_with(b"1"))
+    // What every process is called as long as no policy was loaded.
+    let own = std::fs::read("/proc/self/attr/current").ok()?;
+    (own.trim_ascii_end() != b"kernel" && own != b"kernel\0").then(|| enforce.starts_with(b"1"))
 }
 
 /// What `/proc` is to the kernel, statfs(2).

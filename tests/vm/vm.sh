@@ -55,7 +55,7 @@ boot() { # boot LANE DIR [DISK]: the payload in DIR; output on stdout; with DISK
   # Its own process: in a function that is called with || the shell would not stop at an error.
   image=$(bash "$here/../tree.sh" image "$(suite_of "$lane")" vm) || die "no image for $lane"
   [ "$lane" != bullseye-v1 ] || args+=(systemd.unified_cgroup_hierarchy=0)
-  [ "$lane" != trixie-selinux ] || args+=(security=selinux selinux=1)
+  [ "$lane" != trixie-selinux ] || args+=(security=selinux)
   if [ -z "$disk" ]; then
     disk=file=$image,snapshot=on
   else
