@@ -141,6 +141,7 @@ tree_selinux() {
   mkdir -p "$1/$place/policy" "$1/$place/contexts/files"
   printf 'SELINUX=permissive\nSELINUXTYPE=bed\n' > "$1/etc/selinux/config"
   echo '/.* system_u:object_r:file_t:s0' > "$1/$place/contexts/files/file_contexts"
+  echo '<busconfig><selinux/></busconfig>' > "$1/$place/contexts/dbus_contexts"   # dbus-daemon does not start without
   cp "$(dirname "$tree_self")/vm/selinux.cil" "$1/$place/policy.cil"
   # Its version is that of Linux 5.8, which newer ones read as well.
   chroot "$1" secilc -c 33 -o "/$place/policy/policy.33" -f /dev/null "/$place/policy.cil"
