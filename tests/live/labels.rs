@@ -84,7 +84,8 @@ impl Profile {
 
 impl Drop for Profile {
     fn drop(&mut self) {
-        let parser = Command::new("apparmor_parser").arg("--remove").stdin(Stdio::piped()).spawn();
+        let parser =
+            Command::new("apparmor_parser").arg("--remove").stdin(Stdio::piped()).stderr(Stdio::null()).spawn();
         // Nothing rests on it: names are those of one test.
         let _ = parser.and_then(|mut parser| {
             parser.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(self.text.as_bytes()))?;
