@@ -201,7 +201,7 @@ impl fmt::Display for Facts {
 
 fn apparmor() -> bool {
     fs::read("/sys/module/apparmor/parameters/enabled").is_ok_and(|enabled| enabled.starts_with(b"Y"))
-        && Path::new("/usr/sbin/apparmor_parser").exists()
+        && Path::new("/sbin/apparmor_parser").exists()
 }
 
 /// "systemd 252 (252.39-1~deb12u2)"; none where it is merely installed.
