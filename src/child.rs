@@ -233,15 +233,23 @@ impl Payload<'_> {
         launcher: Option<&ChildEnd>,
     ) -> anyhow::Error {
         match self.prepare(identity, terminal, launcher) {
-            Ok(()) => match self.process.exec(identity) {
-                fault if fault.exit_status() == exit::NOT_EXECUTABLE && !self.landlock.is_empty() => {
-                    let hint = "the program, its loader and its libraries need to be named: --landlock exec:/usr";
-                    fault.hint(hint).into()
+            Ok(()) => {
+                let fault = self.process.exec(identity);
+                match self.hint_at_execve() {
+                    Some(hint) if fault.exit_status() == exit::NOT_EXECUTABLE => fault.hint(hint).into(),
+                    _ => fault.into(),
                 }
-                fault => fault.into(),
-            },
+            }
             Err(error) => error,
         }
+    }
+
+    /// What of the confinement can keep a program from being executed.
+    fn hint_at_execve(&self) -> Option<String> {
+        if !self.landlock.is_empty() {
+            return Some("the program, its loader and its libraries need to be named: --landlock exec:/usr".to_owned());
+        }
+        self.label.map(Label::hint_at_execve)
     }
 
     fn prepare(&self, identity: &Identity, terminal: Option<&OwnedFd>, launcher: Option<&ChildEnd>) -> Result<()> {

@@ -265,9 +265,14 @@ pub(crate) struct Layer {
     #[arg(long, help_heading = "Isolation", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
     pub(crate) landlock_best_effort: Option<bool>,
     /// AppArmor profile of the command; it must be loaded
+    ///
+    /// Its paths are those inside. It needs flags=(attach_disconnected): what the command was started on (a terminal, a file) is
+    /// outside its root.
     #[arg(long, value_name = "PROFILE", help_heading = "Isolation")]
     pub(crate) apparmor: Option<String>,
     /// SELinux label of the command: USER:ROLE:TYPE:LEVEL
+    ///
+    /// Files keep their own labels. The policy must allow process2:nnp_transition, since no_new_privs is set.
     #[arg(long, value_name = "LABEL", conflicts_with = "apparmor", help_heading = "Isolation")]
     pub(crate) selinux_label: Option<String>,
     /// Filter of system calls: our own, none, or a profile in the JSON format of Docker and OCI [default: default]

@@ -112,6 +112,9 @@ fn explain_clone(error: std::io::Error) -> anyhow::Error {
         Some(libc::EPERM) => {
             "sysctl kernel.unprivileged_userns_clone=1 kernel.apparmor_restrict_unprivileged_userns=0, or run as root"
         }
+        Some(libc::EACCES) => {
+            "a security module forbids it: an AppArmor profile that confines sandbox (cat /proc/self/attr/current) needs: userns,"
+        }
         Some(libc::ENOSPC) => {
             "sysctl -w user.max_user_namespaces=65536, and the like for the kind that is short: sysctl user"
         }

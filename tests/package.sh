@@ -63,6 +63,14 @@ use_it() {
 enable_top() {
   systemctl enable --now sandbox@top || fail "sandbox@top does not start: $(systemctl status --no-pager sandbox@top)"
   has_limit
+  apparmor_knows
+}
+
+apparmor_knows() { # on a machine where AppArmor decides, and is new enough for the package's profile
+  [ -e /etc/apparmor.d/abi/4.0 ] && [ -e /sys/kernel/security/apparmor/profiles ] || return 0
+  grep -qx 'sandbox (unconfined)' /sys/kernel/security/apparmor/profiles || fail "the AppArmor profile is not loaded"
+  local pid; pid=$(systemctl show --property MainPID --value sandbox@top)
+  grep -qx 'sandbox (unconfined)' "/proc/$pid/attr/current" || fail "sandbox@top is $(cat "/proc/$pid/attr/current") to AppArmor"
 }
 
 has_limit() {
@@ -73,6 +81,7 @@ purge_it() { # purge_it BEFORE
   apt-get -q -y -o Dpkg::Use-Pty=0 purge sandbox < /dev/null
   diff <(echo "$1") <(of_ours) || fail "this is left of it"
   [ -z "$(systemctl list-units --all --plain --no-legend 'sandbox*')" ] || fail "units are left of it"
+  ! grep -qs '^sandbox ' /sys/kernel/security/apparmor/profiles || fail "its AppArmor profile is still loaded"
 }
 
 inside() { # inside PACKAGE
@@ -101,6 +110,7 @@ boot2() {
   systemctl is-active sandbox@top || fail "sandbox@top did not come back: $(systemctl status --no-pager sandbox@top)"
   [ "$(systemctl show --property NRestarts --value sandbox@top)" = 0 ] || fail "sandbox@top was started more than once"
   has_limit
+  apparmor_knows
   sandbox exec sandbox@top.service true || fail "exec does not reach it"
   sandbox ps | grep -q sandbox@top.service || fail "ps does not show it: $(sandbox ps)"
   rm /etc/systemd/system/multi-user.target.wants/bed.target

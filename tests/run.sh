@@ -11,8 +11,9 @@ set -euo pipefail
 cd "$(dirname "$(realpath "$0")")/.."
 export SANDBOX_TEST_CACHE=${SANDBOX_TEST_CACHE:-/var/cache/sandbox-test}
 target=x86_64-unknown-linux-gnu
-all_lanes="bullseye bullseye-v1 bookworm trixie sid"
+all_lanes="bullseye bullseye-v1 bookworm trixie trixie-selinux sid"
 cow_areas="bed/ workflow/"        # what also runs on a copy-on-write root, where only the identity fallback is possible
+selinux_areas="bed/ labels/ confinement/ workflow/"   # what also runs under SELinux
 parts="" lanes="" filter="" fuzz_seconds=300
 peers=(skopeo umoci docker-registry podman docker.io apache2-utils)   # the tests start their own servers of these
 rows=() total_passed=0 total_failed=0 total_ignored=0
@@ -201,8 +202,10 @@ vms() { # two at a time: a boot is mostly one thread
   for lane in $lanes; do
     while [ "$(jobs -rp | grep -vcx "${trees:-0}")" -ge 2 ]; do wait -n || true; done
     echo "vm-$lane: started"
-    ( start=$SECONDS; status=0
-      SANDBOX_TEST_SLOW=12 tests/vm/vm.sh run "$lane" -- ${filter:+"$filter"} > "$logs/vm-$lane" 2>&1 < /dev/null || status=$?
+    ( start=$SECONDS; status=0; filters=(${filter:+"$filter"})
+      # shellcheck disable=SC2206  # a list of words
+      case "$lane" in *-selinux) [ -n "$filter" ] || filters=($selinux_areas); package= ;; esac
+      SANDBOX_TEST_SLOW=12 tests/vm/vm.sh run "$lane" -- "${filters[@]}" > "$logs/vm-$lane" 2>&1 < /dev/null || status=$?
       [ -z "$package" ] || tests/vm/vm.sh package "$lane" "$package" >> "$logs/vm-$lane" 2>&1 < /dev/null || status=$?
       echo "$status $((SECONDS - start))" > "$logs/vm-$lane.end"
       echo "vm-$lane: status $status after $((SECONDS - start)) s" ) &
@@ -218,7 +221,7 @@ vms() { # two at a time: a boot is mostly one thread
 build_trees() { # in the background, while cargo works; who needs one waits for its lock, and says what went wrong
   local lane
   { ! wants lab || tests/tree.sh image bookworm lab
-    ! wants vm || for lane in $lanes; do tests/vm/vm.sh tree "${lane%-v1}"; done; } > "$logs/trees" 2>&1 < /dev/null &
+    ! wants vm || for lane in $lanes; do tests/vm/vm.sh tree "${lane%%-*}"; done; } > "$logs/trees" 2>&1 < /dev/null &
   trees=$!
 }
 

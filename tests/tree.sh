@@ -14,9 +14,11 @@ tree_self=$(realpath "${BASH_SOURCE[0]}")
 
 tree_packages() {
   echo "systemd systemd-sysv dbus udev libpam-systemd dbus-user-session uidmap python3-minimal procps busybox-static \
-    iproute2 kmod util-linux e2fsprogs linux-image-cloud-amd64"
+    iproute2 kmod util-linux e2fsprogs linux-image-cloud-amd64 apparmor"
   # For --network pasta; bullseye has none.
   [ "$1" = bullseye ] || echo "passt"
+  # The lane with SELinux compiles its policy (vm/selinux.cil).
+  [ "$1" != trixie ] || echo "secilc"
   # The lab is a bookworm tree, and the benchmark's peers run in it.
   [ "$1" != bookworm ] || echo "bubblewrap crun hyperfine strace man-db"
 }
@@ -41,7 +43,7 @@ tree_masks="systemd-udevd.service systemd-udev-trigger.service systemd-udev-sett
 tree_key() { # tree_key SUITE tarball|image
   case "$2" in
     tarball) { echo "$1"; tree_packages "$1"; declare -f tree_bootstrap; } ;;
-    *) { tree_key "$1" tarball; cat "$tree_self" "$(dirname "$tree_self")/vm/initramfs.sh"; } ;;
+    *) { tree_key "$1" tarball; cat "$tree_self" "$(dirname "$tree_self")"/vm/{initramfs.sh,selinux.cil}; } ;;
   esac | sha256sum | cut -c1-12
 }
 
@@ -129,6 +131,20 @@ tree_prepare() { # tree_prepare ROOT: the same for a tree on disk and for the la
     'Wants=dbus.service systemd-logind.service user@1000.service systemd-user-sessions.service' \
     > "$root/etc/systemd/system/bed.target"
   tree_vm_service "$root"
+  [ ! -e "$root/usr/bin/secilc" ] || tree_selinux "$root"
+}
+
+# A policy for the boots with SELinux; the others do not look at it. Permissive until the lane has booted: the user's session would
+# need the tables that a distribution's policy brings.
+tree_selinux() {
+  local place=etc/selinux/bed
+  mkdir -p "$1/$place/policy" "$1/$place/contexts/files"
+  printf 'SELINUX=permissive\nSELINUXTYPE=bed\n' > "$1/etc/selinux/config"
+  echo '/.* system_u:object_r:file_t:s0' > "$1/$place/contexts/files/file_contexts"
+  echo '<busconfig><selinux/></busconfig>' > "$1/$place/contexts/dbus_contexts"   # dbus-daemon does not start without
+  cp "$(dirname "$tree_self")/vm/selinux.cil" "$1/$place/policy.cil"
+  # Its version is that of Linux 5.8, which newer ones read as well.
+  chroot "$1" secilc -c 33 -o "/$place/policy/policy.33" -f /dev/null "/$place/policy.cil"
 }
 
 tree_tester() { # the user of all rootless tests, with a subordinate range

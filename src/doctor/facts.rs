@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::host::{Host, is_kernel};
 use crate::layer::{Layer, Namespace};
 use crate::part::account;
+use crate::part::label;
 use crate::part::rootfs::{self, Operation};
 use crate::part::users::{self, UserPlan};
 use crate::spec::Spec;
@@ -48,6 +49,8 @@ pub(crate) struct Facts {
     pub(crate) covered: Vec<PathBuf>,
     /// The calls and devices.
     pub(crate) calls: Calls,
+    /// The kernel's security modules.
+    pub(crate) modules: Modules,
 }
 
 /// An answer of a service manager: its version, or why there was none.
@@ -133,6 +136,15 @@ pub(crate) struct Calls {
     pub(crate) pasta: Option<PathBuf>,
 }
 
+/// Which security modules can give the command a label.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Modules {
+    /// AppArmor decides here.
+    pub(crate) apparmor: bool,
+    /// SELinux has a policy: whether it enforces it.
+    pub(crate) selinux: Option<bool>,
+}
+
 impl Facts {
     /// Reads everything and makes the trials; about 0.1 s, and some seconds where a bus daemon is stuck.
     ///
@@ -162,6 +174,7 @@ impl Facts {
             trials: trials(&host)?,
             covered: covered(&host),
             calls: calls(),
+            modules: Modules { apparmor: label::apparmor_is_on(), selinux: label::selinux_enforces() },
             person,
         })
     }

@@ -4,7 +4,7 @@ use crate::sync::Failure;
 use crate::systemd::CgroupMode;
 
 use super::distribution::Package;
-use super::facts::{Facts, Owners};
+use super::facts::{Facts, Modules, Owners};
 use super::{Check, State};
 
 use State::{Found, Limited, Missing};
@@ -38,6 +38,7 @@ pub(crate) fn checks(facts: &Facts) -> Vec<Check> {
         kernel_file_systems(facts),
         vec![root(facts), owners(facts), subordinate_ids(facts)],
         calls(facts),
+        security_modules(facts.modules),
     ];
     let checks = lists.into_iter().flatten();
     checks.map(|check| with_sudo(check, facts.uid)).collect()
@@ -408,6 +409,23 @@ fn calls(facts: &Facts) -> Vec<Check> {
         without(fuse, "/proc inside tells the machine's memory and CPUs"),
         without(pasta, "no --network pasta, and with it no published ports"),
     ]
+}
+
+/// A machine has one of the two, as its distribution has it; the other is no lack.
+fn security_modules(modules: Modules) -> Vec<Check> {
+    let apparmor = modules.apparmor.then(|| Check::new("AppArmor", Found, "in force: --apparmor can be had"));
+    let selinux = modules.selinux.map(|enforces| match enforces {
+        true => Check::new("SELinux", Found, "in force: --selinux-label can be had"),
+        false => Check::new("SELinux", Limited, "permissive")
+            .advice("--selinux-label is set, and what the policy denies is only written down")
+            .command("setenforce 1"),
+    });
+    let none = || {
+        Check::new("security modules", Missing, "neither AppArmor nor SELinux is in force")
+            .advice("--apparmor and --selinux-label are refused; what a sandbox is by default needs neither")
+    };
+    let found: Vec<Check> = apparmor.into_iter().chain(selinux).collect();
+    if found.is_empty() { vec![none()] } else { found }
 }
 
 #[cfg(test)]

@@ -2,13 +2,13 @@
 
 use std::fmt;
 use std::os::fd::OwnedFd;
-use std::path::Path;
 
 use anyhow::Context;
 use rustix::fs::{CWD, Mode, OFlags};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Result, fault};
+use crate::error::{Fault, Result, fault};
 
 /// A name that the module knows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -18,6 +18,19 @@ pub(crate) enum Label {
     Apparmor(String),
     /// `USER:ROLE:TYPE:LEVEL`.
     Selinux(String),
+}
+
+/// AppArmor decides on this machine.
+pub(crate) fn apparmor_is_on() -> bool {
+    std::fs::read("/sys/module/apparmor/parameters/enabled").is_ok_and(|enabled| enabled.starts_with(b"Y"))
+}
+
+/// SELinux has a policy on this machine: `true` if it enforces it, `false` if it only writes down what it would deny.
+pub(crate) fn selinux_enforces() -> Option<bool> {
+    let enforce = std::fs::read("/sys/fs/selinux/enforce").ok()?;
+    // What every process is called as long as no policy was loaded.
+    let own = std::fs::read("/proc/self/attr/current").ok()?;
+    (own.trim_ascii_end() != b"kernel" && own != b"kernel\0").then(|| enforce.starts_with(b"1"))
 }
 
 /// What `/proc` is to the kernel, statfs(2).
@@ -32,11 +45,8 @@ impl Label {
         let (label, in_force) = match (apparmor, selinux) {
             (None, None) => return Ok(None),
             (Some(_), Some(_)) => return Err(fault("--apparmor and --selinux-label are of different modules").into()),
-            (Some(profile), None) => {
-                let enabled = std::fs::read("/sys/module/apparmor/parameters/enabled").unwrap_or_default();
-                (Label::Apparmor(profile), enabled.starts_with(b"Y"))
-            }
-            (None, Some(context)) => (Label::Selinux(context), Path::new("/sys/fs/selinux/enforce").exists()),
+            (Some(profile), None) => (Label::Apparmor(profile), apparmor_is_on()),
+            (None, Some(context)) => (Label::Selinux(context), selinux_enforces().is_some()),
         };
         let (flag, module) = label.names();
         if label.text().is_empty() || label.text().contains(char::is_control) {
@@ -75,8 +85,42 @@ impl Label {
         };
         let context = || format!("{flag} {}", self.text());
         let file = open_attribute(files).with_context(context)?;
-        let written = rustix::io::write(&file, text.as_bytes()).with_context(context)?;
-        if written == text.len() { Ok(()) } else { Err(fault(format!("{}: cut off", context())).into()) }
+        match rustix::io::write(&file, text.as_bytes()) {
+            Ok(written) if written == text.len() => Ok(()),
+            Ok(_) => Err(fault(format!("{}: cut off", context())).into()),
+            Err(error) => Err(self.refused(error).into()),
+        }
+    }
+
+    /// What the module's answer means.
+    fn refused(&self, error: Errno) -> Fault {
+        let (flag, _) = self.names();
+        let shown = format!("{flag} {}", self.text());
+        match (self, error) {
+            (Label::Apparmor(_), Errno::NOENT) => fault(format!("{shown}: no profile of this name is loaded"))
+                .hint("apparmor_parser --replace FILE loads one, aa-status lists those that are loaded"),
+            (Label::Apparmor(profile), Errno::ACCESS | Errno::PERM) => fault(format!("{shown}: {error}"))
+                .hint(format!("the profile that confines sandbox itself needs: change_profile -> {profile},")),
+            (Label::Selinux(_), Errno::INVAL) => {
+                fault(format!("{shown}: the policy that is loaded knows no such label"))
+                    .hint("it is USER:ROLE:TYPE:LEVEL, without the level where the policy has none; id -Z shows one")
+            }
+            (Label::Selinux(_), Errno::ACCESS | Errno::PERM) => fault(format!("{shown}: {error}"))
+                .hint("the policy lets the caller choose no label: the type that id -Z shows needs process:setexec"),
+            _ => fault(format!("{shown}: {error}")),
+        }
+    }
+
+    /// For a command that could not be executed: what the module asks for then.
+    pub(crate) fn hint_at_execve(&self) -> String {
+        match self {
+            Label::Apparmor(profile) => {
+                format!("the AppArmor profile {profile} may forbid it: journalctl -k --grep apparmor")
+            }
+            Label::Selinux(_) => "the policy may forbid it: it needs process:transition, process2:nnp_transition (and \
+                nosuid_transition) from the caller's type to this one, and file:entrypoint for the program"
+                .to_owned(),
+        }
     }
 }
 
@@ -100,5 +144,50 @@ impl fmt::Display for Label {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (_, module) = self.names();
         write!(f, "{} ({module})", self.text())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error;
+
+    #[test]
+    fn what_is_no_name_and_what_is_of_two_modules_is_refused() {
+        for (apparmor, selinux) in [(Some(""), None), (Some("a\nb"), None), (None, Some("")), (Some("a"), Some("b"))] {
+            let (apparmor, selinux) = (apparmor.map(str::to_owned), selinux.map(str::to_owned));
+            let refused = Label::of(apparmor.clone(), selinux.clone());
+            let text = error::line(&refused.expect_err("it should have been refused"));
+            assert!(text.contains("this is no name") || text.contains("different modules"), "{text}");
+        }
+        assert!(matches!(Label::of(None, None), Ok(None)));
+    }
+
+    #[test]
+    fn every_answer_of_the_module_is_one_line_with_what_was_asked() {
+        let (apparmor, selinux) = (Label::Apparmor("web".into()), Label::Selinux("a:b:c".into()));
+        let table = [
+            (
+                &apparmor,
+                Errno::NOENT,
+                "--apparmor web: no profile of this name is loaded",
+                Some("apparmor_parser --replace"),
+            ),
+            (&apparmor, Errno::PERM, "--apparmor web: Operation not permitted", Some("change_profile -> web,")),
+            (
+                &selinux,
+                Errno::INVAL,
+                "--selinux-label a:b:c: the policy that is loaded knows no such label",
+                Some("id -Z"),
+            ),
+            (&selinux, Errno::ACCESS, "--selinux-label a:b:c: Permission denied", Some("process:setexec")),
+            (&selinux, Errno::NOMEM, "--selinux-label a:b:c: Cannot allocate memory", None),
+        ];
+        for (label, answer, message, hint) in table {
+            let refused = label.refused(answer);
+            let hints = refused.hint_text().map(str::to_owned);
+            assert!(hint.is_none() && hints.is_none() || hints.is_some_and(|text| text.contains(hint.unwrap_or("?"))));
+            assert_eq!(error::line(&refused.into()), message);
+        }
     }
 }

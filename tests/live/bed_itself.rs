@@ -48,6 +48,9 @@ fn promises(bed: &Bed) {
         Need::UserManager,
         Need::Fuse,
         Need::Pasta,
+        Need::Apparmor,
+        Need::Apparmor4,
+        Need::Selinux,
     ]
     .map(|need| (need.to_string(), need));
     for promise in &bed.facts.promises {

@@ -16,7 +16,6 @@ pub(crate) fn tests() -> Vec<Test> {
         test("confinement/device_of_a_user", needs![root, systemd, user_manager], device_of_a_user),
         test("confinement/device_policy", needs![root, systemd], device_policy),
         test("confinement/landlock", needs![root, systemd], landlock),
-        test("confinement/labels_without_their_module", needs![root, systemd], labels_without_their_module),
         test("confinement/hidepid", needs![root, systemd], hidepid),
         test("confinement/masked", needs![root, systemd], masked),
         test("confinement/descriptors", needs![root, systemd], descriptors),
@@ -206,19 +205,6 @@ fn landlock(bed: &Bed) {
     let text =
         bed.sandbox(["run", "-q", "--landlock", "tcp-connect:9", "perl", "-e", script]).output().succeeded().text();
     assert_eq!(text, format!("{} {}", libc::ECONNREFUSED, libc::EACCES));
-}
-
-fn labels_without_their_module(bed: &Bed) {
-    let enabled = std::fs::read("/sys/module/apparmor/parameters/enabled").unwrap_or_default();
-    if !enabled.starts_with(b"Y") {
-        bed.run(["--apparmor", "some-profile"], "true").output().refused(125, ["AppArmor is not in force"]);
-    } else {
-        bed.run(["--apparmor", "no-such-profile"], "true").output().refused(125, ["--apparmor no-such-profile"]);
-    }
-    if !Path::new("/sys/fs/selinux/enforce").exists() {
-        let label = "system_u:system_r:container_t:s0";
-        bed.run(["--selinux-label", label], "true").output().refused(125, ["SELinux is not in force"]);
-    }
 }
 
 fn hidepid(bed: &Bed) {

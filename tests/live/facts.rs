@@ -21,6 +21,9 @@ pub(crate) enum Need {
     UserManager,
     Fuse,
     Pasta,
+    Apparmor,
+    Apparmor4,
+    Selinux,
     SystemdMin(u32),
     SystemdMax(u32),
     KernelMin(u32, u32),
@@ -57,6 +60,15 @@ pub(crate) mod need {
     pub(crate) fn pasta() -> Need {
         Need::Pasta
     }
+    pub(crate) fn apparmor() -> Need {
+        Need::Apparmor
+    }
+    pub(crate) fn apparmor4() -> Need {
+        Need::Apparmor4
+    }
+    pub(crate) fn selinux() -> Need {
+        Need::Selinux
+    }
     pub(crate) fn systemd_min(version: u32) -> Need {
         Need::SystemdMin(version)
     }
@@ -80,6 +92,9 @@ impl fmt::Display for Need {
             Self::UserManager => write!(f, "user_manager"),
             Self::Fuse => write!(f, "fuse"),
             Self::Pasta => write!(f, "pasta"),
+            Self::Apparmor => write!(f, "apparmor"),
+            Self::Apparmor4 => write!(f, "apparmor4"),
+            Self::Selinux => write!(f, "selinux"),
             Self::SystemdMin(version) => write!(f, "systemd_min({version})"),
             Self::SystemdMax(version) => write!(f, "systemd_max({version})"),
             Self::KernelMin(major, minor) => write!(f, "kernel_min({major}, {minor})"),
@@ -140,6 +155,17 @@ impl Facts {
             Need::Disk => (self.root_fs != "overlay", format!("/ is {}", self.root_fs)),
             Need::UserManager => (self.user_manager, format!("no user manager of uid {TESTER} answers")),
             Need::Pasta => (Path::new("/usr/bin/pasta").exists(), "pasta is not installed".to_owned()),
+            Need::Apparmor => (apparmor(), "AppArmor, or apparmor_parser, is not there".to_owned()),
+            Need::Apparmor4 => (
+                apparmor() && Path::new("/etc/apparmor.d/abi/4.0").exists(),
+                "AppArmor, or version 4 of its files, is not there".to_owned(),
+            ),
+            // The names that the tests use are those of this policy.
+            Need::Selinux => (
+                fs::read("/sys/fs/selinux/enforce").is_ok_and(|enforce| enforce == b"1")
+                    && Path::new("/etc/selinux/bed").exists(),
+                "SELinux does not enforce the policy of tests/vm/selinux.cil".to_owned(),
+            ),
             Need::Fuse => (self.fuse, "/dev/fuse cannot be opened".to_owned()),
             Need::SystemdMin(min) => (systemd.is_some_and(|version| version >= min), format!("found {systemd:?}")),
             Need::SystemdMax(max) => (systemd.is_some_and(|version| version <= max), format!("found {systemd:?}")),
@@ -171,6 +197,11 @@ impl fmt::Display for Facts {
             self.promises.join(" ")
         )
     }
+}
+
+fn apparmor() -> bool {
+    fs::read("/sys/module/apparmor/parameters/enabled").is_ok_and(|enabled| enabled.starts_with(b"Y"))
+        && Path::new("/sbin/apparmor_parser").exists()
 }
 
 /// "systemd 252 (252.39-1~deb12u2)"; none where it is merely installed.

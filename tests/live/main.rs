@@ -6,7 +6,8 @@
 //! test("limits/memory_max", needs![root, systemd, cgroup2], limits::memory_max),
 //! alone("leaks/two_hundred_starts", needs![root, systemd], leaks::two_hundred_starts),   // nothing else runs meanwhile
 //! ```
-//! Needs (`facts.rs`): root systemd cgroup1 cgroup2 idmap disk user_manager fuse pasta systemd_min(N) systemd_max(N) kernel_min(A, B).
+//! Needs (`facts.rs`): root systemd cgroup1 cgroup2 idmap disk user_manager fuse pasta apparmor apparmor4 selinux systemd_min(N)
+//! systemd_max(N) kernel_min(A, B).
 //! A need that is not met makes the test "ignored" and says so on stderr. With `SANDBOX_TEST_MUST_RUN=1` a need that the bed
 //! promised (`SANDBOX_TEST_PROMISES="root systemd …"`) and lacks is a failure.
 //!
@@ -51,6 +52,7 @@ mod facts;
 mod hostview;
 mod images;
 mod kept;
+mod labels;
 mod leaks;
 mod limits;
 mod namespaces;
@@ -108,6 +110,7 @@ fn all() -> Vec<Test> {
         hostview::tests(),
         images::tests(),
         kept::tests(),
+        labels::tests(),
         leaks::tests(),
         process::tests(),
         procview::tests(),

@@ -1,7 +1,8 @@
 #!/bin/bash
 # vm.sh — the live tests on real Debian kernels: qemu boots a Debian tree with its own kernel and systemd, runs them, powers off.
 #   vm.sh tree SUITE…               build the image of bullseye, bookworm, trixie or sid (cached; see ../tree.sh)
-#   vm.sh run LANE [-- FILTER…]     run the live tests; LANE is a suite or bullseye-v1 (the same tree with cgroup v1)
+#   vm.sh run LANE [-- FILTER…]     run the live tests, those of each filter in turn; LANE is a suite, bullseye-v1 (the same tree with
+#                                   cgroup v1) or trixie-selinux (the same tree with SELinux and selinux.cil in place of AppArmor)
 #   vm.sh script LANE FILE          run FILE as root in it instead, with `sandbox` in the PATH (and /payload/live where SANDBOX_LIVE is set)
 #   vm.sh package LANE FILE         install the Debian package FILE in it, use it, boot again, purge it (see ../package.sh)
 # Needs SANDBOX_BIN and, for `run`, SANDBOX_LIVE: static binaries of the program and of its live tests.
@@ -20,15 +21,18 @@ suite_of() {
   case "$1" in
     bullseye | bookworm | trixie | sid) echo "$1" ;;
     bullseye-v1) echo bullseye ;;
-    *) die "no lane '$1' (bullseye, bullseye-v1, bookworm, trixie, sid)" ;;
+    trixie-selinux) echo trixie ;;
+    *) die "no lane '$1' (bullseye, bullseye-v1, bookworm, trixie, trixie-selinux, sid)" ;;
   esac
 }
 
 promises_of() { # what the live tests may rely on; a lane that lacks one of these fails
   case "$1" in
-    bullseye) echo "root systemd cgroup2 disk user_manager fuse" ;;      # 5.10: no idmapped mounts
-    bullseye-v1) echo "root systemd cgroup1 disk user_manager fuse" ;;
-    *) echo "root systemd cgroup2 idmap disk user_manager fuse pasta" ;;
+    bullseye) echo "root systemd cgroup2 disk user_manager fuse apparmor" ;;      # 5.10: no idmapped mounts
+    bullseye-v1) echo "root systemd cgroup1 disk user_manager fuse apparmor" ;;
+    trixie-selinux) echo "root systemd cgroup2 idmap disk user_manager fuse pasta selinux" ;;
+    bookworm) echo "root systemd cgroup2 idmap disk user_manager fuse pasta apparmor" ;;
+    *) echo "root systemd cgroup2 idmap disk user_manager fuse pasta apparmor apparmor4" ;;
   esac
 }
 
@@ -41,6 +45,8 @@ export SANDBOX_BIN=/usr/local/bin/sandbox SANDBOX_TEST_LANE=$2 SANDBOX_TEST_MUST
 export SANDBOX_TEST_PROMISES="$(promises_of "$2")" RUST_BACKTRACE=0
 [ ! -e /payload/sandbox ] || cp /payload/sandbox /usr/local/bin/sandbox
 systemctl is-system-running --wait > /dev/null || systemctl --failed --no-legend --plain
+# The tree boots permissive (tree.sh); from here on the policy decides.
+[ ! -e /sys/fs/selinux/enforce ] || echo 1 > /sys/fs/selinux/enforce
 RUN
 }
 
@@ -49,6 +55,7 @@ boot() { # boot LANE DIR [DISK]: the payload in DIR; output on stdout; with DISK
   # Its own process: in a function that is called with || the shell would not stop at an error.
   image=$(bash "$here/../tree.sh" image "$(suite_of "$lane")" vm) || die "no image for $lane"
   [ "$lane" != bullseye-v1 ] || args+=(systemd.unified_cgroup_hierarchy=0)
+  [ "$lane" != trixie-selinux ] || args+=(security=selinux)
   if [ -z "$disk" ]; then
     disk=file=$image,snapshot=on
   else
@@ -128,7 +135,10 @@ add_live() { # add_live DIR FILTER…
   local dir=$1; shift
   [ -x "${SANDBOX_LIVE:-}" ] || die "SANDBOX_LIVE is not the live-test binary"
   cp "$SANDBOX_LIVE" "$dir/live"
-  { printf 'exec /payload/live --color=never --test-threads=2'; [ $# = 0 ] || printf ' %q' "$@"; echo; } >> "$dir/run"
+  [ $# -gt 0 ] || set -- ''
+  printf '/payload/live --color=never --test-threads=2 %q || status=1\n' "$@" >> "$dir/run"
+  # shellcheck disable=SC2016  # for the shell in there
+  echo 'exit ${status:-0}' >> "$dir/run"
 }
 
 add_script() { # add_script DIR FILE
@@ -143,5 +153,5 @@ case "${1:-}" in
     with_payload "$lane" add_live "$@" ;;
   package) package "${2:?LANE}" "${3:?FILE}" ;;
   script) with_payload "${2:?LANE}" add_script "${3:?FILE}" ;;
-  *) sed -n '2,7p' "$0"; exit 125 ;;
+  *) sed -n '2,8p' "$0"; exit 125 ;;
 esac

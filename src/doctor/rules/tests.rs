@@ -1,6 +1,6 @@
 use super::super::Report;
 use super::super::distribution::Distribution;
-use super::super::facts::{Calls, Cgroups, Person, Switches, Trials};
+use super::super::facts::{Calls, Cgroups, Modules, Person, Switches, Trials};
 use super::*;
 
 fn texts(list: &[&str]) -> Vec<String> {
@@ -40,6 +40,7 @@ fn good() -> Facts {
         },
         covered: Vec::new(),
         calls: Calls { seccomp_notify: true, openat2: true, fuse: None, pasta: Some("/usr/bin/pasta".into()) },
+        modules: Modules { apparmor: true, selinux: None },
     }
 }
 
@@ -241,4 +242,16 @@ fn the_json_shape_is_the_documented_one() {
     assert_eq!(keys(&value), ["checks", "ok", "uid", "version"]);
     assert_eq!(keys(&value["checks"][0]), ["advice", "command", "found", "name", "needed", "state"]);
     assert_eq!(value["checks"][0]["state"], "found");
+}
+
+#[test]
+fn a_security_module_is_named_where_one_is_in_force_and_none_is_needed() {
+    let with = |apparmor, selinux| Facts { modules: Modules { apparmor, selinux }, ..good() };
+    assert!(check(&with(true, None), "AppArmor").found.contains("--apparmor"));
+    assert_eq!(check(&with(false, Some(true)), "SELinux").state, Found);
+    let permissive = check(&with(false, Some(false)), "SELinux");
+    assert_eq!((permissive.state, permissive.command.as_deref()), (Limited, Some("setenforce 1")));
+    let none = check(&with(false, None), "security modules");
+    assert_eq!((none.state, none.needed), (Missing, false));
+    assert!(Report::new(&with(false, None)).ok);
 }
