@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use rustix::fs::{Access, AtFlags, CWD, FileType, Gid, Mode, OFlags, StatVfsMountFlags, Uid};
+use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, StatVfsMountFlags};
 use rustix::mount::{MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 use serde::Serialize;
 
@@ -106,8 +106,6 @@ impl KernelMounts {
 const BARE_PROC: &str = "/proc/proc";
 /// It is read-only, and so is what can be mounted because of it: its files have the machine's root for an owner.
 const BARE_SYSFS: &str = "/proc/sys";
-
-const OWNER: (Uid, Gid) = (Uid::ROOT, Gid::ROOT);
 
 /// The flags of every mount of a kernel file system.
 fn kernel_attributes() -> MountAttrFlags {
@@ -213,7 +211,9 @@ pub(crate) fn enter(plan: &KernelMounts, made: &[Made], tree: &OwnedFd, view: Op
 }
 
 fn attach(mount: &OwnedFd, root: BorrowedFd<'_>, at: &Path, make: Make) -> Result<()> {
-    let target = open_or_make(root, at, make, OWNER)?;
+    // Root inside, or where the map has none the only user that it has.
+    let owner = (rustix::process::geteuid(), rustix::process::getegid());
+    let target = open_or_make(root, at, make, owner)?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     Ok(rustix::mount::move_mount(mount, "", &target, "", flags)?)
 }

@@ -54,6 +54,7 @@ mod kept;
 mod leaks;
 mod limits;
 mod namespaces;
+mod nesting;
 mod network;
 mod outside;
 mod pressure;
@@ -116,6 +117,7 @@ fn all() -> Vec<Test> {
         seccomp::tests(),
         limits::tests(),
         namespaces::tests(),
+        nesting::tests(),
         network::tests(),
         pressure::tests(),
         workflow::tests(),
