@@ -15,6 +15,7 @@ use crate::layer::Namespace;
 use crate::part::inside::{Make, open_existing, open_or_make};
 use crate::part::rootfs::assemble::new_file_system;
 use crate::procview;
+use crate::spec::Spec;
 use crate::sys;
 
 /// The kernel's file systems inside.
@@ -79,7 +80,7 @@ pub(crate) const CPUS: &str = "/sys/devices/system/cpu";
 
 impl KernelMounts {
     /// Decides what is mounted: `shares` tells which namespaces are the host's.
-    pub(crate) fn plan(shares: impl Fn(Namespace) -> bool, cgroup: bool, tty_group: bool) -> KernelMounts {
+    pub(crate) fn plan(spec: &Spec, shares: impl Fn(Namespace) -> bool, cgroup: bool, tty_group: bool) -> KernelMounts {
         let mut masked: Vec<PathBuf> = MASKED.iter().map(PathBuf::from).collect();
         if shares(Namespace::Net) && !cgroup && !shares(Namespace::Cgroup) {
             // The host's /sys, with the host's whole tree in it.
@@ -87,14 +88,14 @@ impl KernelMounts {
         }
         KernelMounts {
             proc: !shares(Namespace::Pid),
-            hide_pids: false,
+            hide_pids: spec.root.hide_pids,
             sysfs: !shares(Namespace::Net),
             mqueue: !shares(Namespace::Ipc),
             cgroup,
             tty_group,
             masked,
             read_only: READ_ONLY.iter().map(PathBuf::from).collect(),
-            nesting: false,
+            nesting: spec.nesting,
             place: ["/tmp", "/mnt", "/run", "/usr"].map(PathBuf::from).to_vec(),
         }
     }

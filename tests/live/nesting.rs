@@ -1,6 +1,6 @@
 //! `--nesting`: namespaces and mounts inside, what they can see, and what stays as it is.
 
-use crate::bed::Bed;
+use crate::bed::{self, Bed};
 use crate::{Test, test};
 use std::path::Path;
 
@@ -10,6 +10,7 @@ pub(crate) fn tests() -> Vec<Test> {
         test("nesting/as_root_and_as_a_user", needs![root, systemd, idmap], as_root_and_as_a_user),
         test("nesting/plain_user", needs![root, systemd, user_manager, kernel_min(5, 11)], plain_user),
         test("nesting/exec", needs![root, systemd, idmap], exec),
+        test("nesting/a_sandbox_inside", needs![root, systemd, idmap, kernel_min(6, 1)], a_sandbox_inside),
         test("nesting/a_sysfs_is_read_only", needs![root, systemd, idmap], a_sysfs_is_read_only),
         test("nesting/the_sandbox_stays_as_it_is", needs![root, systemd, idmap], the_sandbox_stays_as_it_is),
         test("nesting/nothing_of_the_machine_can_be_written", needs![root, systemd, idmap], nothing_of_the_machine),
@@ -74,6 +75,22 @@ fn exec(bed: &Bed) {
     assert!(bed.sandbox(["inspect", &scope]).output().succeeded().text().contains("nesting"));
     running.close_stdin();
     running.finish().succeeded();
+}
+
+/// A plain user of a sandbox has sandboxes as on any machine, without a unit: the set-user-ID programs that map more IDs than the
+/// user's own have no effect inside.
+fn a_sandbox_inside(bed: &Bed) {
+    let program = bed.seen_dir().join("sandbox");
+    std::fs::copy(bed::sandbox_binary(), &program).unwrap();
+    for (flag, id) in [("--userns=auto", "0"), ("--userns=identity", "1000")] {
+        let script = format!(
+            "HOME=/tmp {} run -q --manager none {flag} -- sh -c 'id -u; readlink /proc/self | tr -dc 0-9 | wc -c'",
+            program.display()
+        );
+        let text = bed.run(["--nesting", "--uid=1000"], &script).output().succeeded().text();
+        assert_eq!(text, format!("{id}\n1"));
+        bed.run(["--uid=1000"], &script).output().exited(125);
+    }
 }
 
 fn a_sysfs_is_read_only(bed: &Bed) {
