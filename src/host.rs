@@ -160,7 +160,7 @@ impl Host {
             listen: Listen::read(&environment),
             journal_streams: journal_streams(environment.get(OsStr::new("JOURNAL_STREAM"))),
             environment,
-            subordinate_ids: own(&subuid).zip(own(&subgid)).filter(|_| uid != 0 && has_map_tools()),
+            subordinate_ids: own(&subuid).zip(own(&subgid)).filter(|_| uid != 0 && may_use_map_tools()),
             taken_ids: taken_ids(&[&subuid, &subgid], &[&passwd, &group]),
             no_fuse: crate::procview::mount::obstacle(),
             resolv_conf: std::fs::read("/etc/resolv.conf").unwrap_or_default(),
@@ -356,6 +356,11 @@ pub(crate) fn is_kernel(fstype: &str) -> bool {
         "nfsd",
     ];
     KERNEL.contains(&fstype)
+}
+
+/// Whether newuidmap(1) and newgidmap(1) are there and can be more than their caller: with no_new_privs, as in a sandbox, they cannot.
+fn may_use_map_tools() -> bool {
+    !rustix::thread::no_new_privs().unwrap_or(false) && has_map_tools()
 }
 
 fn has_map_tools() -> bool {

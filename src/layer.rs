@@ -254,6 +254,15 @@ pub(crate) struct Layer {
     /// In /proc each user sees the processes of that user only, proc(5)
     #[arg(long, help_heading = "Isolation", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
     pub(crate) hidepid: Option<bool>,
+    /// Let what runs inside make namespaces and mounts of its own, for bwrap, unshare or another sandbox in it
+    ///
+    /// Everybody inside, root or not, can then mount a /proc and a read-only /sys in namespaces of their own, as unshare -Urpf
+    /// --mount-proc and bwrap --proc do. There nothing is masked, read-only or made truthful: they tell about the whole machine what the
+    /// sandbox's own hide, except what is for the machine's root only, and the settings of a network made there can be written. More of
+    /// the kernel can be reached. No capability is added: the sandbox's own mounts stay as they are, and covered below its /proc are the
+    /// bare ones that the kernel asks for. It needs a range of user IDs, which is the default, or a plain user's sandbox.
+    #[arg(long, help_heading = "Isolation", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
+    pub(crate) nesting: Option<bool>,
     /// Only what is named may be used: files below PATH (read, read and write, or read and execute), and TCP connections to PORT
     ///
     /// Repeatable. Rules for files leave the network alone, and the other way round. A program needs exec for itself and for the
@@ -430,6 +439,7 @@ impl Layer {
             cap_ambient: append(under.cap_ambient, self.cap_ambient),
             device: append(under.device, self.device),
             hidepid: self.hidepid.or(under.hidepid),
+            nesting: self.nesting.or(under.nesting),
             landlock: append(under.landlock, self.landlock),
             landlock_best_effort: self.landlock_best_effort.or(under.landlock_best_effort),
             apparmor: self.apparmor.or(under.apparmor),

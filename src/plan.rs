@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::error::{Result, fault};
 use crate::given::Given;
 use crate::host::Host;
-use crate::layer::{Manager, Namespace};
+use crate::layer::{Manager, Namespace, Userns};
 use crate::part::caps::Capabilities;
 use crate::part::journal::{self, LogPlan};
 use crate::part::label::Label;
@@ -151,11 +151,12 @@ impl Plan {
             root.operations.extend(service.operations());
         }
         let own_cgroup = namespaces.has(Namespace::Cgroup) && host.cgroup == Some(CgroupMode::Unified);
+        check_nesting(spec, &users)?;
         let kernel_mounts = KernelMounts::plan(
+            spec,
             |namespace| !namespaces.has(namespace),
             own_cgroup && root.is_some(),
             users.maps_tty_group(),
-            spec.root.hide_pids,
         );
         let quota = unit.as_ref().is_some_and(UnitPlan::may_have_quota);
         let procview = procview::plan(spec, host, root.is_some(), quota, &mut warnings)?;
@@ -235,6 +236,22 @@ fn check_sys_admin(spec: &Spec, users: &UserPlan, warnings: &mut Vec<String>) ->
     let devices = layers && matches!(users, UserPlan::Range { .. });
     warnings.push(format!("{opens}{}", if devices { ", and open device nodes that a layer carries" } else { "" }));
     Ok(())
+}
+
+/// A /proc that somebody inside mounts has no part that is read-only: whoever has the user ID of the machine's root there could write
+/// kernel.core_pattern, and so run a program outside.
+fn check_nesting(spec: &Spec, users: &UserPlan) -> Result<()> {
+    if !spec.nesting || !matches!(users, UserPlan::Identity) {
+        return Ok(());
+    }
+    let line = "--nesting needs a range of user IDs of its own: root inside, being the machine's root, could write \
+                kernel.core_pattern and the like in a /proc that it mounts";
+    Err(match spec.userns {
+        Userns::Identity => fault(line).hint("leave --userns identity out, or run it as a plain user"),
+        Userns::Auto | Userns::Host => fault(line)
+            .hint("--dry-run without --nesting says why there is none here; a plain user's sandbox needs none"),
+    }
+    .into())
 }
 
 /// The time namespace needs a fork after it is made, which a payload that is PID 1 itself does not have: before Linux 6.3 it would

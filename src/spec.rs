@@ -43,6 +43,8 @@ pub(crate) struct Spec {
     pub(crate) hostname: String,
     /// Whether /proc tells the sandbox's own numbers; `None`: where that can be had.
     pub(crate) procview: Option<Procview>,
+    /// What runs inside may make namespaces and mounts of its own.
+    pub(crate) nesting: bool,
     /// Capabilities that the payload's bounding set keeps.
     pub(crate) capabilities: Capabilities,
     /// What the payload may use of files and network.
@@ -205,6 +207,7 @@ impl Spec {
             unit: unit(&layer, assignments)?,
             root: root::root(&layer)?,
             procview: layer.procview,
+            nesting: layer.nesting.unwrap_or(false),
             capabilities: Capabilities::parse(&layer.cap_add, &layer.cap_drop, &layer.cap_ambient)?,
             landlock: landlock::Restrictions::parse(&layer.landlock, layer.landlock_best_effort.unwrap_or(false))?,
             label: Label::of(layer.apparmor.take(), layer.selinux_label.take())?,
@@ -272,7 +275,28 @@ impl Spec {
                 fault("--host-secrets needs the view of the host as the root: it goes without another one").into()
             );
         }
+        self.check_nesting()?;
         self.check_targets()
+    }
+
+    /// Who makes mounts inside needs a user namespace to be root of, and the kernel's file systems to be the sandbox's own.
+    fn check_nesting(&self) -> Result<()> {
+        if !self.nesting {
+            return Ok(());
+        }
+        let rows = [
+            (self.shares(Namespace::User), "a user namespace of its own: it goes without --userns host"),
+            (self.shares(Namespace::Mount), "mounts of its own: it goes without --share mount"),
+            (self.shares(Namespace::Pid), "a /proc of its own: it goes without --share pid"),
+            (
+                self.landlock.restricts_files(),
+                "mounts, which rules for files forbid: it goes without --landlock ro:, rw:, exec:",
+            ),
+        ];
+        match rows.into_iter().find(|(is_so, _)| *is_so) {
+            Some((_, why)) => Err(fault(format!("--nesting needs {why}")).into()),
+            None => Ok(()),
+        }
     }
 
     /// What is mounted where our own /proc, /sys or /dev come later would never be seen.

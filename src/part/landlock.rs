@@ -82,6 +82,11 @@ impl Restrictions {
         self.paths.is_empty() && self.tcp_connect.is_empty()
     }
 
+    /// Whether files are restricted; mounts are forbidden then, landlock(7).
+    pub(crate) fn restricts_files(&self) -> bool {
+        !self.paths.is_empty()
+    }
+
     /// Restricts this process for good, and what it executes. Paths are those of its root.
     ///
     /// # Errors

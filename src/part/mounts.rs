@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use rustix::fs::{Access, AtFlags, CWD, FileType, Gid, Mode, OFlags, StatVfsMountFlags, Uid};
+use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, StatVfsMountFlags};
 use rustix::mount::{MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 use serde::Serialize;
 
@@ -15,6 +15,7 @@ use crate::layer::Namespace;
 use crate::part::inside::{Make, open_existing, open_or_make};
 use crate::part::rootfs::assemble::new_file_system;
 use crate::procview;
+use crate::spec::Spec;
 use crate::sys;
 
 /// The kernel's file systems inside.
@@ -36,6 +37,8 @@ pub(crate) struct KernelMounts {
     pub(crate) masked: Vec<PathBuf>,
     /// Paths that cannot be written.
     pub(crate) read_only: Vec<PathBuf>,
+    /// A bare /proc and /sys stay, covered, so that what runs inside may mount its own.
+    pub(crate) nesting: bool,
     /// Where the new root may be attached before it becomes the root.
     pub(crate) place: Vec<PathBuf>,
 }
@@ -77,12 +80,7 @@ pub(crate) const CPUS: &str = "/sys/devices/system/cpu";
 
 impl KernelMounts {
     /// Decides what is mounted: `shares` tells which namespaces are the host's.
-    pub(crate) fn plan(
-        shares: impl Fn(Namespace) -> bool,
-        cgroup: bool,
-        tty_group: bool,
-        hide_pids: bool,
-    ) -> KernelMounts {
+    pub(crate) fn plan(spec: &Spec, shares: impl Fn(Namespace) -> bool, cgroup: bool, tty_group: bool) -> KernelMounts {
         let mut masked: Vec<PathBuf> = MASKED.iter().map(PathBuf::from).collect();
         if shares(Namespace::Net) && !cgroup && !shares(Namespace::Cgroup) {
             // The host's /sys, with the host's whole tree in it.
@@ -90,19 +88,25 @@ impl KernelMounts {
         }
         KernelMounts {
             proc: !shares(Namespace::Pid),
-            hide_pids,
+            hide_pids: spec.root.hide_pids,
             sysfs: !shares(Namespace::Net),
             mqueue: !shares(Namespace::Ipc),
             cgroup,
             tty_group,
             masked,
             read_only: READ_ONLY.iter().map(PathBuf::from).collect(),
+            nesting: spec.nesting,
             place: ["/tmp", "/mnt", "/run", "/usr"].map(PathBuf::from).to_vec(),
         }
     }
 }
 
-const OWNER: (Uid, Gid) = (Uid::ROOT, Gid::ROOT);
+/// Where the bare file systems are that the kernel wants to see before it lets a user namespace mount another one. They are attached
+/// before the sandbox's own /proc, which then covers the directory that they are in: a mount that is covered counts, and no path leads
+/// to it. Nobody can take the cover away without SYS_ADMIN, with which the masks can be undone as well.
+const BARE_PROC: &str = "/proc/proc";
+/// It is read-only, and so is what can be mounted because of it: its files have the machine's root for an owner.
+const BARE_SYSFS: &str = "/proc/sys";
 
 /// The flags of every mount of a kernel file system.
 fn kernel_attributes() -> MountAttrFlags {
@@ -124,13 +128,21 @@ pub(crate) struct Made {
 /// With the object and the kernel's reason.
 pub(crate) fn make(plan: &KernelMounts) -> Result<Vec<Made>> {
     let kernel = kernel_attributes();
+    let fixed = kernel | MountAttrFlags::MOUNT_ATTR_RDONLY;
     let mut made = Vec::new();
+    if plan.nesting {
+        made.push(make_one("tmpfs", "/proc", &[("mode", "0700".to_owned()), ("size", "4096".to_owned())], kernel)?);
+        made.push(make_one("proc", BARE_PROC, &[], kernel)?);
+        if plan.sysfs {
+            made.push(make_one("sysfs", BARE_SYSFS, &[], fixed)?);
+        }
+    }
     if plan.proc {
         let options = [("hidepid", "2".to_owned())];
         made.push(make_one("proc", "/proc", if plan.hide_pids { &options } else { &[] }, kernel)?);
     }
     if plan.sysfs {
-        made.push(make_one("sysfs", "/sys", &[], kernel | MountAttrFlags::MOUNT_ATTR_RDONLY)?);
+        made.push(make_one("sysfs", "/sys", &[], fixed)?);
     }
     let mut options = vec![("ptmxmode", "0666".to_owned()), ("mode", "0620".to_owned())];
     if plan.tty_group {
@@ -200,7 +212,9 @@ pub(crate) fn enter(plan: &KernelMounts, made: &[Made], tree: &OwnedFd, view: Op
 }
 
 fn attach(mount: &OwnedFd, root: BorrowedFd<'_>, at: &Path, make: Make) -> Result<()> {
-    let target = open_or_make(root, at, make, OWNER)?;
+    // Root inside, or where the map has none the only user that it has.
+    let owner = (rustix::process::geteuid(), rustix::process::getegid());
+    let target = open_or_make(root, at, make, owner)?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     Ok(rustix::mount::move_mount(mount, "", &target, "", flags)?)
 }

@@ -290,6 +290,24 @@ fn the_view_of_proc() {
 }
 
 #[test]
+fn nesting() {
+    check("nesting", "--nesting true", &host());
+    check("nesting-rootless", "--nesting --network host true", &plain_user());
+    for (name, words) in [
+        ("nesting-identity", "--nesting --userns identity true"),
+        ("nesting-userns-host", "--nesting --userns host true"),
+        ("nesting-share-mount", "--nesting --share mount true"),
+        ("nesting-share-pid", "--nesting --share pid true"),
+        ("nesting-landlock", "--nesting --landlock ro:/ true"),
+    ] {
+        check(name, words, &host());
+    }
+    let mut host = host();
+    host.kernel = (5, 10);
+    check("nesting-5.10", "--nesting true", &host);
+}
+
+#[test]
 fn contradictions() {
     for (name, words) in [
         ("twice", "--memory 1G -p MemoryMax=2G true"),

@@ -80,6 +80,13 @@ impl Plan {
         if self.kernel_mounts.hide_pids {
             row(f, "proc", "a user sees the processes of that user only")?;
         }
+        if self.kernel_mounts.nesting {
+            row(
+                f,
+                "nesting",
+                "namespaces and mounts can be made inside; a /proc made there shows what is masked in the sandbox's",
+            )?;
+        }
         match &self.procview {
             None if self.root.is_some() => row(f, "procview", "off: /proc tells the machine's memory and CPUs"),
             Some(view) if !view.machines.is_empty() => {

@@ -89,9 +89,13 @@ pub(super) fn loadavg(statistics: &Statistics, host: &str) -> String {
 
 /// /sys/devices/system/cpu/{online,possible,present}: a list as cpuset(7) has it.
 pub(super) fn list(statistics: &Statistics, host: &str) -> String {
-    let Some(cpu) = &statistics.cpu else { return host.to_owned() };
+    statistics.cpu.as_ref().map_or_else(|| host.to_owned(), |cpu| list_of(&cpu.visible))
+}
+
+/// Ascending numbers as such a list, with the end of its line.
+pub(super) fn list_of(numbers: &[u32]) -> String {
     let mut ranges: Vec<(u32, u32)> = Vec::new();
-    for number in &cpu.visible {
+    for number in numbers {
         match ranges.last_mut() {
             Some((_, last)) if *last + 1 == *number => *last = *number,
             _ => ranges.push((*number, *number)),

@@ -24,7 +24,7 @@ pub(crate) struct Amounts {
 }
 
 /// The value of `Name:  123 kB` in a meminfo, in bytes.
-fn in_meminfo(host: &str, name: &str) -> Option<u64> {
+pub(super) fn in_meminfo(host: &str, name: &str) -> Option<u64> {
     let line = host.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
     line.split_whitespace().next()?.parse::<u64>().ok()?.checked_mul(KIB)
 }
@@ -62,7 +62,7 @@ fn swap(memory: &Memory, host: &str) -> (u64, u64) {
 }
 
 /// What a line of meminfo says here, in bytes; `None`: it is the machine's, or nothing that we know.
-fn meminfo_value(name: &str, memory: &Memory, amounts: &Amounts, host: u64) -> Option<u64> {
+pub(super) fn meminfo_value(name: &str, memory: &Memory, amounts: &Amounts, host: u64) -> Option<u64> {
     let stat = |name: &str| memory.stat(name).min(amounts.total);
     // What cgroup v1 does not count is 0 where it is a part of a sum, and the host's where it is not.
     let counted = |name: &str| memory.complete.then(|| stat(name));
@@ -122,11 +122,17 @@ pub(super) fn meminfo(statistics: &Statistics, host: &str) -> String {
     out
 }
 
-/// A line with another number, as wide as the kernel writes it: `%8lu kB` after the name (fs/proc/meminfo.c).
+/// A line with another number.
 fn meminfo_line(line: &str, memory: &Memory, amounts: &Amounts) -> Option<String> {
+    with_kib(line, |name, host| meminfo_value(name, memory, amounts, host))
+}
+
+/// A line with what `value` says of its name and number, in bytes; as wide as the kernel writes it: `%8lu kB` after the name
+/// (fs/proc/meminfo.c).
+pub(super) fn with_kib(line: &str, value: impl FnOnce(&str, u64) -> Option<u64>) -> Option<String> {
     let (name, rest) = line.split_once(':')?;
     let host = rest.trim().strip_suffix(" kB")?.parse::<u64>().ok()?.saturating_mul(KIB);
-    let value = meminfo_value(name, memory, amounts, host)? / KIB;
+    let value = value(name, host)? / KIB;
     let width = rest.len() - " kB".len();
     Some(format!("{name}:{value:>width$} kB"))
 }
@@ -146,7 +152,7 @@ pub(super) fn swaps(statistics: &Statistics, host: &str, meminfo: &str) -> Strin
 }
 
 /// What a line of vmstat says here; `None`: it is the machine's.
-fn vmstat_value(name: &str, memory: &Memory, amounts: &Amounts, page: u64, host: u64) -> Option<u64> {
+pub(super) fn vmstat_value(name: &str, memory: &Memory, amounts: &Amounts, page: u64, host: u64) -> Option<u64> {
     let pages = |name: &str| memory.stat(name) / page;
     Some(match name {
         "nr_free_pages" => amounts.free / page,

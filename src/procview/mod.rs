@@ -1,9 +1,10 @@
 //! The truthful /proc: what runs inside sees its own limits, not the machine.
 //!
 //! [`table`] has the virtual files, each a pure function from [`statistics::Statistics`] and the host's text to the sandbox's text;
-//! [`reader`] reads the statistics. [`tree`] is the directory of CPUs, of which only those that are seen are shown. [`mount`] makes the file system and binds its files over the kernel's own, in the sandbox's mount
-//! namespace only; [`server`] answers for them, in the launcher's poll loop ([`crate::relay`]), which is outside of that namespace: a
-//! server that its own files cover would wait for itself. [`sysinfo`] answers the system calls that tell the same numbers.
+//! [`reader`] reads the statistics. [`tree`] has the directories of CPUs and of memory nodes, in which only the CPUs that are seen are
+//! shown. [`mount`] makes the file system and binds its files over the kernel's own, in the sandbox's mount namespace only; [`server`]
+//! answers for them, in the launcher's poll loop ([`crate::relay`]), which is outside of that namespace: a server that its own files
+//! cover would wait for itself. [`sysinfo`] answers the system calls that tell the same numbers.
 //!
 //! /proc/sys and /proc/PID stay the kernel's. A process of `exec` shares the mount namespace and so the files; its sysinfo(2) is the
 //! kernel's, since whoever answered it would have to live as long as what the process leaves behind.
@@ -13,6 +14,7 @@ mod disk;
 mod fuse;
 mod memory;
 pub(crate) mod mount;
+mod node;
 mod reader;
 mod server;
 mod statistics;
@@ -22,12 +24,13 @@ mod tasks;
 mod tree;
 mod view;
 
+use std::path::{Path, PathBuf};
+
 use serde::Serialize;
 
 use crate::error::{Result, fault};
 use crate::host::Host;
 use crate::layer::Procview;
-use crate::part::mounts::CPUS;
 use crate::spec::Spec;
 use crate::systemd::CgroupMode;
 
@@ -87,15 +90,20 @@ fn flat_name(path: &str) -> String {
     path.trim_start_matches('/').replace('/', "-")
 }
 
-/// Whether the file comes with the directory of CPUs.
-fn is_of_cpus(row: &Row) -> bool {
-    row.path.starts_with(CPUS)
+/// Whether the file comes with one of the directories.
+fn is_in_a_directory(row: &Row) -> bool {
+    directories().any(|directory| Path::new(row.path).starts_with(directory))
 }
 
-/// What is bound, by its name in our file system: the directory of CPUs and each file that is not in there.
-fn bound() -> impl Iterator<Item = (String, &'static str)> {
-    let files = TABLE.iter().filter(|row| !is_of_cpus(row)).map(|row| row.path);
-    files.chain([CPUS]).map(|path| (flat_name(path), path))
+/// The directories that are ours as a whole.
+fn directories() -> impl Iterator<Item = PathBuf> {
+    tree::TOPS.iter().map(|top| Path::new(tree::BASE).join(top))
+}
+
+/// What is bound, by its name in our file system: the directories, and each file that is in none of them.
+fn bound() -> impl Iterator<Item = (String, PathBuf)> {
+    let files = TABLE.iter().filter(|row| !is_in_a_directory(row)).map(|row| PathBuf::from(row.path));
+    files.chain(directories()).map(|path| (flat_name(&path.to_string_lossy()), path))
 }
 
 #[cfg(test)]

@@ -84,7 +84,7 @@ pub(crate) fn bind(mount: &OwnedFd, places: &[&PathBuf], root: BorrowedFd<'_>) -
     }
     look_up_all(mount).context("list the sandbox's own /proc files")?;
     for (name, path) in bound() {
-        bind_one(mount, &name, Path::new(path), root).with_context(|| format!("make {path} the sandbox's own"))?;
+        bind_one(mount, &name, &path, root).with_context(|| format!("make {} the sandbox's own", path.display()))?;
     }
     Ok(())
 }

@@ -10,7 +10,7 @@ use rustix::process::Pid;
 use rustix::time::{ClockId, clock_gettime};
 
 use super::memory::Amounts;
-use super::statistics::{self as say, Cpu, Disk, Level, Memory, Statistics, Tasks, Usage};
+use super::statistics::{self as say, Cpu, Disk, Level, Memory, Nodes, Statistics, Tasks, Usage};
 use super::sysinfo::Numbers;
 use super::table::{HostText, Need, Row};
 use super::tasks::{Count, Counter};
@@ -75,12 +75,12 @@ impl Reader {
         }
     }
 
-    /// The text of a file, as it is now.
+    /// The text of the file of a row at `path`, as it is now.
     ///
     /// # Errors
     /// When the host's own file cannot be read.
-    pub(crate) fn text(&mut self, row: &Row) -> io::Result<String> {
-        let own = text_of(row.path)?;
+    pub(crate) fn text(&mut self, row: &Row, path: &Path) -> io::Result<String> {
+        let own = text_of(path)?;
         let meminfo = match row.needs.contains(&Need::Memory) {
             true if row.path == MEMINFO => own.clone(),
             true => text_of(MEMINFO)?,
@@ -88,7 +88,7 @@ impl Reader {
         };
         let statistics = self.read(row.needs);
         let page = rustix::param::page_size() as u64;
-        Ok((row.text)(&statistics, &HostText { own: &own, meminfo: &meminfo, page }))
+        Ok((row.text)(&statistics, &HostText { own: &own, meminfo: &meminfo, page, node: row.node_in(path) }))
     }
 
     /// What sysinfo(2) tells.
@@ -112,6 +112,7 @@ impl Reader {
                 Need::Cpu => statistics.cpu = Some(self.cpu()),
                 Need::Tasks => statistics.tasks = self.tasks(),
                 Need::Disks => statistics.disks = self.disks(),
+                Need::Nodes => statistics.nodes = self.nodes(),
                 Need::Pressure(file) => statistics.pressure = self.pressure(file),
             }
         }
@@ -287,6 +288,25 @@ impl Reader {
         Some(say::disks_v1(&text("blkio.throttle.io_service_bytes")?, &text("blkio.throttle.io_serviced")?))
     }
 
+    /// The memory nodes that the sandbox's CPUs are of, and those that its memory may be of, which the kernel tells by process.
+    fn nodes(&self) -> Option<Nodes> {
+        let status = text_of(format!("/proc/{}/status", self.subject.pid)).ok()?;
+        let allowed = status.lines().find_map(|line| line.strip_prefix("Mems_allowed_list:"));
+        let (allowed, visible) = (say::numbers(allowed?), self.visible());
+        let mut nodes = Nodes::default();
+        for number in say::numbers(&line_of(format!("{NODES}/online")).ok()?) {
+            let cpus = line_of(format!("{NODES}/node{number}/cpulist")).map(|list| say::numbers(&list));
+            if cpus.is_ok_and(|cpus| cpus.iter().any(|cpu| visible.contains(cpu))) {
+                nodes.with_cpus.push(number);
+            }
+            if allowed.contains(&number) {
+                let meminfo = text_of(format!("{NODES}/node{number}/meminfo")).unwrap_or_default();
+                nodes.memory.insert(number, super::node::total(&meminfo).unwrap_or(0));
+            }
+        }
+        Some(nodes)
+    }
+
     fn pressure(&self, file: &str) -> Option<String> {
         let directory = self.own_directory("pressure").filter(|_| self.is_v2())?;
         text_of(directory.join(file)).ok().filter(|text| !text.is_empty())
@@ -301,6 +321,8 @@ impl Reader {
 }
 
 const MEMINFO: &str = "/proc/meminfo";
+
+const NODES: &str = "/sys/devices/system/node";
 
 /// Seconds of the line `boottime` of a timens_offsets, time_namespaces(7).
 fn boottime_offset(text: &str) -> f64 {

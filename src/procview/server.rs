@@ -1,4 +1,5 @@
-//! The file system: a flat directory with one file for each row of the table, and the directory of CPUs.
+//! The file system: a flat directory with one file for each row of the table, and the directories of CPUs and of memory nodes, in which
+//! the rows are that are there.
 
 use std::collections::VecDeque;
 use std::io;
@@ -8,10 +9,9 @@ use rustix::io::Errno;
 
 use super::fuse::{self, Channel, Entry, Question, ROOT, Received, Request};
 use super::reader::Reader;
-use super::table::{Row, TABLE};
+use super::table::{self, Row, TABLE};
 use super::tree::Tree;
-use super::{flat_name, is_of_cpus};
-use crate::part::mounts::CPUS;
+use super::{directories, flat_name, is_in_a_directory};
 
 /// So many texts are kept for readers that come back for the rest. Who holds more files open and reads them in pieces gets pieces of
 /// different moments: what a sandbox opens must not fill its launcher's memory.
@@ -124,10 +124,17 @@ impl Server {
     }
 
     fn text(&self, node: u64, reader: Option<&mut Reader>) -> Result<Vec<u8>, Errno> {
-        if self.tree.has(node) {
-            return self.tree.text(node);
-        }
-        let text = reader.ok_or(Errno::AGAIN)?.text(row(node)?);
+        let (row, place) = if self.tree.has(node) {
+            let place = self.tree.place(node)?;
+            match table::row_of(&place) {
+                Some(row) => (row, place),
+                None => return self.tree.text(node),
+            }
+        } else {
+            let row = row(node)?;
+            (row, row.path.into())
+        };
+        let text = reader.ok_or(Errno::AGAIN)?.text(row, &place);
         Ok(text.map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))?.into_bytes())
     }
 }
@@ -138,7 +145,7 @@ fn row(node: u64) -> Result<&'static Row, Errno> {
     index.and_then(|index| TABLE.get(index)).ok_or(if node == ROOT { Errno::ISDIR } else { Errno::STALE })
 }
 
-/// The node of the directory of CPUs, the first one that is no row.
+/// The node of the first directory, the first one that is no row.
 fn top() -> u64 {
     ROOT + 1 + TABLE.len() as u64
 }
@@ -156,28 +163,22 @@ fn seen(reader: Option<&Reader>) -> Vec<u32> {
     reader.map(Reader::visible).unwrap_or_default()
 }
 
-fn row_entry(index: usize) -> Entry {
-    Entry { node: ROOT + 1 + index as u64, mode: FILE | TABLE[index].mode, lasting: true }
-}
-
 /// What the flat directory has, by name.
 fn flat() -> impl Iterator<Item = (String, Entry)> {
-    let rows = TABLE.iter().enumerate().filter(|(_, row)| !is_of_cpus(row));
-    let rows = rows.map(|(index, row)| (flat_name(row.path), row_entry(index)));
-    rows.chain([(flat_name(CPUS), Entry { node: top(), mode: DIRECTORY, lasting: true })])
+    let entry = |node, mode| Entry { node, mode, lasting: true };
+    let rows = TABLE.iter().enumerate().filter(|(_, row)| !is_in_a_directory(row));
+    let rows = rows.map(move |(index, row)| (flat_name(row.path), entry(ROOT + 1 + index as u64, FILE | row.mode)));
+    let trees = directories().enumerate();
+    rows.chain(
+        trees.map(move |(index, path)| (flat_name(&path.to_string_lossy()), entry(top() + index as u64, DIRECTORY))),
+    )
 }
 
 fn look_up(tree: &mut Tree, node: u64, name: &[u8], seen: &[u32]) -> Result<Entry, Errno> {
-    if node == ROOT {
-        return flat().find(|(other, _)| other.as_bytes() == name).map(|(_, entry)| entry).ok_or(Errno::NOENT);
-    }
-    if !tree.has(node) {
-        return Err(Errno::NOTDIR);
-    }
-    let is_it = |row: &Row| row.path.strip_prefix(CPUS).is_some_and(|rest| rest.as_bytes().get(1..) == Some(name));
-    match TABLE.iter().position(is_it) {
-        Some(index) if node == top() => Ok(row_entry(index)),
-        _ => tree.look_up(node, name, seen),
+    match node {
+        ROOT => flat().find(|(other, _)| other.as_bytes() == name).map(|(_, entry)| entry).ok_or(Errno::NOENT),
+        _ if tree.has(node) => tree.look_up(node, name, seen),
+        _ => Err(Errno::NOTDIR),
     }
 }
 

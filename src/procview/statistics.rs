@@ -13,6 +13,8 @@ pub(crate) struct Statistics {
     pub(crate) tasks: Option<Tasks>,
     /// What it read and wrote, by device number.
     pub(crate) disks: Option<BTreeMap<(u32, u32), Disk>>,
+    /// The memory nodes that it has to do with.
+    pub(crate) nodes: Option<Nodes>,
     /// The text of the unit's own pressure file.
     pub(crate) pressure: Option<String>,
 }
@@ -114,6 +116,24 @@ pub(crate) struct Disk {
     pub(crate) discarded_bytes: u64,
     /// Discard requests.
     pub(crate) discards: u64,
+}
+
+/// The memory nodes of a sandbox.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Nodes {
+    /// Those that have CPUs which it sees.
+    pub(crate) with_cpus: Vec<u32>,
+    /// Those that its memory may be of, and how much the machine has there, in bytes.
+    pub(crate) memory: BTreeMap<u32, u64>,
+}
+
+/// The numbers of a list as cpuset(7) has it; what is no number is left out.
+pub(super) fn numbers(list: &str) -> Vec<u32> {
+    let range = |part: &str| {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        Some(first.parse::<u16>().ok()?..=last.parse::<u16>().ok()?)
+    };
+    list.trim().split(',').filter_map(range).flatten().map(u32::from).collect()
 }
 
 /// A limit as its file has it: `max` (v2) and a negative number (v1) are none.
@@ -263,6 +283,13 @@ pub(super) fn waited(text: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lists_of_numbers_are_read() {
+        for (list, expected) in [("0-2,5\n", &[0, 1, 2, 5][..]), ("\t0\n", &[0]), ("\n", &[]), ("3-1", &[])] {
+            assert_eq!(numbers(list), expected, "{list:?}");
+        }
+    }
 
     #[test]
     fn a_quota_fills_whole_cpus() {

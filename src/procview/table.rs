@@ -1,7 +1,9 @@
 //! The table of virtual files: one row for each. A new file is one row here and one test.
 
+use std::path::Path;
+
 use super::statistics::Statistics;
-use super::{cpu, disk, memory};
+use super::{cpu, disk, memory, node};
 
 /// What has to be read for a file beside the host's own text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,6 +16,8 @@ pub(crate) enum Need {
     Tasks,
     /// [`Statistics::disks`].
     Disks,
+    /// [`Statistics::nodes`].
+    Nodes,
     /// [`Statistics::pressure`], of this file of the unit's cgroup.
     Pressure(&'static str),
 }
@@ -27,12 +31,14 @@ pub(crate) struct HostText<'a> {
     pub(crate) meminfo: &'a str,
     /// Size of a page in bytes.
     pub(crate) page: u64,
+    /// The memory node that the file is of, where there is a file for each.
+    pub(crate) node: Option<u32>,
 }
 
 /// One virtual file.
 #[derive(Debug)]
 pub(crate) struct Row {
-    /// Where it is, inside and on the host.
+    /// Where it is, inside and on the host; a `*` stands for the number of each memory node.
     pub(crate) path: &'static str,
     /// Permission bits.
     pub(crate) mode: u32,
@@ -65,7 +71,39 @@ pub(crate) static TABLE: &[Row] = &[
     row("/sys/devices/system/cpu/online", &[Need::Cpu], |statistics, host| cpu::list(statistics, host.own)),
     row("/sys/devices/system/cpu/possible", &[Need::Cpu], |statistics, host| cpu::list(statistics, host.own)),
     row("/sys/devices/system/cpu/present", &[Need::Cpu], |statistics, host| cpu::list(statistics, host.own)),
+    row("/sys/devices/system/node/has_cpu", &[Need::Nodes], |statistics, host| node::with_cpus(statistics, host.own)),
+    row("/sys/devices/system/node/has_memory", &[Need::Nodes], |statistics, host| {
+        node::with_memory(statistics, host.own)
+    }),
+    row("/sys/devices/system/node/has_normal_memory", &[Need::Nodes], |statistics, host| {
+        node::with_memory(statistics, host.own)
+    }),
+    row("/sys/devices/system/node/node*/cpulist", &[Need::Cpu], |statistics, host| node::cpulist(statistics, host.own)),
+    row("/sys/devices/system/node/node*/cpumap", &[Need::Cpu], |statistics, host| node::cpumap(statistics, host.own)),
+    row("/sys/devices/system/node/node*/meminfo", &[Need::Memory, Need::Nodes], node::meminfo),
+    row("/sys/devices/system/node/node*/vmstat", &[Need::Memory, Need::Nodes], node::vmstat),
 ];
+
+impl Row {
+    /// The number for which the `*` of the path stands in `path`: `Some(None)` where it has none and is the same.
+    fn number_in(&self, path: &Path) -> Option<Option<u32>> {
+        let path = path.to_str()?;
+        match self.path.split_once('*') {
+            None => (self.path == path).then_some(None),
+            Some((before, after)) => path.strip_prefix(before)?.strip_suffix(after)?.parse().ok().map(Some),
+        }
+    }
+
+    /// The memory node whose file is at `path`.
+    pub(crate) fn node_in(&self, path: &Path) -> Option<u32> {
+        self.number_in(path).flatten()
+    }
+}
+
+/// The row whose file is at `path`.
+pub(crate) fn row_of(path: &Path) -> Option<&'static Row> {
+    TABLE.iter().find(|row| row.number_in(path).is_some())
+}
 
 /// A cgroup's pressure file has the form of the machine's.
 fn pressure(statistics: &Statistics, host: &HostText<'_>) -> String {

@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 
 use super::memory::Amounts;
-use super::statistics::{Cpu, Disk, Level, Memory, Statistics, Tasks, Usage, memory_stat_v1, pairs, reclaimable};
-use super::table::{HostText, TABLE};
+use super::statistics::{
+    Cpu, Disk, Level, Memory, Nodes, Statistics, Tasks, Usage, memory_stat_v1, pairs, reclaimable,
+};
+use super::table::{self, HostText, TABLE};
 
 const MIB: u64 = 1 << 20;
 
@@ -38,6 +40,7 @@ fn statistics(complete: bool) -> Statistics {
         tasks: Some(Tasks { loads: [0.5, 0.25, 0.125], running: 2, blocked: 1, total: 7, last: 42 }),
         // A disk of the machines whose texts are kept, and one of the virtual machines.
         disks: Some([((8, 0), disk), ((254, 0), disk)].into()),
+        nodes: Some(Nodes { with_cpus: vec![0], memory: [(0, 2048 * MIB)].into() }),
         pressure: Some("some avg10=1.00 avg60=0.00 avg300=0.00 total=5\n".into()),
     }
 }
@@ -49,10 +52,10 @@ fn texts_of_real_kernels() {
     for kernel in std::fs::read_dir(directory()).unwrap() {
         let kernel = kernel.unwrap().path();
         for row in TABLE {
-            let name = super::flat_name(row.path);
+            let name = super::flat_name(row.path).replace('*', "0");
             let Ok(own) = std::fs::read_to_string(kernel.join(&name)) else { continue };
             let meminfo = std::fs::read_to_string(kernel.join("proc-meminfo")).unwrap();
-            let host = HostText { own: &own, meminfo: &meminfo, page: 4096 };
+            let host = HostText { own: &own, meminfo: &meminfo, page: 4096, node: Some(0) };
             for (version, complete) in [("v2", true), ("v1", false)] {
                 let text = (row.text)(&statistics(complete), &host);
                 let path = kernel.join(format!("{name}.{version}"));
@@ -77,7 +80,7 @@ fn texts_of_real_kernels() {
 #[test]
 fn what_cannot_be_told_passes_through() {
     for row in TABLE {
-        let host = HostText { own: "anything: 1 kB\n", meminfo: "", page: 4096 };
+        let host = HostText { own: "anything: 1 kB\n", page: 4096, ..HostText::default() };
         assert_eq!((row.text)(&Statistics::default(), &host), host.own, "{}", row.path);
     }
 }
@@ -176,4 +179,69 @@ fn lists_and_paragraphs_of_the_seen_cpus() {
     assert_eq!(super::cpu::cpuinfo(&cpu(&[0, 1]), host), host);
     let arm = "processor\t: 0\nx\t: 1\n\nprocessor\t: 1\nx\t: 1\n\nHardware\t: y\n";
     assert_eq!(super::cpu::cpuinfo(&cpu(&[1]), arm), "processor\t: 1\nx\t: 1\n\nHardware\t: y\n");
+}
+
+#[test]
+fn memory_nodes_share_what_the_sandbox_has() {
+    let gib = 1024 * MIB;
+    let nodes = Nodes { with_cpus: vec![1], memory: [(0, 3 * gib), (1, gib)].into() };
+    let statistics = Statistics { nodes: Some(nodes), ..statistics(true) };
+    let text = |row: fn(&Statistics, &HostText<'_>) -> String, own: &str, node: u32| {
+        row(&statistics, &HostText { own, meminfo: MEMINFO, page: 4096, node: Some(node) })
+    };
+    let whole = super::memory::meminfo(&statistics, MEMINFO);
+    let own =
+        "MemTotal:  99 kB\nMemFree:  9 kB\nMemUsed:  90 kB\nFilePages:  7 kB\nHugePages_Total:     0\nNew: 5 kB\n";
+    let of = |node: u32| {
+        let own: String = own.lines().map(|line| format!("Node {node} {line}\n")).collect();
+        let text = text(super::node::meminfo, &own, node);
+        assert!(text.contains(&format!("Node {node} HugePages_Total:     0\nNode {node} New: 5 kB\n")), "{text}");
+        text.replace(&format!("Node {node} "), "")
+    };
+    let (first, second) = (of(0), of(1));
+    for (name, sum) in [("MemTotal", "MemTotal"), ("MemFree", "MemFree"), ("FilePages", "Cached")] {
+        let (first, second) = (value(&first, name), value(&second, name));
+        assert!(
+            (first + second).abs_diff(value(&whole, sum)) <= 1 && first.abs_diff(3 * second) <= 3,
+            "{name} {first} {second}"
+        );
+    }
+    assert_eq!(value(&first, "MemUsed"), value(&first, "MemTotal") - value(&first, "MemFree"));
+    // One that its memory may not be of, with CPUs or without.
+    assert_eq!(value(&of(2), "MemTotal"), 0);
+    assert_eq!(super::node::with_cpus(&statistics, "0-1\n"), "1\n");
+    assert_eq!(super::node::with_memory(&statistics, "0-2\n"), "0-1\n");
+    let pages = text(super::node::vmstat, "nr_free_pages 1\nnuma_hit 5\n", 1);
+    assert_eq!(pages, format!("nr_free_pages {}\nnuma_hit 5\n", value(&whole, "MemFree") / 4 / 4));
+}
+
+#[test]
+fn cpus_of_a_memory_node() {
+    let seen = |visible: &[u32]| Statistics {
+        cpu: Some(Cpu { visible: visible.to_vec(), ..Cpu::default() }),
+        ..Statistics::default()
+    };
+    assert_eq!(super::node::cpulist(&seen(&[0, 2, 5]), "0-3\n"), "0,2\n");
+    assert_eq!(super::node::cpulist(&seen(&[0]), "4-7\n"), "\n");
+    for (visible, host, want) in [
+        (&[0][..], "3\n", "1\n"),
+        (&[1, 33, 40], "00f,ffffffff\n", "002,00000002\n"),
+        (&[4], "00000000,0000000f\n", "00000000,00000000\n"),
+        (&[0], "what?\n", "what?\n"),
+    ] {
+        assert_eq!(super::node::cpumap(&seen(visible), host), want);
+    }
+}
+
+#[test]
+fn files_of_each_memory_node_have_one_row() {
+    let row = |path: &str| table::row_of(Path::new(path)).map(|row| (row.path, row.node_in(Path::new(path))));
+    assert_eq!(row("/proc/stat"), Some(("/proc/stat", None)));
+    let list = "/sys/devices/system/node/node*/cpulist";
+    assert_eq!(row("/sys/devices/system/node/node12/cpulist"), Some((list, Some(12))));
+    for path in
+        ["/sys/devices/system/node/node/cpulist", "/sys/devices/system/node/node0/numastat", "/sys/devices/system/node"]
+    {
+        assert_eq!(row(path), None, "{path}");
+    }
 }

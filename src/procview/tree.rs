@@ -1,11 +1,13 @@
-//! /sys/devices/system/cpu as a directory of ours: the kernel's own tree, with the directories of the seen CPUs only.
+//! /sys/devices/system/cpu and node as directories of ours: the kernel's own trees, with the directories of the seen CPUs, and the
+//! links to them, only.
 //!
-//! Programs count CPUs by listing it (htop, the C library before 2.34). A directory of ours costs a start less than the bind mounts of
-//! single files in it that it replaces, and follows a quota that changes. Everything else in it is passed on: nodes stand for paths,
-//! their modes are the kernel's own, which the kernel checks against the caller, and reading is the launcher's, who is outside.
-//! What a mask covers of each CPU is left out.
+//! Programs count CPUs by listing them (htop, the C library before 2.34). A directory of ours costs a start less than the bind mounts of
+//! single files in it that it replaces, and follows a quota that changes. Everything else in it is passed on, but for the files that the
+//! table has: nodes stand for paths, their modes are the kernel's own, which the kernel checks against the caller, and reading is the
+//! launcher's, who is outside. What a mask covers of each CPU is left out.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
 use std::os::unix::ffi::OsStrExt;
@@ -15,15 +17,21 @@ use std::path::{Path, PathBuf};
 use rustix::io::Errno;
 
 use super::fuse::Entry;
-use crate::part::mounts::{CPUS, MASKED_OF_A_CPU};
+use crate::part::mounts::MASKED_OF_A_CPU;
 
 /// No file in there is longer, in bytes.
 const LONGEST: u64 = 1 << 16;
 
+/// Where the directories are.
+pub(super) const BASE: &str = "/sys/devices/system";
+
+/// Those that are served, below [`BASE`]: the directory of CPUs, and that of memory nodes.
+pub(super) const TOPS: [&str; 2] = ["cpu", "node"];
+
 /// A path that the kernel knows by a number.
 #[derive(Debug)]
 struct Node {
-    /// Below the top.
+    /// Below the base.
     path: PathBuf,
     /// How often the kernel was told of it, less how often it forgot it.
     known: u64,
@@ -33,29 +41,36 @@ struct Node {
 #[derive(Debug)]
 pub(super) struct Tree {
     base: PathBuf,
-    /// The node of the top.
-    top: u64,
+    /// The node of the first top.
+    first: u64,
     next: u64,
     nodes: BTreeMap<u64, Node>,
     numbers: BTreeMap<PathBuf, u64>,
 }
 
 impl Tree {
-    /// With `top` as the node of the directory itself; nodes from the next number on are this tree's.
-    pub(super) fn new(top: u64) -> Tree {
-        Tree { base: CPUS.into(), top, next: top + 1, nodes: BTreeMap::new(), numbers: BTreeMap::new() }
+    /// With `first` as the node of the first of [`TOPS`]; all nodes from that number on are this tree's.
+    pub(super) fn new(first: u64) -> Tree {
+        let next = first + TOPS.len() as u64;
+        Tree { base: BASE.into(), first, next, nodes: BTreeMap::new(), numbers: BTreeMap::new() }
     }
 
-    /// Whether a node is the top or below it.
+    /// Whether a node is a top or below one.
     pub(super) fn has(&self, node: u64) -> bool {
-        node >= self.top
+        node >= self.first
+    }
+
+    /// Where a node is, on the host as inside.
+    pub(super) fn place(&self, node: u64) -> Result<PathBuf, Errno> {
+        Ok(self.base.join(self.path(node)?))
     }
 
     fn path(&self, node: u64) -> Result<&Path, Errno> {
-        if node == self.top {
-            return Ok(Path::new(""));
+        let top = node.checked_sub(self.first).and_then(|index| TOPS.get(usize::try_from(index).ok()?));
+        match top {
+            Some(top) => Ok(Path::new(top)),
+            None => self.nodes.get(&node).map(|node| node.path.as_path()).ok_or(Errno::STALE),
         }
-        self.nodes.get(&node).map(|node| node.path.as_path()).ok_or(Errno::STALE)
     }
 
     fn metadata(&self, path: &Path) -> Result<Metadata, Errno> {
@@ -69,13 +84,13 @@ impl Tree {
 
     /// The entry `name` of a directory, when only the CPUs `visible` are to be seen. The kernel knows it from then on.
     pub(super) fn look_up(&mut self, parent: u64, name: &[u8], visible: &[u32]) -> Result<Entry, Errno> {
-        let path = self.path(parent)?.join(std::ffi::OsStr::from_bytes(name));
+        let path = self.path(parent)?.join(OsStr::from_bytes(name));
         if is_hidden(&path, visible) {
             return Err(Errno::NOENT);
         }
         let mode = self.metadata(&path)?.mode();
         // A quota that changes shows other CPUs.
-        let lasting = cpu(&path).is_none();
+        let lasting = cpu_of_a_list(&path).is_none();
         let node = *self.numbers.entry(path.clone()).or_insert(self.next);
         self.next = self.next.max(node + 1);
         self.nodes.entry(node).or_insert(Node { path, known: 0 }).known += 1;
@@ -95,14 +110,14 @@ impl Tree {
     /// What a file says now.
     pub(super) fn text(&self, node: u64) -> Result<Vec<u8>, Errno> {
         let mut text = Vec::with_capacity(4096);
-        let file = File::open(self.base.join(self.path(node)?)).map_err(errno)?;
+        let file = File::open(self.place(node)?).map_err(errno)?;
         file.take(LONGEST).read_to_end(&mut text).map_err(errno)?;
         Ok(text)
     }
 
     /// Where a link points to; the same place inside.
     pub(super) fn target(&self, node: u64) -> Result<Vec<u8>, Errno> {
-        let target = std::fs::read_link(self.base.join(self.path(node)?)).map_err(errno)?;
+        let target = std::fs::read_link(self.place(node)?).map_err(errno)?;
         Ok(target.as_os_str().as_bytes().to_vec())
     }
 
@@ -118,14 +133,21 @@ impl Tree {
     }
 }
 
-/// The number of the CPU whose directory a path below the top is.
-fn cpu(path: &Path) -> Option<u32> {
-    path.to_str()?.strip_prefix("cpu")?.parse().ok()
+/// The number of the CPU that is called so.
+fn cpu(name: &OsStr) -> Option<u32> {
+    name.to_str()?.strip_prefix("cpu")?.parse().ok()
+}
+
+/// The number of the CPU whose directory, or the link to it in that of a memory node, a path is.
+fn cpu_of_a_list(path: &Path) -> Option<u32> {
+    let parent = path.parent()?;
+    let lists = parent == Path::new("cpu") || parent.parent() == Some(Path::new("node"));
+    path.file_name().filter(|_| lists).and_then(cpu)
 }
 
 fn is_hidden(path: &Path, visible: &[u32]) -> bool {
-    let masked = path.ends_with(MASKED_OF_A_CPU) && path.parent().is_some_and(|parent| cpu(parent).is_some());
-    masked || cpu(path).is_some_and(|number| !visible.contains(&number))
+    let masked = path.ends_with(MASKED_OF_A_CPU) && path.parent().is_some_and(|parent| cpu_of_a_list(parent).is_some());
+    masked || cpu_of_a_list(path).is_some_and(|number| !visible.contains(&number))
 }
 
 fn errno(error: io::Error) -> Errno {
@@ -137,12 +159,23 @@ mod tests {
     use super::*;
 
     fn tree(base: &Path) -> Tree {
-        for path in ["cpu0/topology", "cpu0/thermal_throttle", "cpu1", "cpu12", "cpufreq"] {
+        for path in [
+            "cpu/cpu0/topology",
+            "cpu/cpu0/thermal_throttle",
+            "cpu/cpu1",
+            "cpu/cpu12",
+            "cpu/cpufreq",
+            "node/node0/hugepages",
+        ] {
             std::fs::create_dir_all(base.join(path)).unwrap();
         }
-        std::fs::write(base.join("cpu0/topology/core_id"), "0\n").unwrap();
-        std::fs::write(base.join("kernel_max"), "8191\n").unwrap();
-        std::os::unix::fs::symlink("../../../../bus/cpu", base.join("cpu0/subsystem")).unwrap();
+        std::fs::write(base.join("cpu/cpu0/topology/core_id"), "0\n").unwrap();
+        std::fs::write(base.join("cpu/kernel_max"), "8191\n").unwrap();
+        let link = |target, at| std::os::unix::fs::symlink(target, base.join(at)).unwrap();
+        link("../../../../bus/cpu", "cpu/cpu0/subsystem");
+        link("../../cpu/cpu0", "node/node0/cpu0");
+        link("../../cpu/cpu12", "node/node0/cpu12");
+        link("../../node/node0", "cpu/cpu0/node0");
         Tree { base: base.into(), ..Tree::new(20) }
     }
 
@@ -155,8 +188,24 @@ mod tests {
         assert_eq!(tree.look_up(20, b"cpu1", &[0]).unwrap_err(), Errno::NOENT);
         let cpu0 = tree.look_up(20, b"cpu0", &[0]).unwrap();
         assert!(!cpu0.lasting && tree.has(cpu0.node) && !tree.has(19));
-        assert_eq!(tree.names(cpu0.node, &[0]).unwrap(), ["subsystem", "topology"]);
+        assert_eq!(tree.names(cpu0.node, &[0]).unwrap(), ["node0", "subsystem", "topology"]);
         assert_eq!(tree.look_up(cpu0.node, b"thermal_throttle", &[0]).unwrap_err(), Errno::NOENT);
+    }
+
+    #[test]
+    fn a_memory_node_has_links_to_the_seen_cpus() {
+        let directory = tempfile::tempdir().unwrap();
+        let mut tree = tree(directory.path());
+        assert_eq!(tree.names(21, &[0]).unwrap(), ["node0"]);
+        let node0 = tree.look_up(21, b"node0", &[0]).unwrap();
+        assert!(node0.lasting);
+        assert_eq!(tree.place(node0.node).unwrap(), directory.path().join("node/node0"));
+        assert_eq!(tree.names(node0.node, &[0]).unwrap(), ["cpu0", "hugepages"]);
+        assert_eq!(tree.names(node0.node, &[1, 12]).unwrap(), ["cpu12", "hugepages"]);
+        let cpu0 = tree.look_up(node0.node, b"cpu0", &[0]).unwrap();
+        assert!(!cpu0.lasting);
+        assert_eq!(tree.target(cpu0.node).unwrap(), b"../../cpu/cpu0");
+        assert_eq!(tree.look_up(node0.node, b"cpu12", &[0]).unwrap_err(), Errno::NOENT);
     }
 
     #[test]

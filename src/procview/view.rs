@@ -197,6 +197,6 @@ impl Door {
 fn unmount_all() {
     for (_, path) in super::bound() {
         // EINVAL: this kernel has no such file, nothing was mounted there.
-        let _ = rustix::mount::unmount(path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
+        let _ = rustix::mount::unmount(&path, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
     }
 }

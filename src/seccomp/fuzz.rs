@@ -22,7 +22,7 @@ pub(crate) fn profile(bytes: &[u8]) {
     let added: &[&[String]] = &[&[], &["SYS_ADMIN".to_owned(), "SYS_PTRACE".to_owned()]];
     for (added, native) in added.iter().zip([Arch::X86_64, Arch::Aarch64]) {
         let capabilities = Capabilities::parse(added, &[], &[]).unwrap_or_else(|error| panic!("{error}"));
-        let around = Circumstances { capabilities: &capabilities, shares_pids: false, kernel: (6, 1) };
+        let around = Circumstances { capabilities: &capabilities, shares_pids: false, nesting: false, kernel: (6, 1) };
         let decided = profile.decide(native, around);
         let program = bpf::compile(&decided.tables, decided.foreign);
         assert!(decided.tables.first().is_some_and(|table| table.arch == native));

@@ -65,6 +65,8 @@ pub(crate) struct Circumstances<'a> {
     pub(crate) capabilities: &'a Capabilities,
     /// It sees the host's processes.
     pub(crate) shares_pids: bool,
+    /// It may make namespaces of its own.
+    pub(crate) nesting: bool,
     /// Major and minor version of the kernel.
     pub(crate) kernel: (u32, u32),
 }
@@ -72,7 +74,8 @@ pub(crate) struct Circumstances<'a> {
 impl<'a> Circumstances<'a> {
     /// Those of a request on a kernel.
     pub(crate) fn new(spec: &'a Spec, kernel: (u32, u32)) -> Circumstances<'a> {
-        Circumstances { capabilities: &spec.capabilities, shares_pids: spec.shares(Namespace::Pid), kernel }
+        let shares_pids = spec.shares(Namespace::Pid);
+        Circumstances { capabilities: &spec.capabilities, shares_pids, nesting: spec.nesting, kernel }
     }
 }
 
@@ -209,6 +212,9 @@ fn default_verdicts(around: Circumstances<'_>) -> BTreeMap<&'static str, Verdict
     verdicts.push(("clone3", Verdict::always(UNKNOWN)));
     if around.capabilities.keeps("SYS_ADMIN") {
         verdicts.extend(["clone", "clone3"].map(|name| (name, Verdict::always(Action::ALLOW))));
+    }
+    if around.nesting {
+        verdicts.extend(policy::NESTING.iter().map(|name| (*name, Verdict::always(Action::ALLOW))));
     }
     verdicts.into_iter().collect()
 }

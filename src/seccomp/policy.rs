@@ -88,6 +88,14 @@ pub(super) const WITH_CAPABILITY: &[(&[&str], &[&str])] = &[
     (&["SYS_TTY_CONFIG"], &["vhangup"]),
 ];
 
+/// Make namespaces and, in those, mounts. SYS_ADMIN is for them as well, but in a user namespace of its own everybody has it: what
+/// `--nesting` opens is this, and whatever takes a capability in the sandbox's own namespaces stays refused by the kernel.
+#[rustfmt::skip]
+pub(super) const NESTING: &[&str] = &[
+    "chroot", "clone", "clone3", "fsconfig", "fsmount", "fsopen", "fspick", "mount", "mount_setattr", "move_mount", "open_tree",
+    "open_tree_attr", "pivot_root", "setdomainname", "sethostname", "setns", "umount2", "unshare",
+];
+
 /// Reach into other processes. With a PID namespace of its own the sandbox has only processes of its own to name, and debuggers work as
 /// under Docker; with the host's (`--share pid`) they are for who was given SYS_PTRACE.
 pub(super) const OTHER_PROCESSES: &[&str] = &["process_vm_readv", "process_vm_writev", "ptrace"];

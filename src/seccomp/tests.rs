@@ -8,7 +8,7 @@ fn capabilities(added: &[&str]) -> Capabilities {
 }
 
 fn around(capabilities: &Capabilities) -> Circumstances<'_> {
-    Circumstances { capabilities, shares_pids: false, kernel: (6, 12) }
+    Circumstances { capabilities, shares_pids: false, nesting: false, kernel: (6, 12) }
 }
 
 fn number(arch: Arch, name: &str) -> u32 {
@@ -177,6 +177,35 @@ fn capabilities_open_what_they_are_for() {
     assert_eq!(default_says(Arch::X86_64, around(&admin), "clone", new_user), 0);
     let dropped = Capabilities::parse(&[], &["SYS_CHROOT".to_owned()], &[]).unwrap();
     assert_eq!(default_says(Arch::X86_64, around(&dropped), "chroot", [0; 6]), EPERM);
+}
+
+#[test]
+fn nesting_opens_namespaces_and_nothing_else() {
+    let (none, dropped) = (capabilities(&[]), Capabilities::parse(&[], &["ALL".to_owned()], &[]).unwrap());
+    let new_user = [u64::from(libc::CLONE_NEWUSER.cast_unsigned()), 0, 0, 0, 0, 0];
+    for arch in ALL {
+        for given in [&none, &dropped] {
+            let nesting = Circumstances { nesting: true, ..around(given) };
+            for name in policy::NESTING {
+                assert_eq!(default_says(arch, nesting, name, new_user), 0, "{name} on {arch:?}");
+                // Each is closed without it, or is for who was given a capability.
+                let closed = default_says(arch, around(&dropped), name, new_user);
+                assert!(matches!(closed, EPERM | ENOSYS), "{name} on {arch:?}");
+            }
+            for name in [
+                "bpf",
+                "fanotify_init",
+                "init_module",
+                "keyctl",
+                "open_by_handle_at",
+                "perf_event_open",
+                "quotactl",
+                "syslog",
+            ] {
+                assert_eq!(default_says(arch, nesting, name, [0; 6]), EPERM, "{name} on {arch:?}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -24,6 +24,8 @@ programs() {
   say getconf-configured - "$(getconf _NPROCESSORS_CONF)"
   say lscpu - "$(lscpu -p=cpu | grep -vc '#')"
   say directories - "$(find /sys/devices/system/cpu/ -maxdepth 1 -name 'cpu[0-9]*' -type d | wc -l)"
+  say memory-nodes "$(awk '/MemTotal/ { sum += $4 } END { print int(sum / 1024) }' /sys/devices/system/node/node*/meminfo)" \
+    "$(find /sys/devices/system/node/ -maxdepth 2 -name 'cpu[0-9]*' | wc -l)"
   say python "$(/usr/bin/python3 -c 'import os; print(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20)')" \
     "$(/usr/bin/python3 -c 'import os; print(os.cpu_count())')"
   say psutil "$(/usr/bin/python3 -c 'import psutil; print(psutil.virtual_memory().total >> 20)')" "$(/usr/bin/python3 -c 'import psutil; print(psutil.cpu_count())')"

@@ -56,6 +56,7 @@ mod labels;
 mod leaks;
 mod limits;
 mod namespaces;
+mod nesting;
 mod network;
 mod outside;
 mod pressure;
@@ -119,6 +120,7 @@ fn all() -> Vec<Test> {
         seccomp::tests(),
         limits::tests(),
         namespaces::tests(),
+        nesting::tests(),
         network::tests(),
         pressure::tests(),
         workflow::tests(),

@@ -16,6 +16,7 @@ pub(crate) fn tests() -> Vec<Test> {
         test("procview/cpuset", needs![root, systemd, fuse, cgroup2], cpuset),
         test("procview/set_property", needs![root, systemd, fuse], set_property),
         test("procview/directories_of_cpus", needs![root, systemd, fuse], directories_of_cpus),
+        test("procview/memory_nodes", needs![root, systemd, fuse], memory_nodes),
         test("procview/ps_tells_percent_and_start", needs![root, systemd, fuse], ps_tells_percent_and_start),
         test("procview/time", needs![root, systemd, fuse], time),
         test("procview/work_is_seen", needs![root, systemd, fuse], work_is_seen),
@@ -162,6 +163,34 @@ fn directories_of_cpus(bed: &Bed) {
         .output();
     assert_eq!(one.text(), "cpu0");
     let off = bed.run(["-p", "CPUQuota=50%", "--procview=off"], "ls -d /sys/devices/system/cpu/cpu[0-9]* | wc -l");
+    assert_eq!(off.output().succeeded().text(), host_cpus().to_string());
+}
+
+/// What the nodes of memory tell is the sandbox's, and all together as much as /proc does.
+fn memory_nodes(bed: &Bed) {
+    let script = "cd /sys/devices/system/node; echo cpulist $(cat node*/cpulist)\n\
+                  echo cpumap $(cat node*/cpumap | tr -d '0,\\n')\n\
+                  echo links $(ls -d node*/cpu[0-9]* | wc -l)\n\
+                  echo nodes $(cat online has_cpu has_memory | sort -u | wc -l)\n\
+                  echo total $(cat node*/meminfo | awk '/ MemTotal:/ { sum += $4 } END { print sum }')\n\
+                  echo used $(cat node*/meminfo | awk '/ MemUsed:/ { sum += $4 } END { print sum }')\n\
+                  echo lscpu $(lscpu | sed -n 's/^NUMA node[0-9]* CPU.*: *//p')\n\
+                  echo free $(awk '$1 == \"nr_free_pages\" { print $2 }' node0/vmstat)\n\
+                  echo back $(cat cpu0/node0/cpulist ../cpu/cpu0/node*/cpulist 2> /dev/null)\n";
+    let text = bed.run(["--memory=300M", "-p", "CPUQuota=50%"], script).output().succeeded().text();
+    let number = |name: &str| value(&text, name).parse::<u64>().unwrap();
+    for (name, want) in [("cpulist", "0"), ("cpumap", "1"), ("links", "1"), ("lscpu", "0"), ("nodes", "1")] {
+        assert_eq!(value(&text, name), want, "{name} in\n{text}");
+    }
+    assert!(number("total").abs_diff(307_200) <= 4 && number("used") <= 307_200 && number("free") <= 76_800, "{text}");
+    assert_eq!(value(&text, "back"), "0", "{text}");
+    let all = "cd /sys/devices/system/node && find . -mindepth 1 -printf '%P %y %m %l\\n' | sort; cat online possible node0/cpulist \
+               node0/cpumap node0/distance; lscpu | grep NUMA; grep MemTotal node0/meminfo";
+    let (inside, outside) = (bed.run([""; 0], all).output().text(), bed.sh(all).output().text());
+    assert!(inside.lines().count() > 20, "{inside}");
+    assert_eq!(inside, outside);
+    let off =
+        bed.run(["-p", "CPUQuota=50%", "--procview=off"], "ls -d /sys/devices/system/node/node*/cpu[0-9]* | wc -l");
     assert_eq!(off.output().succeeded().text(), host_cpus().to_string());
 }
 
