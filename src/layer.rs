@@ -275,8 +275,7 @@ pub(crate) struct Layer {
     pub(crate) landlock_best_effort: Option<bool>,
     /// AppArmor profile of the command; it must be loaded
     ///
-    /// Its paths are those inside. It needs flags=(attach_disconnected): what the command was started on (a terminal, a file) is
-    /// outside its root.
+    /// Its paths are those inside.
     #[arg(long, value_name = "PROFILE", help_heading = "Isolation")]
     pub(crate) apparmor: Option<String>,
     /// SELinux label of the command: USER:ROLE:TYPE:LEVEL
