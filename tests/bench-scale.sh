@@ -1,9 +1,10 @@
 #!/bin/bash
 # bench-scale.sh — many sandboxes at once, in the tree lab; as root.
-#   tests/bench.sh scale [COUNT…]     0 100 300 1000 by default
+#   tests/bench.sh scale [COUNT…] [row=N] [crowd=N]     0 100 300 1000 row=10000 crowd=500 by default
 # At each number of live ones: what one more start costs, ours and systemd-run --scope with the same limits, in one hyperfine run;
 # what `sandbox ps` and `systemctl list-units` take. At the largest: the private memory of launcher and init of each, from
-# smaps_rollup. After all have ended: what is left. The bars: a start is no slower than systemd-run's; ps takes less than
+# smaps_rollup. After all have ended: what is left. Then `row` starts one after the other and `crowd` with 8 at a
+# time, and what those leave: cgroups, open files of PID 1, mounts, units, processes, files. The bars: a start is no slower than systemd-run's; ps takes less than
 # 200 ms at 300; at most 1 MiB private for each; nothing left. Exit status 1 says that one was missed.
 # SANDBOX_BIN names the program; else the release build is made.
 set -euo pipefail
@@ -66,15 +67,58 @@ left() {
   [ "$(live)" = 0 ] && [ "$mounts_now" = "$mounts" ] && ! pgrep -x sandbox > /dev/null && [ -z "$(files)" ] || missed=1
 }
 
+traces() { # what a start may leave: cgroups, open files of PID 1, mounts, units, processes, files
+  echo "$(find /sys/fs/cgroup -type d | wc -l) $(find /proc/1/fd | wc -l) $(wc -l < /proc/self/mountinfo) $(systemctl list-units --all --plain --no-legend | wc -l)" \
+    "$(pgrep -xc sandbox || true) $(files | wc -l)"
+}
+
+at_rest() { # the same, once systemd has cleaned up after what ended before
+  local before="" now try
+  for try in $(seq 20); do
+    now=$(traces)
+    [ "$now" != "$before" ] || break
+    before=$now
+    [ "$try" = 20 ] || sleep 1
+  done
+  echo "$now"
+}
+
+settled() { # the same, when it is what it was ($1), or 10 s later
+  local try now
+  for try in $(seq 50); do
+    now=$(traces)
+    [ "$now" != "$1" ] || break
+    [ "$try" = 50 ] || sleep 0.2
+  done
+  echo "$now"
+}
+
+many() { # many COUNT AT_A_TIME: starts that end at once
+  local count=$1 at_a_time=$2 before after start failed
+  "$sandbox" run -q "${limits[@]}" -- true   # the slice is made by the first
+  before=$(at_rest) start=$(date +%s%N)
+  seq "$count" | xargs -P "$at_a_time" -I{} sh -c '"$@" || echo failed' sh "$sandbox" run -q "${limits[@]}" -- true > "$work/many" 2>&1
+  start=$((($(date +%s%N) - start) / 1000))
+  failed=$(wc -l < "$work/many")
+  after=$(settled "$before")
+  printf '%d starts, %d at a time: %d.%03d ms each, %d lines of failures; cgroups, open files of PID 1, mounts, units, processes, files before: %s, after: %s\n' \
+    "$count" "$at_a_time" $((start / count / 1000)) $((start / count % 1000)) "$failed" "$before" "$after"
+  { [ "$failed" = 0 ] && [ "$before" = "$after" ]; } || missed=1
+}
+
 inside() { # inside STAGE COUNT…
+  local row=10000 crowd=500 counts=()
   sandbox=$1/sandbox work=$(mktemp -d /var/tmp/scale-XXXXXX) started=0 missed=0 pids=()
   shift
+  for word; do case "$word" in row=*) row=${word#*=} ;; crowd=*) crowd=${word#*=} ;; *) counts+=("$word") ;; esac; done
   results=${SANDBOX_BENCH_RESULTS:-$work}
   mounts=$(wc -l < /proc/self/mountinfo)
   printf '%6s %12s %12s %8s %10s %14s\n' live "ours, ms" "systemd-run" ratio "ps, ms" "list-units, ms"
-  for count; do grow "$count"; measure "$count"; done
+  for count in "${counts[@]}"; do grow "$count"; measure "$count"; done
   memory
   left
+  many "$row" 1
+  many "$crowd" 8
   exit "$missed"
 }
 

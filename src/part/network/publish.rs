@@ -297,11 +297,12 @@ mod tests {
 
     #[test]
     fn a_port_in_use_is_refused_and_a_picked_one_is_held() {
-        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        // An address that no other program of this machine connects from: such a connection might get the port that is given up below.
+        let taken = std::net::TcpListener::bind("127.83.19.7:0").unwrap();
         let port = taken.local_addr().unwrap().port();
-        let mut list = parse(&format!("127.0.0.1:{port}:80")).unwrap();
+        let mut list = parse(&format!("127.83.19.7:{port}:80")).unwrap();
         let line = reserve(&mut list).unwrap_err().to_string();
-        assert_eq!(line, format!("--publish 127.0.0.1:{port}->80/tcp: port {port}/tcp is in use on this host"));
+        assert_eq!(line, format!("--publish 127.83.19.7:{port}->80/tcp: port {port}/tcp is in use on this host"));
         drop(taken);
         reserve(&mut list).unwrap();
         let mut picked = [parse("0:80-99").unwrap(), parse("0:53/udp").unwrap()].concat();
