@@ -138,12 +138,19 @@ impl Bed {
         poll_until(Duration::from_secs(5), what, done);
     }
 
-    /// The host is as it was before, within five seconds. Only for tests registered with `alone`.
+    /// The host is as it was before, within ten seconds. Only for tests registered with `alone`.
     #[track_caller]
     pub(crate) fn nothing_left(&self, before: &HostState) {
-        let limit = patience(Duration::from_secs(5));
+        self.nothing_left_after(before, || {});
+    }
+
+    /// The same, once `cleaning` has been done again and again.
+    #[track_caller]
+    pub(crate) fn nothing_left_after(&self, before: &HostState, mut cleaning: impl FnMut()) {
+        let limit = patience(Duration::from_secs(10));
         let start = Instant::now();
         loop {
+            cleaning();
             let changes = before.changes(&HostState::take());
             if changes.is_empty() {
                 return;

@@ -1,6 +1,6 @@
 //! Nothing is left on the host: after many starts, failed ones, and ones that were killed at any moment.
 
-use crate::bed::{self, Bed, poll_until};
+use crate::bed::{self, Bed};
 use crate::snapshot::HostState;
 use crate::{Test, alone};
 use rustix::process::Signal;
@@ -82,11 +82,9 @@ fn killed_starts(bed: &Bed) {
     at_moments(bed, Signal::KILL);
     // A child whose launcher died before it asked for the unit waits a moment for it. Names of locks stay for the next starts to
     // find unlocked: each removes a few. Their state files go when somebody looks.
-    poll_until(Duration::from_secs(10), "nothing is left but what the next starts and looks remove", || {
+    bed.nothing_left_after(&before, || {
         bed.sandbox(["ps", "-q"]).output().succeeded();
         bed.run(["--slice", &bed.slice()], "true").output().succeeded();
-        std::thread::sleep(Duration::from_millis(100));
-        before.changes(&HostState::take()).is_empty()
     });
 }
 
