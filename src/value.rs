@@ -44,7 +44,7 @@ impl Decimal {
         let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
         let (number, rest) = text.split_at(end);
         let (whole, fraction) = number.split_once('.').unwrap_or((number, ""));
-        if whole.is_empty() || fraction.contains('.') || fraction.len() > 18 || whole.len() > 19 {
+        if whole.is_empty() || fraction.contains('.') || fraction.len() > 18 || whole.len() > 20 {
             return None;
         }
         let decimals = u32::try_from(fraction.len()).ok()?;
