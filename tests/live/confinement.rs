@@ -13,7 +13,7 @@ pub(crate) fn tests() -> Vec<Test> {
         test("confinement/cap_add_and_drop", needs![root, systemd], cap_add_and_drop),
         test("confinement/ambient", needs![root, systemd], ambient),
         test("confinement/device", needs![root, systemd], device),
-        test("confinement/device_of_a_user", needs![root, systemd, user_manager], device_of_a_user),
+        test("confinement/device_of_a_user", needs![root, systemd, user_manager, kernel_min(5, 11)], device_of_a_user),
         test("confinement/device_policy", needs![root, systemd], device_policy),
         test("confinement/landlock", needs![root, systemd], landlock),
         test("confinement/hidepid", needs![root, systemd], hidepid),
