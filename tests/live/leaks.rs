@@ -31,6 +31,8 @@ fn settled(bed: &Bed) -> HostState {
             .output();
         left.text().is_empty()
     });
+    // What earlier tests left for the next look to remove.
+    bed.sandbox(["ps", "-q"]).output().succeeded();
     HostState::take()
 }
 
