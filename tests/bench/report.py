@@ -23,8 +23,8 @@ README_MARKS = ("<!-- bench: written by tests/bench.sh --report -->\n", "<!-- be
 # What --timings says, and what is in it.
 STEPS = {
     "plan": "Arguments, profile, facts of the machine, every decision: one pass over each file, paths compared as bytes; the filter of "
-            "system calls is compiled here, not in the child. Before all of it a process of its own begins the kernel's grace period "
-            "that systemd's first write to a cgroup would wait for.",
+            "system calls is compiled here, not in the child. In the middle of it a process of its own begins the kernel's grace "
+            "period that systemd's first write to a cgroup would wait for.",
     "clone3": "The range of IDs, the greeting to the bus (its answer is not waited for), a process in five new namespaces.",
     "unit asked for": "The bus has greeted; the match for the job and the call that makes it go out together.",
     "id maps, helper": "The maps, a process that makes the root with the host's privileges, the FUSE mount of the /proc files.",
