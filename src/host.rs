@@ -8,6 +8,9 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use rustix::buffer::spare_capacity;
+use rustix::fs::{Mode, OFlags};
+use rustix::io::retry_on_intr;
 
 pub(crate) mod network;
 
@@ -222,22 +225,22 @@ impl Host {
     }
 }
 
-/// Reads a file of /proc whole. Such a file says that it is empty, so [`std::fs::read`] would begin with 32 bytes and ask again and
-/// again.
+/// Reads a file of /proc or the like whole, in as few calls as it takes. Such a file says that it is empty, so [`std::fs::read`] would
+/// begin with 32 bytes and ask again and again.
 ///
 /// # Errors
 /// What open(2) and read(2) say.
 pub(crate) fn read_of_kernel(path: impl AsRef<Path>) -> std::io::Result<Vec<u8>> {
-    let mut file = std::fs::File::open(path)?;
-    let (mut text, mut part) = (Vec::new(), [0; 8 << 10]);
-    loop {
-        match std::io::Read::read(&mut file, &mut part) {
-            Ok(0) => return Ok(text),
-            Ok(length) => text.extend_from_slice(part.get(..length).unwrap_or_default()),
-            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
+    const PIECE: usize = 8192;
+    let file = rustix::fs::open(path.as_ref(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    let mut text = Vec::with_capacity(PIECE);
+    while retry_on_intr(|| rustix::io::read(&file, spare_capacity(&mut text)))? > 0 {
+        // Less room than a page would be for less than the kernel has ready.
+        if text.capacity() - text.len() < PIECE / 2 {
+            text.reserve(PIECE);
         }
     }
+    Ok(text)
 }
 
 /// `path` without `.` and empty names, as mount points are.

@@ -83,12 +83,6 @@ pub(crate) struct Writer {
     _state: Box<WriterState>,
 }
 
-impl std::fmt::Debug for Writer {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("Writer").field(&self.pid).finish()
-    }
-}
-
 #[repr(C, align(16))]
 struct WriterState {
     /// Grows down from what follows it.
@@ -110,7 +104,7 @@ impl Writer {
             let _ = rustix::io::write(&state.file, state.text);
             0
         }
-        let mut state = Box::new(WriterState { stack: [0; 8 << 10], file, text });
+        let mut state = Box::new(WriterState { stack: [0; _], file, text });
         let top = state.stack.as_mut_ptr_range().end.cast::<libc::c_void>();
         let argument = (&raw mut *state).cast::<libc::c_void>();
         // SAFETY: the stack is 16-byte aligned at its end (its size is a multiple of 16 in a type aligned so), is used by nobody else

@@ -101,12 +101,12 @@ fn start(arguments: Arguments) -> Result<u8> {
     {
         host.service = None;
     }
+    host.read_network(&spec.network)?;
     let has_unit = spec.unit.manager != Manager::None && host.booted_by_systemd && host.service.is_none();
     let grace = if has_unit && !arguments.dry_run { Grace::begin() } else { None };
     if spec.root.source == RootSource::HostView {
         host.read_view()?;
     }
-    host.read_network(&spec.network)?;
     let mut plan = Plan { given, ..Plan::new(&spec, &host)? };
     timings.mark("plan");
     if arguments.dry_run {

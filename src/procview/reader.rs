@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
+use rustix::buffer::spare_capacity;
 use rustix::fs::{Mode, OFlags};
+use rustix::io::retry_on_intr;
 use rustix::process::Pid;
 use rustix::time::{ClockId, clock_gettime};
 
@@ -14,6 +15,7 @@ use super::statistics::{self as say, Cpu, Disk, Level, Memory, Nodes, Statistics
 use super::sysinfo::Numbers;
 use super::table::{HostText, Need, Row};
 use super::tasks::{Count, Counter};
+use crate::host::read_of_kernel;
 use crate::plan::Plan;
 use crate::systemd::{CgroupMode, CgroupPaths};
 
@@ -337,33 +339,17 @@ fn boot_time() -> f64 {
     now.tv_sec as f64 + now.tv_nsec as f64 / 1e9
 }
 
-/// A file of the kernel whole, in as few calls as it takes: they have no size, which read_to_string() would ask for first.
+/// A file of the kernel whole.
 pub(super) fn text_of(path: impl AsRef<Path>) -> io::Result<String> {
-    const PIECE: usize = 8192;
-    let file = open(path.as_ref())?;
-    let mut text = Vec::with_capacity(PIECE);
-    while read_some(&file, &mut text)? > 0 {
-        // Less room than a page would be for less than the kernel has ready.
-        if text.capacity() - text.len() < PIECE / 2 {
-            text.reserve(PIECE);
-        }
-    }
-    String::from_utf8(text).map_err(io::Error::other)
+    String::from_utf8(read_of_kernel(path)?).map_err(io::Error::other)
 }
 
 /// The same of a file with one line, which one read gives: where nothing else is read that is half of the calls.
 fn line_of(path: impl AsRef<Path>) -> io::Result<String> {
+    let file = rustix::fs::open(path.as_ref(), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
     let mut text = Vec::with_capacity(256);
-    read_some(&open(path.as_ref())?, &mut text)?;
+    retry_on_intr(|| rustix::io::read(&file, spare_capacity(&mut text)))?;
     String::from_utf8(text).map_err(io::Error::other)
-}
-
-fn open(path: &Path) -> io::Result<OwnedFd> {
-    Ok(rustix::fs::open(path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?)
-}
-
-fn read_some(file: &OwnedFd, text: &mut Vec<u8>) -> io::Result<usize> {
-    Ok(rustix::io::retry_on_intr(|| rustix::io::read(file, rustix::buffer::spare_capacity(text)))?)
 }
 
 #[cfg(test)]

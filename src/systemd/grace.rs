@@ -13,7 +13,6 @@ use crate::host::read_of_kernel;
 use crate::sys::Writer;
 
 /// A grace period that has begun. Dropping it waits for its end.
-#[derive(Debug)]
 pub(crate) struct Grace(#[expect(dead_code, reason = "is only dropped")] Writer);
 
 impl Grace {

@@ -10,7 +10,7 @@ mod expect;
 mod explain;
 
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
@@ -19,6 +19,7 @@ use rustix::process::Pid;
 use serde::Serialize;
 
 use crate::error::{Result, fault};
+use crate::host::read_of_kernel;
 use crate::sys;
 
 use super::bus::Bus;
@@ -365,22 +366,12 @@ fn programs(cgroup: &Path, kind: u32) -> io::Result<u32> {
     sys::bpf_prog_query(File::open(cgroup)?.as_fd(), kind)
 }
 
-/// Reads a small file; `None` when it is not there. The kernel's files have no size that would be worth asking for.
+/// Reads a small file; `None` when it is not there.
 fn read(path: &Path) -> io::Result<Option<String>> {
-    let mut file = match File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
-    let mut bytes = Vec::new();
-    let mut chunk = [0; 4096];
-    loop {
-        match file.read(&mut chunk) {
-            Ok(0) => return String::from_utf8(bytes).map(Some).map_err(io::Error::other),
-            Ok(length) => bytes.extend(chunk.iter().take(length)),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
+    match read_of_kernel(path) {
+        Ok(text) => String::from_utf8(text).map(Some).map_err(io::Error::other),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
