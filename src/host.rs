@@ -156,7 +156,7 @@ impl Host {
             cgroup: CgroupMode::read().ok(),
             id: random_id()?,
             systemd: installed_systemd(),
-            booted_by_systemd: Path::new("/run/systemd/system").is_dir(),
+            booted_by_systemd: is_booted_by_systemd(),
             mounts: visible(&parse_mountinfo(&mounts)),
             terminal: std::io::stdin().is_terminal() && std::io::stdout().is_terminal(),
             service: OwnService::read(&environment),
@@ -223,6 +223,11 @@ impl Host {
         let files = |path: &Path| self.is_local(path) && self.mount_of(path).is_some_and(|m| !is_kernel(&m.fstype));
         directories.into_iter().filter(|d| files(d)).filter_map(|d| entries(&d).map(|list| (d, list))).collect()
     }
+}
+
+/// Whether systemd is this machine's PID 1, sd_booted(3).
+pub(crate) fn is_booted_by_systemd() -> bool {
+    Path::new("/run/systemd/system").is_dir()
 }
 
 /// Reads a file of /proc or the like whole, in as few calls as it takes. Such a file says that it is empty, so [`std::fs::read`] would

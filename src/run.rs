@@ -17,7 +17,7 @@ use crate::part::network::pasta::Pasta;
 use crate::part::rootfs::assemble::Ids;
 use crate::part::streams;
 use crate::part::users::{self, Claim, UserPlan};
-use crate::plan::Plan;
+use crate::plan::{Plan, UnitPlan};
 use crate::procview::{self, Part, Server, View};
 use crate::relay::Relay;
 use crate::signals::Signals;
@@ -34,24 +34,30 @@ mod upper;
 use helper::{Files, help};
 use upper::lock_upper;
 
+/// What takes others some time was begun before there was a plan.
+#[derive(Default)]
+pub(crate) struct Begun {
+    /// Is over when systemd has done its work.
+    pub(crate) grace: Option<Grace>,
+    /// A connection to the service manager.
+    pub(crate) bus: Option<Bus>,
+}
+
 /// Runs a sandbox from its start to its end, which is the payload's. `leases` are locks on what it runs on: they are held as long as
-/// its first process lives; `grace` is over when systemd has done its work.
+/// its first process lives.
 ///
 /// # Errors
 /// When the payload never ran: with the reason of whichever side failed first.
-pub(crate) fn run(
-    plan: &Plan,
-    leases: &[BorrowedFd<'_>],
-    grace: Option<Grace>,
-    timings: &mut Timings,
-) -> Result<Ended> {
+pub(crate) fn run(plan: &Plan, leases: &[BorrowedFd<'_>], begun: Begun, timings: &mut Timings) -> Result<Ended> {
     let signals = Signals::block()?;
     let upper = plan.root.as_ref().map(|root| lock_upper(root, &plan.users)).transpose()?.flatten();
     let claim = match &plan.users {
         UserPlan::Range { taken } => Some(users::claim(taken)?),
         UserPlan::Identity | UserPlan::Host | UserPlan::Maps { .. } => None,
     };
-    let bus = plan.unit.as_ref().map(unit::connect).transpose()?;
+    let greeted =
+        |unit: &UnitPlan| begun.bus.filter(|bus| bus.user == unit.user).map_or_else(|| unit::connect(unit), Ok);
+    let bus = plan.unit.as_ref().map(greeted).transpose()?;
     let streams = plan.log.as_ref().map(Streams::open).transpose()?.unwrap_or_default();
     let listen = plan.service.listen.as_ref().map_or(0, |listen| listen.count);
     let joined = plan.network.join().map(JoinPlan::open).transpose()?;
@@ -85,7 +91,7 @@ pub(crate) fn run(
         watcher: None,
         pasta: None,
         joined,
-        grace,
+        grace: begun.grace,
         unit: None,
         view: None,
         state: None,
@@ -201,18 +207,19 @@ impl Running<'_> {
     ) -> Result<Option<OwnedFd>> {
         self.pasta = self.plan.network.pasta().map(|plan| Pasta::prepare(plan, self.pid)).transpose()?;
         let beside = self.pasta.as_ref().map(Pasta::attendant);
+        // A line for the child, which then makes its network; after that systemd, which takes longest; then the helper.
+        self.map_ids(claim)?;
+        self.view = self.plan.procview.as_ref().map(|_| View::new(self.pid, self.plan.process.quiet)).transpose()?;
         if let (Some(plan), Some(bus)) = (&self.plan.unit, bus) {
             self.unit = Some(Unit::begin(plan, self.pid, beside, self.pidfd.as_fd(), bus, signals.ending())?);
             timings.mark("unit asked for");
         }
-        self.map_ids(claim)?;
+        self.start_helper(claim)?;
+        timings.mark("id maps, helper");
         if let Some(claim) = claim {
             streams::give(claim.base, claim.base);
         }
-        self.view = self.plan.procview.as_ref().map(|_| View::new(self.pid, self.plan.process.quiet)).transpose()?;
-        self.start_helper(claim)?;
         self.plan.process.apply_from_outside(self.pid)?;
-        timings.mark("id maps, helper");
         // While systemd works.
         match StateFile::write(self.plan, self.pid) {
             Ok(state) => self.state = state,

@@ -8,7 +8,10 @@ use std::time::Duration;
 use rustix::process::Pid;
 
 use crate::error::{Result, fault};
+use crate::host;
+use crate::layer::Manager;
 use crate::plan::{UnitKind, UnitPlan};
+use crate::spec::Spec;
 use crate::systemd::{self, Bus, CgroupMode, PendingScope, Report, ScopeRequest, Setting, Subject, UnitOfProcess};
 
 /// A unit that is being started, and then runs.
@@ -154,7 +157,19 @@ fn apply(bus: &mut Bus, plan: &UnitPlan) -> Result<Vec<String>> {
 /// # Errors
 /// When it cannot be reached.
 pub(crate) fn connect(plan: &UnitPlan) -> Result<Bus> {
-    if plan.user { Bus::user() } else { Bus::system() }
+    connect_to(plan.user)
+}
+
+fn connect_to(user: bool) -> Result<Bus> {
+    if user { Bus::user() } else { Bus::system() }
+}
+
+/// The same before there is a plan, where that will most likely want it: the bus daemon greets while the rest is decided. Where it
+/// fails, the connection that is made later says why.
+pub(crate) fn greet(spec: &Spec) -> Option<Bus> {
+    let wanted = spec.unit.manager != Manager::None && !spec.unit.detach && host::is_booted_by_systemd();
+    let user = spec.unit.user.unwrap_or_else(|| !rustix::process::geteuid().is_root());
+    if wanted { connect_to(user).ok() } else { None }
 }
 
 fn request<'a>(plan: &'a UnitPlan, pid: Pid, beside: Option<Pid>, pidfd: Option<BorrowedFd<'a>>) -> ScopeRequest<'a> {

@@ -13,10 +13,12 @@ use crate::layer::{Layer, Manager};
 use crate::part::network::publish::Reserved;
 use crate::plan::{Plan, UnitKind};
 use crate::profile::Profile;
+use crate::run::Begun;
 use crate::sealed;
 use crate::spec::{RootSource, Spec};
 use crate::systemd::Grace;
 use crate::timings::Timings;
+use crate::unit;
 
 const USAGE: &str = "sandbox run [OPTIONS] [--] CMD [ARG]...";
 
@@ -95,6 +97,7 @@ fn start(arguments: Arguments) -> Result<u8> {
         Some(profile) => profile.blame(error),
         None => error,
     })?;
+    let bus = if arguments.dry_run { None } else { unit::greet(&spec) };
     let mut host = Host::read()?;
     if let Some(service) = &host.service
         && (spec.unit.manager == Manager::None || !service.is_confirmed()?)
@@ -131,7 +134,7 @@ fn start(arguments: Arguments) -> Result<u8> {
         kept.begin()?;
     }
     let leases: Vec<_> = image.iter().filter_map(|image| image.lease.lock()).collect();
-    let ended = crate::run::run(&plan, &leases, grace, &mut timings);
+    let ended = crate::run::run(&plan, &leases, Begun { grace, bus }, &mut timings);
     if arguments.timings {
         std::io::stderr().write_all(timings.to_string().as_bytes())?;
     }

@@ -56,7 +56,8 @@ impl Place {
 pub(crate) struct Bus {
     pub(super) wire: Wire,
     pub(super) daemon: bool,
-    pub(super) user: bool,
+    /// The caller's own manager is behind it, not the system's.
+    pub(crate) user: bool,
     /// The unit whose jobs the daemon tells us of, so that a second try does not ask for it again.
     pub(super) watched: Option<String>,
     /// What is tried when this socket turns out to have no systemd behind it.
