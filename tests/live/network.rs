@@ -24,6 +24,7 @@ pub(crate) fn tests() -> Vec<Test> {
         test("network/published_to_one_address", needs![root, systemd, pasta], published::published_to_one_address),
         test("network/a_hundred_connections", needs![root, systemd, pasta], published::a_hundred_connections),
         test("network/every_byte", needs![root, systemd, pasta], published::every_byte),
+        test("network/a_pause", needs![root, systemd, pasta], published::a_pause),
         test("network/a_port_in_use", needs![root, systemd, pasta], published::a_port_in_use),
         test("network/twenty_at_once", needs![root, systemd, pasta], published::twenty_at_once),
         test("network/killed_launcher", needs![root, systemd, pasta], ends::killed_launcher),
