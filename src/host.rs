@@ -210,7 +210,7 @@ impl Host {
     /// Whether `path` can be looked at without asking a server: nothing at it or above it is on the network, FUSE or automount.
     pub(crate) fn is_local(&self, path: &Path) -> bool {
         let path = plain(path);
-        !self.mounts.iter().any(|m| is_remote(&m.fstype) && is_below(&path, &m.point))
+        !self.mounts.iter().any(|m| is_below(&path, &m.point) && is_remote(&m.fstype))
     }
 
     /// An overlay in a user namespace cannot be made of a directory with mounts below it, so the plain user's view is made of
@@ -276,7 +276,7 @@ pub(crate) fn visible(mounts: &[Mount]) -> Vec<Mount> {
             continue;
         }
         let is_covered = |index: usize, child: &Mount| {
-            children.iter().skip(index + 1).any(|later| later.id > child.id && child.point.starts_with(&later.point))
+            children.iter().skip(index + 1).any(|later| later.id > child.id && is_below(&child.point, &later.point))
         };
         todo.extend(children.iter().enumerate().filter(|(index, child)| !is_covered(*index, child)).map(|(_, c)| *c));
         visible.push(mount.clone());

@@ -9,7 +9,8 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::diff::{Change, How};
-use super::{Base, Kept, place};
+use super::place::{self, Placer};
+use super::{Base, Kept};
 use crate::error::{Result, fault};
 use crate::host::Host;
 use crate::image::unpack::tree::kind;
@@ -116,23 +117,22 @@ impl Kept {
     /// # Errors
     /// With the path that could not be brought over; those before it are done.
     pub(crate) fn apply(&mut self, steps: &[Step]) -> Result<()> {
-        let _lock = self.lock()?;
-        let done = self.apply_each(steps);
+        let lock = self.lock()?;
+        let done = self.apply_each(steps, Placer::new(&lock)?);
         self.save()?;
         done
     }
 
-    fn apply_each(&mut self, steps: &[Step]) -> Result<()> {
-        let mut links = place::Links::default();
+    fn apply_each(&mut self, steps: &[Step], mut placer: Placer) -> Result<()> {
         let mut directories = Vec::new();
         let mut touched = BTreeSet::new();
         for Step { change, .. } in steps {
             let path = &change.path;
             if change.change == How::Deleted {
-                place::remove(path)?;
+                placer.remove(path)?;
             } else {
                 let stat = fs::lstat(&change.upper).map_err(|errno| fault(format!("{}: {errno}", path.display())))?;
-                place::put(&change.upper, &stat, path, &mut links)?;
+                placer.put(&change.upper, &stat, path)?;
                 if kind(&stat) == FileType::Directory {
                     directories.push((path, stat));
                 }

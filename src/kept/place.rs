@@ -1,4 +1,5 @@
-//! One entry brought to its place on the host: made under a temporary name beside it, on the disk, then renamed.
+//! One entry brought to its place on the host: made under a temporary name beside it, on the disk, then renamed. That name is the same
+//! each time: what an apply that was killed has left there, the next one of the same kept root removes.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -15,60 +16,85 @@ use super::differ::attributes;
 use crate::error::{Result, fault};
 use crate::image::unpack::tree::{kind, look, names, through_proc};
 
-/// Files with several names in the upper: where the first is now.
-pub(super) type Links = HashMap<u64, PathBuf>;
-
 /// The outcome of one system call.
 type Call<T> = std::result::Result<T, Errno>;
 
-/// Makes `target` what `source` is. A directory that is there stays and gets its owner, mode and attributes.
-pub(super) fn put(source: &Path, stat: &Stat, target: &Path, links: &mut Links) -> Result<()> {
-    let named = |errno: Errno| fault(format!("{}: {errno}", target.display()));
-    let Some(name) = target.file_name() else {
-        // The root itself: only what it is like can have changed.
-        let root = open_directory(target).map_err(named)?;
-        return Ok(like(source, stat, root.as_fd(), b".").map_err(named)?);
-    };
-    let parent = open_directory(target.parent().unwrap_or(Path::new("/"))).map_err(named)?;
-    let there = look(parent.as_fd(), name.as_bytes()).map_err(named)?;
-    let is_directory = |stat: &Stat| kind(stat) == FileType::Directory;
-    if is_directory(stat) && there.as_ref().is_some_and(is_directory) {
-        return Ok(like(source, stat, parent.as_fd(), name.as_bytes()).map_err(named)?);
-    }
-    let new = temporary(name.as_bytes())?;
-    let made = make(source, stat, parent.as_fd(), &new, links).and_then(|()| {
-        // A directory can only be replaced by one; and a file by none.
-        if there.as_ref().is_some_and(|there| is_directory(there) || is_directory(stat)) {
-            exchange(parent.as_fd(), &new, name.as_bytes())
-        } else {
-            fs::renameat(&parent, new.as_slice(), &parent, name)
-        }
-    });
-    if let Err(errno) = made {
-        let _ = remove_in(parent.as_fd(), &new);
-        return Err(named(errno).into());
-    }
-    if kind(stat) != FileType::Directory && stat.st_nlink > 1 {
-        links.entry(stat.st_ino).or_insert_with(|| target.to_owned());
-    }
-    Ok(fs::fsync(&parent).map_err(named)?)
+/// Brings entries of one kept root to their places.
+#[derive(Debug)]
+pub(super) struct Placer {
+    /// The end of every temporary name: which kept root it is of.
+    end: String,
+    /// Files with several names in the upper: where the first is now.
+    links: HashMap<u64, PathBuf>,
 }
 
-/// Removes `target` with everything in it; in one step it is gone from its place.
-pub(super) fn remove(target: &Path) -> Result<()> {
-    let named = |errno: Errno| fault(format!("{}: {errno}", target.display()));
-    let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else {
-        return Err(fault("/: the root is not removed").into());
-    };
-    let parent = open_directory(parent).map_err(named)?;
-    let away = temporary(name.as_bytes())?;
-    match fs::renameat(&parent, name, &parent, away.as_slice()) {
-        Ok(()) => {}
-        Err(Errno::NOENT) => return Ok(()),
-        Err(errno) => return Err(named(errno).into()),
+impl Placer {
+    /// Of the kept root that `lock` is a file of; it must be held, since two at a time would use the same names.
+    pub(super) fn new(lock: &File) -> Result<Placer> {
+        let stat = fs::fstat(lock)?;
+        Ok(Placer { end: format!(".sandbox-{:x}-{:x}", stat.st_dev, stat.st_ino), links: HashMap::new() })
     }
-    remove_in(parent.as_fd(), &away).map_err(named)?;
-    Ok(fs::fsync(&parent).map_err(named)?)
+
+    /// Makes `target` what `source` is. A directory that is there stays and gets its owner, mode and attributes.
+    pub(super) fn put(&mut self, source: &Path, stat: &Stat, target: &Path) -> Result<()> {
+        let named = |errno: Errno| fault(format!("{}: {errno}", target.display()));
+        let Some(name) = target.file_name() else {
+            // The root itself: only what it is like can have changed.
+            let root = open_directory(target).map_err(named)?;
+            return Ok(like(source, stat, root.as_fd(), b".").map_err(named)?);
+        };
+        let parent = open_directory(target.parent().unwrap_or(Path::new("/"))).map_err(named)?;
+        let there = look(parent.as_fd(), name.as_bytes()).map_err(named)?;
+        let is_directory = |stat: &Stat| kind(stat) == FileType::Directory;
+        let new = self.free_name(parent.as_fd(), name.as_bytes()).map_err(named)?;
+        if is_directory(stat) && there.as_ref().is_some_and(is_directory) {
+            return Ok(like(source, stat, parent.as_fd(), name.as_bytes()).map_err(named)?);
+        }
+        let made = make(source, stat, parent.as_fd(), &new, &self.links).and_then(|()| {
+            // A directory can only be replaced by one; and a file by none.
+            if there.as_ref().is_some_and(|there| is_directory(there) || is_directory(stat)) {
+                exchange(parent.as_fd(), &new, name.as_bytes())
+            } else {
+                fs::renameat(&parent, new.as_slice(), &parent, name)
+            }
+        });
+        if let Err(errno) = made {
+            let _ = remove_in(parent.as_fd(), &new);
+            return Err(named(errno).into());
+        }
+        if kind(stat) != FileType::Directory && stat.st_nlink > 1 {
+            self.links.entry(stat.st_ino).or_insert_with(|| target.to_owned());
+        }
+        Ok(fs::fsync(&parent).map_err(named)?)
+    }
+
+    /// Removes `target` with everything in it; in one step it is gone from its place.
+    pub(super) fn remove(&self, target: &Path) -> Result<()> {
+        let named = |errno: Errno| fault(format!("{}: {errno}", target.display()));
+        let (Some(parent), Some(name)) = (target.parent(), target.file_name()) else {
+            return Err(fault("/: the root is not removed").into());
+        };
+        let parent = open_directory(parent).map_err(named)?;
+        let away = self.free_name(parent.as_fd(), name.as_bytes()).map_err(named)?;
+        match fs::renameat(&parent, name, &parent, away.as_slice()) {
+            Ok(()) => {}
+            Err(Errno::NOENT) => return Ok(()),
+            Err(errno) => return Err(named(errno).into()),
+        }
+        remove_in(parent.as_fd(), &away).map_err(named)?;
+        Ok(fs::fsync(&parent).map_err(named)?)
+    }
+
+    /// The temporary name beside `name`, at which there is nothing then.
+    fn free_name(&self, parent: BorrowedFd<'_>, name: &[u8]) -> Call<Vec<u8>> {
+        // A name has at most 255 bytes.
+        let room = 255 - self.end.len() - 1;
+        let free = [b".", &name[..name.len().min(room)], self.end.as_bytes()].concat();
+        match remove_in(parent, &free) {
+            Ok(()) | Err(Errno::NOENT) => Ok(free),
+            Err(errno) => Err(errno),
+        }
+    }
 }
 
 /// The new one takes the place of the old in one step; then the old goes.
@@ -77,7 +103,7 @@ fn exchange(parent: BorrowedFd<'_>, new: &[u8], name: &[u8]) -> Call<()> {
     remove_in(parent, new)
 }
 
-fn make(source: &Path, stat: &Stat, parent: BorrowedFd<'_>, name: &[u8], links: &Links) -> Call<()> {
+fn make(source: &Path, stat: &Stat, parent: BorrowedFd<'_>, name: &[u8], links: &HashMap<u64, PathBuf>) -> Call<()> {
     if let Some(first) = links.get(&stat.st_ino).filter(|_| stat.st_nlink > 1)
         && fs::linkat(CWD, first, parent, name, AtFlags::empty()).is_ok()
     {
@@ -145,15 +171,6 @@ fn open_directory(path: &Path) -> Call<OwnedFd> {
         here = fs::openat(&here, part.as_os_str(), flags, Mode::empty())?;
     }
     Ok(here)
-}
-
-fn temporary(name: &[u8]) -> Result<Vec<u8>> {
-    let mut random = [0; 8];
-    rustix::rand::getrandom(&mut random, rustix::rand::GetRandomFlags::empty())?;
-    let end = format!(".sandbox-{:016x}", u64::from_ne_bytes(random));
-    // A name has at most 255 bytes.
-    let room = 255 - end.len() - 1;
-    Ok([b".", &name[..name.len().min(room)], end.as_bytes()].concat())
 }
 
 /// Removes a file or a whole tree, following no link and entering no mount.

@@ -4,6 +4,7 @@
 //! architecture and the number, with instructions that the kernel can evaluate beforehand (Linux 5.11 and later): calls that are always
 //! allowed do not run the program at all.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
@@ -84,7 +85,7 @@ pub(super) fn compile(tables: &[Table], foreign: Action) -> Vec<Instruction> {
         if table.arch == Arch::X86_64 {
             block.extend([jump_if(IF_AT_LEAST, X32, 0, 1), give(foreign)]);
         }
-        block.extend(search(&ranges(table)));
+        search(&ranges(table), &mut block);
         program.push(jump_if(IF_EQUAL, table.arch.audit(), 1, 0));
         program.push(skip(block.len()));
         program.extend(block);
@@ -114,55 +115,55 @@ fn jump_if(code: u16, k: u32, if_true: u8, if_false: u8) -> Instruction {
     Instruction { code, if_true, if_false, k }
 }
 
-/// Numbers from each start to the next one, with the code for them; neighbours that are treated alike are one.
-fn ranges(table: &Table) -> Vec<(u32, Vec<Instruction>)> {
-    let mut ranges: Vec<(u32, Vec<Instruction>)> = Vec::new();
-    let mut add = |start: u32, code: Vec<Instruction>| {
-        if ranges.last().is_none_or(|(_, last)| *last != code) {
-            ranges.push((start, code));
+/// Numbers from each start to the next one, with what is said of them; neighbours that are treated alike are one.
+fn ranges<'t>(table: &'t Table) -> Vec<(u32, Cow<'t, Verdict>)> {
+    let mut ranges: Vec<(u32, Cow<'t, Verdict>)> = Vec::new();
+    let mut add = |start: u32, verdict: Cow<'t, Verdict>| {
+        if ranges.last().is_none_or(|(_, last)| *last != verdict) {
+            ranges.push((start, verdict));
         }
     };
+    let always = |action| Cow::Owned(Verdict::always(action));
     let mut next = 0;
     for (number, verdict) in &table.calls {
         if *number > next {
-            add(next, vec![give(table.otherwise)]);
+            add(next, always(table.otherwise));
         }
-        add(*number, decide(verdict));
+        add(*number, Cow::Borrowed(verdict));
         next = number + 1;
     }
     if next <= table.last {
-        add(next, vec![give(table.otherwise)]);
+        add(next, always(table.otherwise));
         next = table.last + 1;
     }
-    add(next, vec![give(table.newer)]);
+    add(next, always(table.newer));
     ranges
 }
 
-/// Halves the ranges until one is left.
-fn search(ranges: &[(u32, Vec<Instruction>)]) -> Vec<Instruction> {
+/// Appends what halves the ranges until one is left, and then decides.
+fn search(ranges: &[(u32, Cow<'_, Verdict>)], code: &mut Vec<Instruction>) {
     let [_, .., _] = ranges else {
-        return ranges.first().map(|(_, code)| code.clone()).unwrap_or_default();
+        ranges.iter().for_each(|(_, verdict)| decide(verdict, code));
+        return;
     };
     let (low, high) = ranges.split_at(ranges.len() / 2);
     let pivot = high.first().map_or(0, |(start, _)| *start);
-    let (low, high) = (search(low), search(high));
-    let mut code = Vec::with_capacity(low.len() + high.len() + 2);
-    match u8::try_from(low.len()) {
-        Ok(near) => code.push(jump_if(IF_AT_LEAST, pivot, near, 0)),
-        Err(_) => code.extend([jump_if(IF_AT_LEAST, pivot, 0, 1), skip(low.len())]),
+    let at = code.len();
+    code.push(jump_if(IF_AT_LEAST, pivot, 0, 1));
+    search(low, code);
+    let distance = code.len() - at - 1;
+    match (u8::try_from(distance), code.get_mut(at)) {
+        (Ok(near), Some(jump)) => *jump = jump_if(IF_AT_LEAST, pivot, near, 0),
+        _ => code.insert(at + 1, skip(distance)),
     }
-    code.extend(low);
-    code.extend(high);
-    code
+    search(high, code);
 }
 
-fn decide(verdict: &Verdict) -> Vec<Instruction> {
-    let mut code = Vec::new();
+fn decide(verdict: &Verdict, code: &mut Vec<Instruction>) {
     for rule in &verdict.rules {
         code.extend(attempt(rule));
     }
     code.push(give(verdict.otherwise));
-    code
 }
 
 /// Where a comparison goes on.
