@@ -423,25 +423,31 @@ pub(crate) fn parse_mountinfo(text: &[u8]) -> Vec<Mount> {
 }
 
 fn parse_mountinfo_line(line: &[u8]) -> Option<Mount> {
-    let fields: Vec<&[u8]> = line.split(|b| *b == b' ').collect();
-    let dash = fields.iter().position(|f| *f == b"-")?;
-    let text = |index: usize| fields.get(index).map(|f| String::from_utf8_lossy(f).into_owned());
-    let options = text(5)?;
-    let super_options = text(dash + 3)?;
-    let read_only = [&options, &super_options].iter().any(|list| list.split(',').any(|o| o == "ro"));
+    // Before the dash: ID, parent, device, root, point, options, and optional fields; after it: type, source, options.
+    let mut fields = line.split(|b| *b == b' ');
+    let number = |field: &[u8]| std::str::from_utf8(field).ok()?.parse().ok();
+    let (id, parent) = (number(fields.next()?)?, number(fields.next()?)?);
+    let (root, point, options) = (fields.nth(1)?, fields.next()?, fields.next()?);
+    let fstype = fields.by_ref().skip_while(|field| *field != b"-").nth(1)?;
+    let super_options = fields.nth(1)?;
+    let read_only = [options, super_options].iter().any(|list| list.split(|b| *b == b',').any(|o| o == b"ro"));
+    let text = |field| String::from_utf8_lossy(field).into_owned();
     Some(Mount {
-        id: text(0)?.parse().ok()?,
-        parent: text(1)?.parse().ok()?,
-        root: unescape(fields.get(3)?),
-        point: unescape(fields.get(4)?),
+        id,
+        parent,
+        root: unescape(root),
+        point: unescape(point),
         read_only,
-        fstype: text(dash + 1)?,
-        super_options,
+        fstype: text(fstype),
+        super_options: text(super_options),
     })
 }
 
 /// Undoes the octal escapes of mountinfo (`\040` is a space).
 pub(crate) fn unescape(field: &[u8]) -> PathBuf {
+    if !field.contains(&b'\\') {
+        return PathBuf::from(OsStr::from_bytes(field));
+    }
     let mut bytes = Vec::with_capacity(field.len());
     let mut rest = field;
     while let Some((first, tail)) = rest.split_first() {

@@ -210,12 +210,13 @@ impl Running<'_> {
         // A line for the child, which then makes its network; after that systemd, which takes longest; then the helper.
         self.map_ids(claim)?;
         self.view = self.plan.procview.as_ref().map(|_| View::new(self.pid, self.plan.process.quiet)).transpose()?;
+        timings.mark("id maps");
         if let (Some(plan), Some(bus)) = (&self.plan.unit, bus) {
             self.unit = Some(Unit::begin(plan, self.pid, beside, self.pidfd.as_fd(), bus, signals.ending())?);
             timings.mark("unit asked for");
         }
         self.start_helper(claim)?;
-        timings.mark("id maps, helper");
+        timings.mark("helper");
         if let Some(claim) = claim {
             streams::give(claim.base, claim.base);
         }

@@ -116,7 +116,8 @@ const LINKS: u32 = 40;
 /// Follows paths a component at a time, so that no mount is touched that may hang, and each place is looked at once.
 struct Look<'a> {
     host: &'a Host,
-    seen: HashMap<PathBuf, Option<Kind>>,
+    /// By the text of the path: to hash a path takes longer than to look at the place.
+    seen: HashMap<OsString, Option<Kind>>,
 }
 
 impl Look<'_> {
@@ -151,12 +152,12 @@ impl Look<'_> {
     }
 
     fn kind(&mut self, path: &Path) -> Option<Kind> {
-        if let Some(kind) = self.seen.get(path) {
+        if let Some(kind) = self.seen.get(path.as_os_str()) {
             return kind.clone();
         }
         let local = self.host.is_local(path) && self.host.mount_of(path).is_some_and(|m| !is_kernel(&m.fstype));
         let kind = local.then(|| kind_of(path)).flatten();
-        self.seen.insert(path.to_owned(), kind.clone());
+        self.seen.insert(path.as_os_str().to_owned(), kind.clone());
         kind
     }
 }
@@ -212,7 +213,7 @@ mod tests {
         let remote = host(&format!("21 20 0:9 / {} rw - nfs4 s:/ rw\n", top.join("real").display()));
         let mut look = Look { host: &remote, seen: HashMap::new() };
         assert_eq!(look.resolve(&top.join("link/key")), None);
-        assert!(!look.seen.contains_key(&top.join("real/key")), "not even looked at");
+        assert!(!look.seen.contains_key(top.join("real/key").as_os_str()), "not even looked at");
     }
 
     #[test]

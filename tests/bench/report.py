@@ -23,11 +23,12 @@ README_MARKS = ("<!-- bench: written by tests/bench.sh --report -->\n", "<!-- be
 # What --timings says, and what is in it.
 STEPS = {
     "plan": "Arguments, profile, facts of the machine, every decision: one pass over each file, paths compared as bytes; the filter of "
-            "system calls is compiled here, not in the child. In the middle of it a process of its own begins the kernel's grace "
-            "period that systemd's first write to a cgroup would wait for.",
-    "clone3": "The range of IDs, the greeting to the bus (its answer is not waited for), a process in five new namespaces.",
-    "unit asked for": "The bus has greeted; the match for the job and the call that makes it go out together.",
-    "id maps, helper": "The maps, a process that makes the root with the host's privileges, the FUSE mount of the /proc files.",
+            "system calls is compiled here, not in the child. Meanwhile the bus daemon greets, and a process of its own begins the "
+            "kernel's grace period that systemd's first write to a cgroup would wait for.",
+    "clone3": "The range of IDs, a process in five new namespaces.",
+    "id maps": "The child waits for them; it makes its network as soon as they are there.",
+    "unit asked for": "The match for the job and the call that makes it go out together.",
+    "helper": "A process that makes the root with the host's privileges, the FUSE mount of the /proc files.",
     "unit started": "Waiting for systemd. The child and the helper make network, overlay, mounts and masks meanwhile, on another CPU.",
     "child ready": "What of the child's work systemd's did not hide.",
     "limits verified": "Each limit, read back from the kernel.",
