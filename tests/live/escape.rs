@@ -15,7 +15,11 @@ pub(crate) fn tests() -> Vec<Test> {
         test("escape/working_directory_by_descriptor", needs![root, systemd], files::working_directory_by_descriptor),
         test("escape/working_directory_of_an_upper", needs![root, systemd, disk], files::working_directory_of_an_upper),
         test("escape/own_program_overwritten", needs![root, systemd], files::own_program_overwritten),
-        test("escape/own_program_of_a_user", needs![root, systemd, user_manager], files::own_program_of_a_user),
+        test(
+            "escape/own_program_of_a_user",
+            needs![root, systemd, user_manager, kernel_min(5, 11)],
+            files::own_program_of_a_user,
+        ),
         alone("escape/helpers_of_the_kernel", needs![root, systemd], kernel::helpers_of_the_kernel),
         test("escape/masks_of_a_false_null", needs![root, systemd], files::masks_of_a_false_null),
         test("escape/false_terminal", needs![root, systemd], files::false_terminal),
