@@ -158,7 +158,7 @@ fn manager_none(bed: &Bed) {
     let place = fs::read_to_string("/proc/self/cgroup").unwrap();
     let running = &mut bed.run(["--manager=none"], "echo ready; exec cat").spawn();
     running.wait_for("ready");
-    let inside = unit::children(running.pid())[0];
+    let inside = unit::only_child(bed, running.pid());
     assert_eq!(fs::read_to_string(format!("/proc/{inside}/cgroup")).unwrap(), place, "it stays in the caller's cgroup");
     for flags in [["-p", "MemoryMax=1G"], ["--memory", "1G"], ["--unit", "x"], ["--slice", "x"], ["--pids-limit", "5"]]
     {

@@ -231,7 +231,7 @@ fn inspect(bed: &Bed) {
     let (running, scope) = bed.live(["-m", "64M", "-p", "KillMode=mixed"], "echo ready; exec cat");
     let report = json(bed, &["inspect", "--json", &scope]);
     assert_eq!(report["launcher"], running.pid());
-    let [stub] = unit::children(running.pid())[..] else { panic!("one child") };
+    let stub = unit::only_child(bed, running.pid());
     assert_eq!(report["leader"], stub);
     assert_eq!(report["payload"], unit::children(stub)[0]);
     assert_eq!(report["cgroup"], format!("/{}/{scope}", bed.slice()));

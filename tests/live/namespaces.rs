@@ -56,7 +56,7 @@ fn own_by_default(bed: &Bed) {
     let text = running.stdout_so_far();
     let inside: Vec<&str> = text.lines().take(8).collect();
     // The payload is the newest process of the unit.
-    let payload = unit::children(unit::children(running.pid())[0])[0];
+    let payload = unit::children(unit::only_child(bed, running.pid()))[0];
     assert!(unit::processes(&scope).contains(&payload));
     for ((_, name), shown) in ALL.iter().zip(inside) {
         assert_ne!(shown, of("self", name), "{name} is the host's");

@@ -107,7 +107,7 @@ fn state(pid: u32) -> char {
 fn stop_and_continue(bed: &Bed) {
     let (mut running, scope) = bed.live([""; 0], "sleep 1000 & echo ready; while read line; do echo got $line; done");
     let launcher = running.pid();
-    let stub = unit::children(launcher)[0];
+    let stub = unit::only_child(bed, launcher);
     let payload: Vec<u32> = unit::processes(&scope).into_iter().filter(|pid| *pid != stub).collect();
     assert_eq!(payload.len(), 2);
     for round in ["first", "second"] {
@@ -145,7 +145,7 @@ fn second_interrupt_kills_the_stopped(bed: &Bed) {
     for stub_too in [false, true] {
         let (mut running, scope) = bed.live([""; 0], "trap '' INT; echo ready; kill -STOP $$; sleep 1000");
         if stub_too {
-            let stub = unit::children(running.pid())[0];
+            let stub = unit::only_child(bed, running.pid());
             bed.command("kill", ["-STOP", &stub.to_string()]).output().succeeded();
             // More than the socket to it takes.
             for _ in 0..1500 {
@@ -290,7 +290,7 @@ fn launcher_killed_with_share_pid(bed: &Bed) {
 fn stub_killed(bed: &Bed) {
     let (running, scope) = bed.live([""; 0], DAEMONS);
     let processes = unit::processes(&scope);
-    let stub = unit::children(running.pid())[0];
+    let stub = unit::only_child(bed, running.pid());
     bed.command("kill", ["-9", &stub.to_string()]).output().succeeded();
     running.finish().exited(137);
     for pid in processes {
@@ -310,7 +310,7 @@ fn stub_is_out_of_reach(bed: &Bed) {
     let script = "kill -9 1; kill -STOP 1; kill -HUP 1; kill -INT 1; echo still; for f in environ maps mem fd/0 root/etc cwd; do cat /proc/1/$f > /dev/null 2>&1 && echo read $f; done; \
         readlink /proc/1/fd/* /proc/1/exe /proc/1/cwd; ls /proc/1/root 2>/dev/null; exit 0";
     let (running, _) = bed.live(["--cap-add", "KILL"], &format!("({script}); echo ready; exec cat"));
-    let stub = unit::children(running.pid())[0];
+    let stub = unit::only_child(bed, running.pid());
     assert_ne!(state(stub), 'T');
     let outcome = running.finish().succeeded();
     assert_eq!(outcome.text(), "still\nready", "{}", outcome.errors());

@@ -1,5 +1,6 @@
 //! Units and cgroups as seen from outside.
 
+use crate::bed::Bed;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -94,6 +95,16 @@ pub(crate) fn children(pid: u32) -> Vec<u32> {
         stat.rsplit_once(')')?.1.split_whitespace().nth(1)?.parse().ok()
     };
     all.filter(|child| parent(*child) == Some(pid)).collect()
+}
+
+/// The one process whose parent is `pid`, once what made the root and was killed has been waited for.
+pub(crate) fn only_child(bed: &Bed, pid: u32) -> u32 {
+    let mut found = Vec::new();
+    bed.poll("one child", || {
+        found = children(pid);
+        found.len() == 1
+    });
+    found[0]
 }
 
 /// Ends every scope, service and slice with `id` in its name; for the end of a test, so it fails nothing.

@@ -44,9 +44,7 @@ fn default_name_and_slice(bed: &Bed) {
     let name = bed.id();
     let mut running = bed.run(["--name", name], "echo ready; hostname; exec cat").spawn();
     running.wait_for(&format!("ready\n{name}\n"));
-    let inside = unit::children(running.pid());
-    assert_eq!(inside.len(), 1, "the launcher has one child, the stub");
-    let scope = scope_of(inside[0]);
+    let scope = scope_of(unit::only_child(bed, running.pid()));
     let id = scope.strip_prefix(&format!("sandbox-{name}-")).and_then(|rest| rest.strip_suffix(".scope"));
     let id = id.unwrap_or_else(|| panic!("unit {scope}"));
     assert!(id.len() == 6 && id.chars().all(|c| c.is_ascii_digit() || ('a'..='f').contains(&c)), "{scope}");
@@ -60,7 +58,7 @@ fn name_to_the_letter(bed: &Bed) {
         let name = format!("{}{given}", bed.id());
         let mut running = bed.run(["--unit", &name], "echo ready; exec cat").spawn();
         running.wait_for("ready");
-        assert_eq!(scope_of(unit::children(running.pid())[0]), format!("{}{expected}", bed.id()));
+        assert_eq!(scope_of(unit::only_child(bed, running.pid())), format!("{}{expected}", bed.id()));
         running.finish().succeeded();
     }
 }
@@ -191,7 +189,7 @@ fn stop_signals_once(bed: &Bed) {
     bed.command("systemctl", ["kill", "--signal=TERM", &scope]).output().succeeded();
     running.wait_for("term 1");
     // Two at once would be one to the payload, so another one to the stub alone.
-    let stub = unit::children(running.pid())[0];
+    let stub = unit::only_child(bed, running.pid());
     bed.command("kill", ["-TERM", &stub.to_string()]).output().succeeded();
     bed.poll("the stub has taken it", || {
         let status = fs::read_to_string(format!("/proc/{stub}/status")).unwrap();
@@ -278,9 +276,9 @@ fn as_user(bed: &Bed, flags: &[&str]) {
     assert_eq!(of_user(bed, &scope, "Delegate"), "yes");
     let path = of_user(bed, &scope, "ControlGroup");
     assert!(path.starts_with("/user.slice/user-1000.slice/user@1000.service/") && path.ends_with(&scope), "{path}");
-    let inside = unit::children(running.pid());
-    assert_eq!(unit::cgroup_of(inside[0], "").as_deref(), Some(path.as_str()));
-    let status = fs::read_to_string(format!("/proc/{}/status", inside[0])).unwrap();
+    let inside = unit::only_child(bed, running.pid());
+    assert_eq!(unit::cgroup_of(inside, "").as_deref(), Some(path.as_str()));
+    let status = fs::read_to_string(format!("/proc/{inside}/status")).unwrap();
     assert!(status.contains("Uid:\t1000\t1000\t"), "root inside is the user outside: {status}");
     assert_eq!(unit::property(&scope, "LoadState"), "not-found", "the system's manager knows nothing of it");
     bed.command("systemctl", ["--user", "stop", &scope]).user().output().succeeded();

@@ -75,10 +75,14 @@ pub(super) fn own_program_overwritten(bed: &Bed) {
         }
         let text = running.stdout_so_far();
         assert!(!text.contains("written"), "--userns {userns}: {text}");
-        // Not only because it runs: Linux 6.11 and 6.12 let running programs be written.
-        if userns != "auto" {
-            let opened = fs::File::options().write(true).truncate(true).open(format!("/proc/{}/exe", running.pid()));
+        // Not only because it runs: Linux 6.11 and 6.12 let running programs be written. Before 5.12 no bind is made read-only in one
+        // step, and it is a sealed copy, too.
+        let own = format!("/proc/{}/exe", running.pid());
+        if userns != "auto" && bed.facts.kernel >= (5, 12) {
+            let opened = fs::File::options().write(true).truncate(true).open(own);
             assert_eq!(opened.unwrap_err().raw_os_error(), Some(libc::EROFS), "--userns {userns}");
+        } else if userns != "auto" {
+            is_sealed_copy(&own);
         }
         drop(running);
         bed.poll("the unit is gone", || {
@@ -96,11 +100,14 @@ pub(super) fn own_program_of_a_user(bed: &Bed) {
     let flags = ["run", "-q", "sh", "-c", "echo ready; exec sleep 1000"];
     let mut running = bed.command(&program, flags).user().spawn();
     running.wait_for("ready");
-    let own = format!("/proc/{}/exe", running.pid());
-    assert!(fs::read_link(&own).unwrap().to_str().unwrap().starts_with("/memfd:sandbox"));
-    let seals = rustix::fs::fcntl_get_seals(fs::File::open(&own).unwrap()).unwrap();
-    assert!(seals.contains(rustix::fs::SealFlags::WRITE | rustix::fs::SealFlags::SEAL));
+    is_sealed_copy(&format!("/proc/{}/exe", running.pid()));
     drop(running);
+}
+
+fn is_sealed_copy(program: &str) {
+    assert!(fs::read_link(program).unwrap().to_str().unwrap().starts_with("/memfd:sandbox"));
+    let seals = rustix::fs::fcntl_get_seals(fs::File::open(program).unwrap()).unwrap();
+    assert!(seals.contains(rustix::fs::SealFlags::WRITE | rustix::fs::SealFlags::SEAL));
 }
 
 /// CVE-2025-31133: an image whose /dev/null leads elsewhere, so that what is masked would be that instead.
