@@ -98,7 +98,7 @@ print("ready", flush=True)
 block = bytes(i * i // 255 % 256 for i in range(1 << 20))
 while True:
     connection, _ = tcp.accept()
-    order = connection.recv(5)
+    order = connection.recv(5, socket.MSG_WAITALL)
     for number in range(int(order[1:])):
         ours = number.to_bytes(4, "big") + block[4:]
         if order[:1] == b"g":
@@ -131,7 +131,7 @@ pub(super) fn every_byte(bed: &Bed) {
 
 fn get_blocks(port: u16, blocks: u32) -> Result<(), String> {
     let mut line = Line::open(HERE[0], port);
-    line.step("ask for blocks", |stream| write!(stream, "g{blocks:04}"))?;
+    line.step("ask for blocks", |stream| stream.write_all(format!("g{blocks:04}").as_bytes()))?;
     let mut found = vec![0; 1 << 20];
     for number in 0..blocks {
         line.step(&format!("receive block {number}"), |stream| stream.read_exact(&mut found))?;
@@ -145,7 +145,7 @@ fn get_blocks(port: u16, blocks: u32) -> Result<(), String> {
 
 fn give_blocks(port: u16, blocks: u32) -> Result<(), String> {
     let mut line = Line::open(HERE[1], port);
-    line.step("offer blocks", |stream| write!(stream, "t{blocks:04}"))?;
+    line.step("offer blocks", |stream| stream.write_all(format!("t{blocks:04}").as_bytes()))?;
     for number in 0..blocks {
         line.step(&format!("send block {number}"), |stream| stream.write_all(&block(number)))?;
     }
