@@ -80,6 +80,8 @@ fn steps(plan: &Plan, end: &ChildEnd, streams: &Streams, kept: &[BorrowedFd<'_>]
     plan.namespaces.prepare_time()?;
     let terminal = plan.process.terminal.then(terminal::open).transpose()?;
     let identity = plan.process.identity()?;
+    // For all processes from here on, while systemd works; what this one may do now stays, until it has forked.
+    plan.capabilities.apply()?;
     let (master, terminal) = terminal.map_or((None, None), |(master, terminal)| (Some(master), Some(terminal)));
     end.send(&ToParent::Ready(master)).context("tell the launcher")?;
     // Until here a launcher that died is seen as the end of the socket.

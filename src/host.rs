@@ -396,9 +396,11 @@ fn journal_streams(stream: Option<&OsString>) -> (bool, bool) {
 
 /// systemd names its internal library by its version: `libsystemd-shared-252.so`, on some distributions with their own after it.
 fn installed_systemd() -> Option<u16> {
-    let places = ["/usr/lib/systemd".to_owned(), format!("/usr/lib/{}-linux-gnu/systemd", std::env::consts::ARCH)];
-    let names = places.iter().filter_map(|place| std::fs::read_dir(place).ok()).flatten().flatten();
-    names.filter_map(|entry| systemd_version(&entry.file_name().to_string_lossy())).max()
+    let places = [format!("/usr/lib/{}-linux-gnu/systemd", std::env::consts::ARCH), "/usr/lib/systemd".to_owned()];
+    places.iter().find_map(|place| {
+        let names = std::fs::read_dir(place).into_iter().flatten().flatten();
+        names.filter_map(|entry| systemd_version(entry.file_name().to_str()?)).max()
+    })
 }
 
 fn systemd_version(name: &str) -> Option<u16> {

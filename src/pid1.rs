@@ -34,8 +34,6 @@ pub(crate) fn supervise(plan: &Plan, end: &ChildEnd, identity: &Identity, termin
     rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1)).context("become a subreaper")?;
     // Before there is anybody who could look into it; execve takes it from the payload.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("hide the stub's memory")?;
-    // For both processes; what this one may do now stays, until it has forked.
-    plan.capabilities.apply()?;
     let (payload, started) =
         start(|report| match child::leave_descriptors(plan, &[report, end.as_fd()], terminal.as_ref()) {
             Ok(()) => plan.payload(end).become_it(identity, terminal.as_ref(), None),

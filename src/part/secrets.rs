@@ -2,7 +2,11 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
+use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
+
+use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
+use rustix::io::Errno;
 
 use crate::host::{Host, Kind, is_kernel, read_of_kernel, unescape};
 
@@ -70,7 +74,7 @@ const SSH_HOST_KEYS: (&str, &str) = ("ssh_host_", "_key");
 /// the swap files in use, which hold what was in memory. Where a link leads elsewhere it is the target that is hidden. Nothing on a
 /// network, FUSE or automount file system is looked at.
 pub(crate) fn existing(host: &Host) -> Vec<(PathBuf, bool)> {
-    let mut look = Look { host, seen: HashMap::with_capacity(128) };
+    let mut look = Look::new(host);
     let mut paths: Vec<PathBuf> = DIRECTORIES.iter().chain(FILES).map(PathBuf::from).collect();
     paths.extend(swap_files(&read_of_kernel("/proc/swaps").unwrap_or_default()));
     if let Some((ssh, true)) = look.resolve(Path::new("/etc/ssh")) {
@@ -116,13 +120,50 @@ const LINKS: u32 = 40;
 /// Follows paths a component at a time, so that no mount is touched that may hang, and each place is looked at once.
 struct Look<'a> {
     host: &'a Host,
+    /// `/`, where it is a local file system.
+    root: Option<OwnedFd>,
     /// By the text of the path: to hash a path takes longer than to look at the place.
     seen: HashMap<OsString, Option<Kind>>,
 }
 
-impl Look<'_> {
+impl<'a> Look<'a> {
+    fn new(host: &'a Host) -> Look<'a> {
+        let root = Path::new("/");
+        let local = host.is_local(root) && host.mount_of(root).is_some_and(|m| !is_kernel(&m.fstype));
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = local.then(|| rustix::fs::open(root, flags, Mode::empty()).ok()).flatten();
+        Look { host, root, seen: HashMap::new() }
+    }
+
     /// Where `path` really is, and whether that is a directory; nothing when it is missing or not on a local file system.
     fn resolve(&mut self, path: &Path) -> Option<(PathBuf, bool)> {
+        match self.plain(path) {
+            Ok(directory) => directory.map(|directory| (path.to_owned(), directory)),
+            Err(_) => self.follow(path),
+        }
+    }
+
+    /// The same in one step for a path without links to what is on the root's own file system, as nearly all are: whether that is a
+    /// directory, if it is there.
+    ///
+    /// # Errors
+    /// When the path is not so, or the kernel has no such step.
+    fn plain(&self, path: &Path) -> std::result::Result<Option<bool>, Errno> {
+        let Some(root) = &self.root else { return Err(Errno::XDEV) };
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let stay = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV | ResolveFlags::BENEATH;
+        let below = path.strip_prefix("/").map_err(|_| Errno::INVAL)?;
+        match rustix::fs::openat2(root, below, flags, Mode::empty(), stay) {
+            Ok(found) => {
+                let kind = FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode);
+                if kind == FileType::Symlink { Err(Errno::LOOP) } else { Ok(Some(kind == FileType::Directory)) }
+            }
+            Err(Errno::NOENT) => Ok(None),
+            Err(errno) => Err(errno),
+        }
+    }
+
+    fn follow(&mut self, path: &Path) -> Option<(PathBuf, bool)> {
         let mut todo: Vec<OsString> = names(path);
         let (mut real, mut directory, mut links) = (PathBuf::from("/"), true, 0);
         while let Some(name) = todo.pop() {
@@ -203,7 +244,7 @@ mod tests {
             std::os::unix::fs::symlink(target, top.join(name)).unwrap();
         }
         let here = host("");
-        let mut look = Look { host: &here, seen: HashMap::new() };
+        let mut look = Look::new(&here);
         let mut at = |name: &str| look.resolve(&top.join(name));
         assert_eq!(at("link"), Some((top.join("real"), true)));
         assert_eq!(at("link/deep"), Some((top.join("real/deep"), true)));
@@ -211,7 +252,7 @@ mod tests {
         assert_eq!((at("gone"), at("circle"), at("real/key/x"), at("missing")), (None, None, None, None));
         // The same, and what the link leads to is on a server.
         let remote = host(&format!("21 20 0:9 / {} rw - nfs4 s:/ rw\n", top.join("real").display()));
-        let mut look = Look { host: &remote, seen: HashMap::new() };
+        let mut look = Look::new(&remote);
         assert_eq!(look.resolve(&top.join("link/key")), None);
         assert!(!look.seen.contains_key(top.join("real/key").as_os_str()), "not even looked at");
     }

@@ -5,6 +5,8 @@
 
 pub(crate) mod arch;
 pub(crate) mod bpf;
+#[rustfmt::skip]
+mod compiled;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzz;
 mod policy;
@@ -78,6 +80,18 @@ impl<'a> Circumstances<'a> {
         let shares_pids = spec.shares(Namespace::Pid);
         Circumstances { capabilities: &spec.capabilities, shares_pids, nesting: spec.nesting, kernel }
     }
+
+    /// Whether [`compiled::USUAL`] is our own policy's program for them: on x86-64, and none of what the policy looks at was asked for.
+    fn are_usual(self) -> bool {
+        let gated = policy::WITH_CAPABILITY.iter().flat_map(|(capabilities, _)| *capabilities);
+        let mut opens = gated.filter(|name| **name != "SYS_CHROOT");
+        let keeps = |name: &str| self.capabilities.keeps(name);
+        Arch::NATIVE == Arch::X86_64
+            && !self.shares_pids
+            && !self.nesting
+            && keeps("SYS_CHROOT")
+            && !opens.any(|name| keeps(name))
+    }
 }
 
 /// The filter, decided.
@@ -118,6 +132,10 @@ impl Filter {
         let (source, (tables, foreign, flags)) = match asked {
             Asked::Unconfined => {
                 return Ok(Filter { source: "unconfined".into(), program: Vec::new(), flags: 0 });
+            }
+            Asked::Default if around.are_usual() => {
+                let program = compiled::USUAL.iter().copied().map(Instruction::from).collect();
+                return Ok(Filter { source: "default".into(), program, flags: 0 });
             }
             Asked::Default => ("default".into(), (vec![default_table(Arch::NATIVE, around)], DENIED, 0)),
             Asked::Profile(path, profile) => {

@@ -385,3 +385,32 @@ fn what_is_handed_over() {
         "other calls and architectures pass"
     );
 }
+
+#[test]
+fn the_compiled_program_is_the_policys() {
+    let usual = capabilities(&[]);
+    assert!(around(&usual).are_usual());
+    let program = bpf::compile(&[default_table(Arch::X86_64, around(&usual))], DENIED);
+    let program: Vec<u64> = program.into_iter().map(Into::into).collect();
+    let lines: Vec<String> = program
+        .chunks(6)
+        .map(|six| six.iter().map(|one| format!(" {one:#018x},")).collect::<String>())
+        .map(|line| format!("   {line}\n"))
+        .collect();
+    assert!(compiled::USUAL == program, "compiled.rs has to be:\n{}", lines.concat());
+    // Whatever the policy looks at makes them other ones.
+    let gated = policy::WITH_CAPABILITY.iter().flat_map(|(names, _)| *names).chain(&["SYS_PTRACE"]);
+    for name in gated.filter(|name| !usual.keeps(name)) {
+        let more = capabilities(&[*name]);
+        let differs = bpf::compile(&[default_table(Arch::X86_64, around(&more))], DENIED)
+            != compiled::USUAL.iter().copied().map(Into::into).collect::<Vec<_>>();
+        assert!(!differs || !around(&more).are_usual(), "{name}");
+    }
+    let without = Capabilities::parse(&[], &["ALL".into()], &[]).unwrap();
+    let base = around(&usual);
+    for other in
+        [Circumstances { nesting: true, ..base }, Circumstances { shares_pids: true, ..base }, around(&without)]
+    {
+        assert!(!other.are_usual());
+    }
+}
