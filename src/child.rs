@@ -174,6 +174,9 @@ fn wait_for_go(end: &ChildEnd) -> Result<()> {
 /// How long a child without a launcher stays for systemd to put it into its unit.
 const UNIT_WAIT: Duration = Duration::from_secs(3);
 
+/// How long it stays from the moment that it sees itself there: several times what the slowest of systemd's moves takes (8 ms).
+const MOVE_WAIT: Duration = Duration::from_millis(100);
+
 /// A launcher that was killed may have asked for the unit already; see [`enter`].
 fn await_unit(plan: &Plan, end: &ChildEnd) {
     let Some(unit) = &plan.unit else { return };
@@ -184,6 +187,8 @@ fn await_unit(plan: &Plan, end: &ChildEnd) {
     while !is_in_unit() && start.elapsed() < UNIT_WAIT {
         std::thread::sleep(Duration::from_millis(5));
     }
+    // On cgroup v1 systemd moves a process from hierarchy to hierarchy: gone between two of them, it would be the dead one again.
+    std::thread::sleep(MOVE_WAIT);
 }
 
 /// Gives the streams up: who reads what comes out of the sandbox is not to wait for this process. The socket takes their places,

@@ -1,7 +1,7 @@
 //! The memory nodes in /sys/devices/system/node: the CPUs of each, and the memory.
 //!
 //! A limit is of memory wherever it is: each node that the sandbox's memory may be of has a share of it, as large as its share of the
-//! machine's. So the nodes add up to what /proc/meminfo says, and where there is one node it says the same.
+//! machine's. So under a limit the nodes add up to what /proc/meminfo says, and where there is one node it says the same.
 
 use super::cpu::list_of;
 use super::memory::{self, Amounts, in_meminfo, meminfo_value, vmstat_value};
@@ -66,6 +66,8 @@ struct Share<'a> {
     amounts: Amounts,
     own: u64,
     all: u64,
+    /// There is no limit: then a node has what the kernel says of it, which need not add up to what /proc/meminfo says.
+    whole: bool,
 }
 
 impl Share<'_> {
@@ -73,7 +75,13 @@ impl Share<'_> {
         let (memory, nodes) = (statistics.memory.as_ref()?, statistics.nodes.as_ref()?);
         let own = nodes.memory.get(&host.node?).copied().unwrap_or(0);
         let all = nodes.memory.values().copied().fold(0, u64::saturating_add);
-        Some(Share { memory, amounts: Amounts::new(memory, host.meminfo), own, all })
+        let amounts = Amounts::new(memory, host.meminfo);
+        let whole = host.meminfo.lines().find_map(|line| in_meminfo(line, "MemTotal")) == Some(amounts.total);
+        Some(Share { memory, amounts, own, all, whole })
+    }
+
+    fn total(&self) -> u64 {
+        if self.whole { self.own } else { self.of(self.amounts.total) }
     }
 
     fn of(&self, amount: u64) -> u64 {
@@ -84,7 +92,8 @@ impl Share<'_> {
     /// What a line says; its names are those of /proc/meminfo but for these two.
     fn value(&self, name: &str, host: u64) -> Option<u64> {
         let whole = match name {
-            "MemUsed" => self.of(self.amounts.total).saturating_sub(self.of(self.amounts.free)),
+            "MemTotal" => self.total(),
+            "MemUsed" => self.total().saturating_sub(self.of(self.amounts.free)),
             "FilePages" => self.of(self.amounts.cached),
             _ => self.of(meminfo_value(name, self.memory, &self.amounts, host)?),
         };
