@@ -35,7 +35,6 @@ use helper::{Files, help};
 use upper::lock_upper;
 
 /// What takes others some time was begun before there was a plan.
-#[derive(Default)]
 pub(crate) struct Begun {
     /// Is over when systemd has done its work.
     pub(crate) grace: Option<Grace>,

@@ -16,7 +16,6 @@ mod rule;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::fmt;
-use std::hash::{BuildHasherDefault, Hasher};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -204,7 +203,7 @@ fn default_table(arch: Arch, around: Circumstances<'_>) -> Table {
     Table { arch, calls, otherwise: UNKNOWN, last, newer: UNKNOWN }
 }
 
-fn default_verdicts(around: Circumstances<'_>) -> HashMap<&'static str, Verdict, BuildHasherDefault<Fnv>> {
+fn default_verdicts(around: Circumstances<'_>) -> HashMap<&'static str, Verdict> {
     // Of what is said of a name twice the last holds.
     let mut verdicts = Vec::with_capacity(512);
     let mut say = |names: &[&'static str], action: Action| {
@@ -236,26 +235,6 @@ fn default_verdicts(around: Circumstances<'_>) -> HashMap<&'static str, Verdict,
         verdicts.extend(policy::NESTING.iter().map(|name| (*name, Verdict::always(Action::ALLOW))));
     }
     verdicts.into_iter().collect()
-}
-
-/// FNV-1a, <http://www.isthe.com/chongo/tech/comp/fnv/>: names of our own need no protection from who chooses them, and the standard
-/// library's hash, which has it, took a tenth of all that a start computes.
-struct Fnv(u64);
-
-impl Default for Fnv {
-    fn default() -> Fnv {
-        Fnv(0xcbf2_9ce4_8422_2325)
-    }
-}
-
-impl Hasher for Fnv {
-    fn write(&mut self, bytes: &[u8]) {
-        self.0 = bytes.iter().fold(self.0, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
-    }
-
-    fn finish(&self) -> u64 {
-        self.0
-    }
 }
 
 /// The names that some architecture's table has.

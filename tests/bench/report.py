@@ -22,8 +22,8 @@ STYLE = """<style>text{font:13px sans-serif;fill:#24292f}.g{stroke:#8b949e;strok
 README_MARKS = ("<!-- bench: written by tests/bench.sh --report -->\n", "<!-- bench: end -->\n")
 # What --timings says, and what is in it.
 STEPS = {
-    "plan": "Arguments, profile, facts of the machine, every decision: one pass over each file, paths compared as bytes; the filter of "
-            "system calls is compiled here, not in the child. Meanwhile the bus daemon greets, and a process of its own begins the "
+    "plan": "Arguments, profile, facts of the machine, every decision: one pass over each file, paths compared as bytes; the usual filter "
+            "of system calls is compiled ahead. Meanwhile the bus daemon greets, and a process of its own begins the "
             "kernel's grace period that systemd's first write to a cgroup would wait for.",
     "clone3": "The range of IDs, a process in five new namespaces.",
     "id maps": "The child waits for them; it makes its network as soon as they are there.",
