@@ -18,17 +18,28 @@ use rustix::mount::OpenTreeFlags;
 use crate::error::Result;
 use crate::plan::{Plan, UnitKind};
 use crate::sys;
+use crate::systemd::Grace;
 
 /// The name by which a process reaches its own program.
 const OWN: &str = "/proc/self/exe";
 
-/// Does [`go_on_sealed`] where this process is the one that starts what is planned, not a service that it asks for.
+/// Does [`go_on_sealed`] where this process is the one that starts what is planned, not a service that it asks for. The process behind
+/// `grace` is waited for first: what goes on does not know of it, and it would stay as a zombie.
 ///
 /// # Errors
 /// As that.
-pub(crate) fn before_start(plan: &Plan) -> Result<()> {
+pub(crate) fn before_start(plan: &Plan, grace: &mut Option<Grace>) -> Result<()> {
     let asks = plan.unit.as_ref().is_some_and(|unit| unit.kind == UnitKind::Service);
-    if asks { Ok(()) } else { go_on_sealed(plan.users.own_range()) }
+    if asks {
+        return Ok(());
+    }
+    match exposed(plan.users.own_range())? {
+        Some(own) => {
+            *grace = None;
+            go_on(own)
+        }
+        None => Ok(()),
+    }
 }
 
 /// Goes on as a read-only copy of this program where one is needed and this is none yet; otherwise returns. `own_range` says that the
@@ -37,17 +48,24 @@ pub(crate) fn before_start(plan: &Plan) -> Result<()> {
 /// # Errors
 /// When it is needed and cannot be had.
 pub(crate) fn go_on_sealed(own_range: bool) -> Result<()> {
+    exposed(own_range)?.map_or(Ok(()), go_on)
+}
+
+/// Our own program, where somebody inside could write it.
+fn exposed(own_range: bool) -> Result<Option<File>> {
     if own_range {
-        return Ok(());
+        return Ok(None);
     }
     let own = File::open(OWN).context("open our own program")?;
     if is_sealed(&own)? {
         // The kernel has named it after a descriptor.
-        return rustix::thread::set_name(c"sandbox").context("name this process");
+        rustix::thread::set_name(c"sandbox").context("name this process")?;
+        return Ok(None);
     }
-    if !is_exposed(&own)? {
-        return Ok(());
-    }
+    Ok(is_exposed(&own)?.then_some(own))
+}
+
+fn go_on(own: File) -> Result<()> {
     let sealed = match bind(&own) {
         Ok(bind) => bind,
         Err(error) => {

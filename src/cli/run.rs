@@ -106,7 +106,7 @@ fn start(arguments: Arguments) -> Result<u8> {
     }
     host.read_network(&spec.network)?;
     let has_unit = spec.unit.manager != Manager::None && host.booted_by_systemd && host.service.is_none();
-    let grace = if has_unit && !arguments.dry_run { Grace::begin() } else { None };
+    let mut grace = if has_unit && !arguments.dry_run { Grace::begin() } else { None };
     if spec.root.source == RootSource::HostView {
         host.read_view()?;
     }
@@ -117,7 +117,7 @@ fn start(arguments: Arguments) -> Result<u8> {
         std::io::stdout().write_all(text.as_bytes())?;
         return Ok(0);
     }
-    sealed::before_start(&plan)?;
+    sealed::before_start(&plan, &mut grace)?;
     for warning in &plan.warnings {
         log::warn!("{warning}");
     }

@@ -297,6 +297,10 @@ fn user_identity(bed: &Bed) {
     // Root of a namespace of its own: no capability reaches the host.
     let script = "readlink /proc/self/ns/user; ! hostname x 2>/dev/null || test \"$(hostname)\" = x";
     assert_ne!(bed.run(["--userns", "identity"], script).output().text(), of("self", "user"));
+    // The launcher goes on as a sealed copy of its program, and has waited for what it had started before.
+    let (running, _) = bed.live(["--userns", "identity"], "echo ready; exec cat");
+    unit::only_child(bed, running.pid());
+    running.finish().succeeded();
 }
 
 /// Where the kernel or the lower file system cannot map owners: one warning, unless --quiet; the same in --dry-run.
