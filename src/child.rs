@@ -15,15 +15,15 @@ use crate::part::label::Label;
 use crate::part::landlock::Restrictions;
 use crate::part::mounts;
 use crate::part::network;
-use crate::part::process::{Identity, ProcessPlan};
+use crate::part::process::{Identity, Prepared, ProcessPlan};
 use crate::part::rootfs::assemble::{Ids, assemble};
 use crate::part::streams;
 use crate::part::terminal;
 use crate::part::users::{self, UserPlan};
 use crate::pid1;
 use crate::plan::Plan;
-use crate::procview::{self, ViewPlan};
-use crate::seccomp::Filter;
+use crate::procview;
+use crate::seccomp::{Filter, bpf::Instruction};
 use crate::sync::{ChildEnd, Failure, ToChild, ToParent};
 use crate::sys;
 
@@ -79,7 +79,9 @@ fn steps(plan: &Plan, end: &ChildEnd, streams: &Streams, kept: &[BorrowedFd<'_>]
     rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable).context("own /proc/self")?;
     plan.namespaces.prepare_time()?;
     let terminal = plan.process.terminal.then(terminal::open).transpose()?;
-    let identity = plan.process.identity()?;
+    let prepared = plan.process.prepare()?;
+    let answered = plan.procview.as_ref().map(|view| procview::filter(view.affinity));
+    let payload = plan.payload(answered.as_ref().map(|filter| (&filter[..], end)));
     // For all processes from here on, while systemd works; what this one may do now stays, until it has forked.
     plan.capabilities.apply()?;
     let (master, terminal) = terminal.map_or((None, None), |(master, terminal)| (Some(master), Some(terminal)));
@@ -94,9 +96,9 @@ fn steps(plan: &Plan, end: &ChildEnd, streams: &Streams, kept: &[BorrowedFd<'_>]
     }
     if plan.process.as_pid1 {
         leave_descriptors(plan, &[end.as_fd()], terminal.as_ref())?;
-        return Err(plan.payload(end).become_it(&identity, terminal.as_ref(), Some(end)));
+        return Err(payload.become_it(&prepared, terminal.as_ref(), Some(end)));
     }
-    pid1::supervise(plan, end, &identity, terminal)
+    pid1::supervise(plan, end, payload, &prepared, terminal)
 }
 
 /// Closes, in the process that becomes the payload, what it does not need for that: by way of /proc/self/fd its working directory or its
@@ -212,20 +214,20 @@ pub(crate) struct Payload<'a> {
     pub(crate) label: Option<&'a Label>,
     /// The filter of system calls.
     pub(crate) seccomp: &'a Filter,
-    /// Some system calls are answered by the launcher, who is at the other end.
-    pub(crate) answered: Option<(&'a ViewPlan, &'a ChildEnd)>,
+    /// The filter that hands system calls over, and where the launcher is, who answers them.
+    pub(crate) answered: Option<(&'a [Instruction], &'a ChildEnd)>,
 }
 
 impl Plan {
-    /// The payload of this plan; the launcher is at the other `end`.
-    pub(crate) fn payload<'a>(&'a self, end: &'a ChildEnd) -> Payload<'a> {
+    /// The payload of this plan.
+    pub(crate) fn payload<'a>(&'a self, answered: Option<(&'a [Instruction], &'a ChildEnd)>) -> Payload<'a> {
         Payload {
             process: &self.process,
             capabilities: &self.capabilities,
             landlock: &self.landlock,
             label: self.label.as_ref(),
             seccomp: &self.seccomp,
-            answered: self.procview.as_ref().map(|view| (view, end)),
+            answered,
         }
     }
 }
@@ -235,13 +237,13 @@ impl Payload<'_> {
     /// the stub, is the parent.
     pub(crate) fn become_it(
         &self,
-        identity: &Identity,
+        prepared: &Prepared,
         terminal: Option<&OwnedFd>,
         launcher: Option<&ChildEnd>,
     ) -> anyhow::Error {
-        match self.prepare(identity, terminal, launcher) {
+        match self.prepare(&prepared.identity, terminal, launcher) {
             Ok(()) => {
-                let fault = self.process.exec(identity);
+                let fault = self.process.exec(&prepared.execution);
                 match self.hint_at_execve() {
                     Some(hint) if fault.exit_status() == exit::NOT_EXECUTABLE => fault.hint(hint).into(),
                     _ => fault.into(),
@@ -296,8 +298,8 @@ impl Payload<'_> {
 
     /// Before the filter that forbids: that one may forbid seccomp(2).
     fn hand_over_calls(&self) -> Result<()> {
-        let Some((view, end)) = self.answered else { return Ok(()) };
-        match procview::listen(view.affinity).context("load the filter that hands sysinfo(2) over")? {
+        let Some((filter, end)) = self.answered else { return Ok(()) };
+        match procview::listen(filter).context("load the filter that hands sysinfo(2) over")? {
             Some(listener) => end.send(&ToParent::Calls(listener)).context("tell the launcher"),
             None => Ok(()),
         }

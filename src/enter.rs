@@ -243,10 +243,10 @@ fn become_it(target: &Target, payload: Payload<'_>, end: &ChildEnd) -> Result<st
         become_root()?;
     }
     let terminal = payload.process.terminal.then(terminal::open).transpose()?;
-    let identity = payload.process.identity()?;
+    let prepared = payload.process.prepare()?;
     let (master, terminal) = terminal.map_or((None, None), |(master, terminal)| (Some(master), Some(terminal)));
     end.send(&ToParent::Ready(master)).context("tell the caller")?;
-    Err(payload.become_it(&identity, terminal.as_ref(), None))
+    Err(payload.become_it(&prepared, terminal.as_ref(), None))
 }
 
 /// Root inside, where there is one; a plain user's map may have the caller alone.

@@ -13,10 +13,10 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{DumpableBehavior, Pid, WaitOptions};
 
-use crate::child;
+use crate::child::{self, Payload};
 use crate::error::Result;
 use crate::layer::Namespace;
-use crate::part::process::Identity;
+use crate::part::process::Prepared;
 use crate::plan::Plan;
 use crate::sync::{ChildEnd, Failure, ToChild, ToParent};
 use crate::sys;
@@ -28,7 +28,13 @@ const RELEASE_PATIENCE: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// When the payload cannot be started, with its own reason.
-pub(crate) fn supervise(plan: &Plan, end: &ChildEnd, identity: &Identity, terminal: Option<OwnedFd>) -> Result<u8> {
+pub(crate) fn supervise(
+    plan: &Plan,
+    end: &ChildEnd,
+    payload: Payload<'_>,
+    prepared: &Prepared,
+    terminal: Option<OwnedFd>,
+) -> Result<u8> {
     let signals = watch_signals()?;
     // Where the PID namespace is the host's, orphans of the payload come to the stub all the same.
     rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1)).context("become a subreaper")?;
@@ -36,7 +42,7 @@ pub(crate) fn supervise(plan: &Plan, end: &ChildEnd, identity: &Identity, termin
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("hide the stub's memory")?;
     let (payload, started) =
         start(|report| match child::leave_descriptors(plan, &[report, end.as_fd()], terminal.as_ref()) {
-            Ok(()) => plan.payload(end).become_it(identity, terminal.as_ref(), None),
+            Ok(()) => payload.become_it(prepared, terminal.as_ref(), None),
             Err(error) => error,
         })?;
     child::shrink_stub(plan, end)?;
@@ -106,9 +112,15 @@ pub(crate) fn attend(end: &ChildEnd, become_it: impl FnOnce() -> anyhow::Error) 
 }
 
 /// Kills whatever the payload left and waits for its end, so that nothing of it runs any more when the launcher returns; the mounts
-/// go a moment later with this process.
+/// go a moment later with this process. What `exec` brought in, nobody's child here, goes with this process, too.
 fn end_the_rest(own_pids: bool) {
     loop {
+        // To signal all is to look at each process of the machine: only where there are any.
+        match rustix::process::wait(WaitOptions::NOHANG) {
+            Err(rustix::io::Errno::CHILD) => return,
+            Ok(Some(_)) | Err(_) => continue,
+            Ok(None) => {}
+        }
         if own_pids {
             // As PID 1 of a namespace: -1 is everything in it, kill(2). ESRCH: nothing is left.
             let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(-1), Signal::SIGKILL);

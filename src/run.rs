@@ -2,6 +2,7 @@
 //! say to each other is drawn in [`crate::sync`].
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
 
 use anyhow::Context;
 use rustix::event::{PollFd, PollFlags};
@@ -14,7 +15,6 @@ use crate::layer::Namespace;
 use crate::part::journal::{Streams, TerminalLog};
 use crate::part::network::join::{JoinPlan, Joined};
 use crate::part::network::pasta::Pasta;
-use crate::part::rootfs::assemble::Ids;
 use crate::part::streams;
 use crate::part::users::{self, Claim, UserPlan};
 use crate::plan::{Plan, UnitPlan};
@@ -22,7 +22,7 @@ use crate::procview::{self, Part, Server, View};
 use crate::relay::Relay;
 use crate::signals::Signals;
 use crate::state::StateFile;
-use crate::sync::{self, Failure, ParentEnd, ToChild, ToParent};
+use crate::sync::{self, ParentEnd, ToChild, ToParent};
 use crate::sys::{self, Side};
 use crate::systemd::{Bus, Grace};
 use crate::timings::Timings;
@@ -31,7 +31,7 @@ use crate::unit::{self, Unit};
 mod helper;
 mod upper;
 
-use helper::{Files, help};
+use helper::{Helper, Work};
 use upper::lock_upper;
 
 /// What takes others some time was begun before there was a plan.
@@ -47,7 +47,7 @@ pub(crate) struct Begun {
 ///
 /// # Errors
 /// When the payload never ran: with the reason of whichever side failed first.
-pub(crate) fn run(plan: &Plan, leases: &[BorrowedFd<'_>], begun: Begun, timings: &mut Timings) -> Result<Ended> {
+pub(crate) fn run(plan: &Arc<Plan>, leases: &[BorrowedFd<'_>], begun: Begun, timings: &mut Timings) -> Result<Ended> {
     let signals = Signals::block()?;
     let upper = plan.root.as_ref().map(|root| lock_upper(root, &plan.users)).transpose()?.flatten();
     let claim = match &plan.users {
@@ -161,11 +161,11 @@ impl Drop for Watcher {
 
 /// A child that lives. Dropping it leaves nothing behind: the child is killed, with it its PID namespace and its unit.
 struct Running<'a> {
-    plan: &'a Plan,
+    plan: &'a Arc<Plan>,
     end: ParentEnd,
     pid: Pid,
     pidfd: OwnedFd,
-    helper: Option<(Pid, OwnedFd)>,
+    helper: Option<Helper>,
     watcher: Option<Watcher>,
     pasta: Option<Pasta>,
     joined: Option<Joined>,
@@ -184,7 +184,9 @@ impl Drop for Running<'_> {
             self.kill();
             let _ = rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED);
         }
-        self.end_helper();
+        if let Some(helper) = &self.helper {
+            helper.wait();
+        }
         self.pasta = None;
         // A scope ends with its last process; only what shares the host's PIDs may have left others in it.
         if let Some(unit) = &mut self.unit
@@ -214,6 +216,10 @@ impl Running<'_> {
             self.unit = Some(Unit::begin(plan, self.pid, beside, self.pidfd.as_fd(), bus, signals.ending())?);
             timings.mark("unit asked for");
         }
+        if self.plan.process.as_pid1 {
+            self.watcher = Some(Watcher::start(&self.pidfd)?);
+        }
+        // The last process of this one is made: from here on it has a second thread.
         self.start_helper(claim)?;
         timings.mark("helper");
         if let Some(claim) = claim {
@@ -243,46 +249,40 @@ impl Running<'_> {
             pasta.await_ready(signals.ending())?;
             timings.mark("network up");
         }
-        if self.plan.process.as_pid1 {
-            self.watcher = Some(Watcher::start(&self.pidfd)?);
-        }
         self.end.send(&ToChild::Go).context("tell the child")?;
         Ok(master)
     }
 
-    /// Waits for the child, but not beyond the end of the helper that it waits for, nor a signal that ends the start.
+    /// Waits for the child, but not beyond a signal that ends the start.
     fn await_ready(&mut self, signals: &Signals) -> Result<Option<OwnedFd>> {
         loop {
-            let helper = self.helper.as_ref().map(|(_, pidfd)| PollFd::new(pidfd, PollFlags::IN));
             let mut fds = vec![
                 PollFd::from_borrowed_fd(self.end.as_fd(), PollFlags::IN),
                 PollFd::from_borrowed_fd(signals.ending(), PollFlags::IN),
             ];
             // Where there is a helper, that one answers for the view's files until the child is ready.
-            match helper {
-                Some(helper) => fds.push(helper),
-                None => fds.extend(self.view.iter().filter_map(View::files)),
+            if self.helper.is_none() {
+                fds.extend(self.view.iter().filter_map(View::files));
             }
             match rustix::event::poll(&mut fds, None) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
                 Err(error) => return Err(error).context("wait for the child"),
             }
-            let [spoke, ended, third] = [0, 1, 2].map(|i| fds.get(i).is_some_and(|fd| !fd.revents().is_empty()));
+            let [spoke, ended, asked] = [0, 1, 2].map(|i| fds.get(i).is_some_and(|fd| !fd.revents().is_empty()));
             if ended {
                 return Err(fault("interrupted by a signal").into());
             }
-            if third && self.helper.is_some() {
-                if !self.reap_helper() && !spoke {
-                    return Err(fault("the helper that makes the root was killed").into());
-                }
-            } else if let Some(view) = self.view.as_mut().filter(|_| third) {
+            if let Some(view) = self.view.as_mut().filter(|_| asked) {
                 view.turn(Part::Files, PollFlags::IN);
             }
             if spoke {
                 match (self.end.receive()?, &mut self.view, &self.pasta) {
                     (Some(ToParent::Network(namespace)), _, Some(pasta)) => pasta.begin(namespace)?,
                     (Some(ToParent::Ready(master)), ..) => {
-                        self.dismiss_helper();
+                        // The child has bound every file.
+                        if let Some(helper) = &self.helper {
+                            helper.dismiss();
+                        }
                         return Ok(master);
                     }
                     (Some(ToParent::View(device)), Some(view), _) => view.serve(Server::new(device)),
@@ -305,63 +305,33 @@ impl Running<'_> {
 
     /// The helper makes the root with the host's privileges, in a mount namespace of its own, and sends it to the child itself.
     fn start_helper(&mut self, claim: Option<&Claim>) -> Result<()> {
-        let Some(root) = self.plan.root.as_ref().filter(|root| !root.by_child) else {
+        if self.plan.root.as_ref().is_none_or(|root| root.by_child) {
             return Ok(());
-        };
-        let userns = claim.map(|_| users::open_userns(self.pid)).transpose()?;
-        let mut files = self.view.as_ref().map(|_| Files::open()).transpose().context("open /dev/fuse")?;
-        match sys::clone_process(libc::CLONE_NEWNS).context("start the helper that makes the root")? {
-            Side::Child => {
-                // It holds the launcher's end of the socket, so the child would wait for a helper that is stuck.
-                let _ = rustix::process::set_parent_process_death_signal(Some(Signal::KILL));
-                // What is made for the root is for everybody in it, whatever the caller's mask.
-                rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
-                let ids = Ids { base: claim.map_or(0, |claim| claim.base), userns: userns.as_ref().map(AsFd::as_fd) };
-                // What of /sys is made here shows the network.
-                let entered = self.joined.as_ref().map_or(Ok(()), Joined::enter);
-                let done = entered
-                    .and_then(|()| help(root, &ids, &self.end, files.as_mut()))
-                    .or_else(|error| self.end.send(&ToChild::Failed(Failure::from_error(&error))));
-                // If the child is gone the launcher knows why.
-                sys::exit_now(u8::from(done.is_err()))
-            }
-            Side::Parent(pid, pidfd) => self.helper = Some((pid, pidfd)),
         }
-        if let (Some(view), Some(files)) = (&mut self.view, files) {
+        let (files, mounted) = match &self.view {
+            Some(_) => {
+                let (files, tell, server) = helper::files().context("open /dev/fuse")?;
+                (Some(files), Some((tell, server)))
+            }
+            None => (None, None),
+        };
+        self.helper = Some(Helper::start(Work {
+            plan: Arc::clone(self.plan),
+            base: claim.map_or(0, |claim| claim.base),
+            userns: claim.map(|_| users::open_userns(self.pid)).transpose()?.map(OwnedFd::from),
+            joined: self.joined.as_ref().map(Joined::try_clone).transpose().context("share the network")?,
+            end: self.end.try_clone().context("share the socket")?,
+            files,
+        })?);
+        if let (Some(view), Some((tell, server))) = (&mut self.view, mounted) {
             // Here, where nothing but systemd is waited for, and not by the helper, whom the child waits for.
-            let mount = procview::mount::make(files.server.as_fd())?;
-            rustix::io::write(&files.mounted, &1_u64.to_ne_bytes()).context("tell the helper")?;
+            let mount = procview::mount::make(server.as_fd())?;
+            // A helper that has failed has told why.
+            let _ = tell.send(());
             self.end.send(&ToChild::View(mount)).context("tell the child")?;
-            view.serve(files.server);
+            view.serve(server);
         }
         Ok(())
-    }
-
-    /// Ends a helper that stayed to answer: the child has bound every file. Where the next command may want the same directories its
-    /// end has to be waited for, with the payload under way.
-    fn dismiss_helper(&mut self) {
-        let (Some(view), Some((_, pidfd))) = (&mut self.view, &self.helper) else { return };
-        // ESRCH: it has ended by itself.
-        let _ = rustix::process::pidfd_send_signal(pidfd, Signal::KILL);
-        if let Some((pid, pidfd)) = self.helper.take_if(|_| !self.holds_locks) {
-            view.succeed(pid, pidfd);
-        }
-    }
-
-    /// Waits for the helper's end; whether it ended by itself with its work done.
-    fn reap_helper(&mut self) -> bool {
-        let Some((helper, _)) = self.helper.take() else { return true };
-        let status = rustix::process::waitpid(Some(helper), rustix::process::WaitOptions::empty());
-        matches!(status, Ok(Some((_, status))) if status.exit_status() == Some(0))
-    }
-
-    /// Ends a helper that may be stuck, on a source of a bind that died, say.
-    fn end_helper(&mut self) {
-        if let Some((_, pidfd)) = &self.helper {
-            // ESRCH: it has ended by itself.
-            let _ = rustix::process::pidfd_send_signal(pidfd, Signal::KILL);
-        }
-        self.reap_helper();
     }
 
     /// Waits for the end of the first process inside; the status it leads to.
@@ -398,7 +368,10 @@ impl Running<'_> {
 
     /// Stays until the payload has ended.
     fn supervise(mut self, signals: &Signals, master: Option<OwnedFd>, timings: &mut Timings) -> Result<Ended> {
-        self.reap_helper();
+        // Where the next command may want the same directories its mounts have to be gone, with the payload under way.
+        if let Some(helper) = self.helper.take_if(|_| self.holds_locks) {
+            helper.wait();
+        }
         let view = self.view.take();
         let mut relay = self.relay(signals, master, view)?;
         let oom_kills = || self.unit.as_ref().and_then(Unit::oom_kills).filter(|kills| *kills > 0);

@@ -156,6 +156,14 @@ impl AsFd for ChildEnd {
 }
 
 impl ParentEnd {
+    /// The same end once more, for another thread; the child sees the end when both are gone.
+    ///
+    /// # Errors
+    /// When there are too many descriptors.
+    pub(crate) fn try_clone(&self) -> io::Result<ParentEnd> {
+        self.0.try_clone().map(ParentEnd)
+    }
+
     /// Nothing more will be sent: what the child receives next is the end.
     pub(crate) fn close_half(&self) {
         // ENOTCONN: the child is gone already.

@@ -7,6 +7,7 @@ use std::ffi::{CString, OsStr};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
 
@@ -26,6 +27,9 @@ pub(crate) enum Side {
     Child,
 }
 
+/// How long a thread that ends is waited for.
+const THREAD_WAIT: Duration = Duration::from_secs(1);
+
 /// Whether this process has one thread: the directory of its threads has a link for each beside its own two (proc_task_getattr() in
 /// the kernel's fs/proc/base.c).
 ///
@@ -38,7 +42,7 @@ fn is_single_threaded() -> io::Result<bool> {
 /// Makes a new process like fork(2), in new namespaces as `flags` (`CLONE_NEW*`) say; see clone3(2).
 ///
 /// The new process is a copy, so its allocator and standard library are usable only if no other thread of the caller could
-/// have held their locks: with more than one thread this is an error.
+/// have held their locks: with a second thread that does not end soon this is an error.
 ///
 /// # Errors
 /// EINVAL with several threads, and what clone3(2) says.
@@ -56,8 +60,13 @@ pub(crate) fn clone_sibling(flags: libc::c_int) -> io::Result<Side> {
 }
 
 fn clone(flags: libc::c_int, exit_signal: libc::c_int) -> io::Result<Side> {
-    if !is_single_threaded()? {
-        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    let start = Instant::now();
+    while !is_single_threaded()? {
+        // A helper that has done its work takes its mounts down.
+        if start.elapsed() > THREAD_WAIT {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        std::thread::sleep(Duration::from_micros(200));
     }
     let mut pidfd: RawFd = -1;
     // SAFETY: clone_args is plain integers, for which all zeroes is valid (clone3(2): unused fields must be zero).
@@ -237,7 +246,8 @@ pub(crate) fn set_controlling_terminal(terminal: BorrowedFd<'_>) -> io::Result<(
     check(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSCTTY as _, 0) } as libc::c_long).map(drop)
 }
 
-/// Leaves the namespaces in `flags` (`CLONE_NEW*`) for new ones; unshare(2). Never used by the launcher.
+/// Leaves the namespaces in `flags` (`CLONE_NEW*`) for new ones; unshare(2). Never used by the launcher's first thread. With a mount
+/// namespace the calling thread gets a root, a working directory and an umask of its own.
 ///
 /// # Errors
 /// EINVAL for a user namespace with several threads, and what unshare(2) says.
@@ -247,7 +257,7 @@ pub(crate) fn unshare(flags: libc::c_int) -> io::Result<()> {
 }
 
 /// Enters the namespaces in `flags` (`CLONE_NEW*`) of the process behind a pidfd, or the one namespace behind a descriptor of
-/// /proc/PID/ns; setns(2). Never used by the launcher. The mount namespace brings the root and working directory of its top.
+/// /proc/PID/ns; setns(2). Never used by the launcher's first thread. The mount namespace brings the root and working directory of its top.
 ///
 /// # Errors
 /// EPERM without CAP_SYS_ADMIN in the target's namespaces; EINVAL for a user namespace with several threads, and for a pidfd before

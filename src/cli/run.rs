@@ -1,6 +1,7 @@
 //! `sandbox run`.
 
 use std::io::Write;
+use std::sync::Arc;
 
 use clap::Args;
 
@@ -113,9 +114,7 @@ fn start(arguments: Arguments) -> Result<u8> {
     let mut plan = Plan { given, ..Plan::new(&spec, &host)? };
     timings.mark("plan");
     if arguments.dry_run {
-        let text = if arguments.json { format!("{:#}\n", serde_json::to_value(&plan)?) } else { plan.to_string() };
-        std::io::stdout().write_all(text.as_bytes())?;
-        return Ok(0);
+        return show(&plan, arguments.json);
     }
     sealed::before_start(&plan, &mut grace)?;
     for warning in &plan.warnings {
@@ -133,6 +132,7 @@ fn start(arguments: Arguments) -> Result<u8> {
     if let Some(kept) = &kept {
         kept.begin()?;
     }
+    let plan = Arc::new(plan);
     let leases: Vec<_> = image.iter().filter_map(|image| image.lease.lock()).collect();
     let ended = crate::run::run(&plan, &leases, Begun { grace, bus }, &mut timings);
     if arguments.timings {
@@ -146,6 +146,13 @@ fn start(arguments: Arguments) -> Result<u8> {
         crate::sys::die_by(signal);
     }
     Ok(ended.status)
+}
+
+/// What would be done.
+fn show(plan: &Plan, json: bool) -> Result<u8> {
+    let text = if json { format!("{:#}\n", serde_json::to_value(plan)?) } else { plan.to_string() };
+    std::io::stdout().write_all(text.as_bytes())?;
+    Ok(0)
 }
 
 /// Sees that the ports to publish are free, and says which were picked.

@@ -1,7 +1,6 @@
 //! The payload as a process: who it is, where it starts, its environment, its limits, and its execve.
 
-use std::ffi::{CString, OsStr, OsString};
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::ffi::{OsStr, OsString};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
@@ -9,14 +8,17 @@ use anyhow::Context;
 use rustix::process::Pid;
 use serde::{Serialize, Serializer};
 
-use crate::error::{Fault, Result, fault};
-use crate::exit;
+use crate::error::{Result, fault};
 use crate::host::{Host, IdRange};
 use crate::part::account;
 use crate::part::service::{Listen, ServicePlan};
 use crate::part::users::UserPlan;
 use crate::spec::{RootSource, Spec};
 use crate::sys::{self, Rlimit};
+
+mod execution;
+
+use execution::Execution;
 
 /// Where programs are looked for when nothing else is said.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -129,6 +131,15 @@ fn environment(spec: &Spec, host: &Host, service: &ServicePlan) -> Vec<(OsString
     list
 }
 
+/// What the payload's own process has not to look for.
+#[derive(Debug)]
+pub(crate) struct Prepared {
+    /// Who it is.
+    pub(crate) identity: Identity,
+    /// What it becomes.
+    pub(crate) execution: Execution,
+}
+
 /// Who the payload is, looked up inside.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Identity {
@@ -235,12 +246,14 @@ impl ProcessPlan {
         Ok(())
     }
 
-    /// Looks the user up inside, before the payload's own process exists.
+    /// Looks the user and the command up inside, before the payload's own process exists.
     ///
     /// # Errors
     /// When there is no such user or group.
-    pub(crate) fn identity(&self) -> Result<Identity> {
-        Identity::find(self, &read_accounts("/etc/passwd"), &read_accounts("/etc/group"))
+    pub(crate) fn prepare(&self) -> Result<Prepared> {
+        let identity = Identity::find(self, &read_accounts("/etc/passwd"), &read_accounts("/etc/group"))?;
+        let execution = self.execution(&identity);
+        Ok(Prepared { identity, execution })
     }
 
     /// Sets what does not need a privilege and becomes the user.
@@ -277,79 +290,6 @@ impl ProcessPlan {
         let fault = fault(format!("working directory {}: {}", directory.display(), std::io::Error::from(error)));
         Err(if self.host_view { fault.hint(format!("--bind {} brings it", directory.display())) } else { fault }.into())
     }
-
-    /// Replaces this process by the command; returns only the reason why that failed.
-    pub(crate) fn exec(&self, identity: &Identity) -> Fault {
-        let mut environment = self.environment.clone();
-        for (name, value) in [("HOME", &identity.home), ("USER", &identity.name)] {
-            if !environment.iter().any(|(other, _)| other == name) {
-                environment.push((name.into(), value.into()));
-            }
-        }
-        if let Some(Listen { count, names }) = &self.listen {
-            let pid = rustix::process::getpid().as_raw_nonzero().to_string();
-            environment.extend([("LISTEN_PID".into(), pid.into()), ("LISTEN_FDS".into(), count.to_string().into())]);
-            environment.extend(names.iter().map(|names| ("LISTEN_FDNAMES".into(), names.into())));
-        }
-        let strings = |list: Vec<Vec<u8>>| list.into_iter().filter_map(|s| CString::new(s).ok()).collect::<Vec<_>>();
-        let argv = strings(self.command.iter().map(|arg| arg.as_bytes().to_vec()).collect());
-        let envp = strings(
-            environment.iter().map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes()].concat()).collect(),
-        );
-        let Some(program) = self.command.first() else {
-            return fault("no command was given");
-        };
-        let path = environment.iter().find(|(name, _)| name == "PATH").map_or(OsStr::new(PATH), |(_, value)| value);
-        let mut denied = None;
-        for candidate in candidates(program, path) {
-            let error = sys::exec(candidate.as_os_str(), &argv, &envp);
-            match error.raw_os_error() {
-                Some(libc::ENOENT | libc::ENOTDIR) if !candidate.exists() => {}
-                Some(libc::EACCES) if program.as_bytes().contains(&b'/') || candidate.exists() => {
-                    denied = Some((candidate, error));
-                }
-                Some(libc::EACCES) => {}
-                _ => return self.refused(&candidate, &error),
-            }
-        }
-        match denied {
-            Some((candidate, error)) => self.refused(&candidate, &error),
-            None => self.not_found(program),
-        }
-    }
-
-    fn not_found(&self, program: &OsStr) -> Fault {
-        let shown = program.to_string_lossy();
-        let is_path = program.as_bytes().contains(&b'/');
-        let fault = fault(format!("run {shown}: {}", if is_path { "no such file" } else { "not found in PATH" }))
-            .status(exit::NOT_FOUND);
-        let path = Path::new(program);
-        let hidden = ["/home", "/root", "/run", "/tmp", "/var/tmp"].iter().any(|hidden| path.starts_with(hidden));
-        if self.host_view && is_path && (hidden || path.is_relative()) {
-            let directory = path.parent().filter(|_| hidden);
-            return fault.hint(format!(
-                "/home, /root, /run and /tmp of the host are hidden: --bind {} brings its directory",
-                directory.map_or_else(|| "$PWD".to_owned(), |directory| directory.display().to_string())
-            ));
-        }
-        fault
-    }
-
-    /// Found, but the kernel would not run it: says whether it is the file or what the file needs.
-    fn refused(&self, path: &Path, error: &std::io::Error) -> Fault {
-        let shown = path.display();
-        if error.raw_os_error() == Some(libc::ENOENT)
-            && let Some(interpreter) = interpreter(path)
-        {
-            return fault(format!("run {shown}: its interpreter {} is missing", interpreter.to_string_lossy()))
-                .status(exit::NOT_FOUND);
-        }
-        if error.raw_os_error() == Some(libc::ENOEXEC) {
-            return fault(format!("run {shown}: no program for this machine, nor a script that begins with #!"))
-                .status(exit::NOT_EXECUTABLE);
-        }
-        fault(format!("run {shown}: {error}")).status(exit::NOT_EXECUTABLE)
-    }
 }
 
 /// A directory can be named by way of a descriptor that this process has open (/proc/self/fd/N) and then lie outside of the root,
@@ -373,60 +313,6 @@ fn read_accounts(path: &str) -> String {
         return String::from_utf8_lossy(&bytes).into_owned();
     }
     String::new()
-}
-
-/// Where `program` may be: itself if it has a slash (or is empty, and nowhere), else in each directory of `path`, execvp(3).
-fn candidates(program: &OsStr, path: &OsStr) -> Vec<PathBuf> {
-    if program.is_empty() || program.as_bytes().contains(&b'/') {
-        return vec![program.into()];
-    }
-    let directories = path.as_bytes().split(|b| *b == b':');
-    directories
-        .map(|directory| if directory.is_empty() { Path::new(".") } else { Path::new(OsStr::from_bytes(directory)) })
-        .map(|directory| directory.join(program))
-        .collect()
-}
-
-/// What a file needs to be run: the program after `#!`, or the dynamic loader of an ELF file (elf(5), PT_INTERP).
-fn interpreter(path: &Path) -> Option<OsString> {
-    use std::io::Read;
-    let mut head = Vec::new();
-    let regular = std::fs::metadata(path).is_ok_and(|meta| meta.is_file());
-    std::fs::File::open(path).ok().filter(|_| regular)?.take(64 << 10).read_to_end(&mut head).ok()?;
-    if let Some(line) = head.strip_prefix(b"#!") {
-        let line = line.split(|b| *b == b'\n').next()?;
-        let word = line.split(|b| b.is_ascii_whitespace()).find(|word| !word.is_empty())?;
-        return Some(OsString::from_vec(word.to_vec()));
-    }
-    elf_interpreter(&head)
-}
-
-fn elf_interpreter(head: &[u8]) -> Option<OsString> {
-    const PT_INTERP: u64 = 3;
-    let wide = match head.get(..5)? {
-        [0x7f, b'E', b'L', b'F', class] => *class == 2,
-        _ => return None,
-    };
-    let number = |at: usize, size: usize| -> Option<u64> {
-        let mut bytes = [0; 8];
-        bytes.get_mut(..size)?.copy_from_slice(head.get(at..at.checked_add(size)?)?);
-        Some(u64::from_le_bytes(bytes))
-    };
-    // Offsets of e_phoff, e_phentsize, e_phnum, p_offset and p_filesz, and the size of an address.
-    let (phoff, phentsize, phnum, offset, filesz, word) =
-        if wide { (32, 54, 56, 8, 32, 8) } else { (28, 42, 44, 4, 16, 4) };
-    let table = usize::try_from(number(phoff, word)?).ok()?;
-    let size = usize::try_from(number(phentsize, 2)?).ok()?;
-    for index in 0..usize::try_from(number(phnum, 2)?).ok()? {
-        let entry = table.checked_add(index.checked_mul(size)?)?;
-        if number(entry, 4)? == PT_INTERP {
-            let from = usize::try_from(number(entry + offset, word)?).ok()?;
-            let length = usize::try_from(number(entry + filesz, word)?).ok()?;
-            let name = head.get(from..from.checked_add(length)?)?.split(|b| *b == 0).next()?;
-            return Some(OsString::from_vec(name.to_vec()));
-        }
-    }
-    None
 }
 
 fn rlimit_name(resource: u32) -> &'static str {

@@ -2,11 +2,13 @@
 
 use std::fmt;
 use std::fs::File;
+use std::mem::MaybeUninit;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::Context;
+use rustix::fs::{Mode, OFlags, RawDir};
 use rustix::process::{Pid, WaitOptions};
 use serde::Serialize;
 
@@ -269,10 +271,14 @@ pub(crate) fn claim(taken: &[IdRange]) -> Result<Claim> {
 /// Names of locks looked at by one start, so that a thousand living sandboxes cost it nothing.
 const SWEPT: usize = 8;
 
-/// Removes names that nobody holds a lock on: launchers that were killed left them.
+/// Removes names that nobody holds a lock on: launchers that were killed left them. Read with little room, since the kernel fills it.
 fn sweep() {
-    let names = std::fs::read_dir(LOCKS).into_iter().flatten().flatten().map(|entry| entry.file_name());
-    for base in names.filter_map(|name| name.to_str()?.parse().ok()).take(SWEPT) {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let Ok(locks) = rustix::fs::open(LOCKS, flags, Mode::empty()) else { return };
+    let mut room = [MaybeUninit::uninit(); 512];
+    let mut entries = RawDir::new(locks, &mut room);
+    let names = std::iter::from_fn(|| entries.next()?.ok().map(|entry| entry.file_name().to_str().map(str::parse)));
+    for base in names.filter_map(|name| name.ok()?.ok()).take(SWEPT) {
         // Dropping a claim removes its name.
         drop(try_claim(base));
     }

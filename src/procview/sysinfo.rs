@@ -14,7 +14,7 @@ use std::os::unix::fs::FileExt;
 use super::memory::Amounts;
 use super::reader::Reader;
 use super::view::Child;
-use crate::seccomp;
+use crate::seccomp::{self, bpf::Instruction};
 use crate::sys::{self, Side};
 
 /// Seconds that writing an answer may take.
@@ -23,17 +23,21 @@ const PATIENCE: u32 = 2;
 /// The largest mask of CPUs that is asked for: 8192 of them, as many as a kernel can have.
 const MASK: usize = 1024;
 
-/// Loads the filter into this process, which has no_new_privs; the descriptor on which its calls are answered. `None`: somebody outside
-/// answers them already, or the kernel cannot.
+/// The filter that hands them over; with `affinity` both.
+pub(crate) fn filter(affinity: bool) -> Vec<Instruction> {
+    seccomp::handing_over(calls(affinity))
+}
+
+/// Loads that [`filter`] into this process, which has no_new_privs; the descriptor on which its calls are answered. `None`: somebody
+/// outside answers them already, or the kernel cannot.
 ///
 /// # Errors
 /// What seccomp(2) says beyond that.
-pub(crate) fn listen(affinity: bool) -> io::Result<Option<OwnedFd>> {
-    let program = seccomp::handing_over(calls(affinity));
+pub(crate) fn listen(program: &[Instruction]) -> io::Result<Option<OwnedFd>> {
     // Since Linux 5.19 a caller that is being answered is interrupted by nothing but its end: signals would make it ask again.
     let killable = libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
     for flags in [killable, 0] {
-        match sys::load_notifying_filter(&program, flags) {
+        match sys::load_notifying_filter(program, flags) {
             Ok(listener) => return Ok(Some(listener)),
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return Ok(None),

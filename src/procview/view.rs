@@ -21,8 +21,6 @@ pub(crate) enum Part {
     Files,
     /// System calls.
     Calls,
-    /// The end of who answered before.
-    Predecessor,
 }
 
 /// The way into a sandbox's mount namespace, opened before its first process hides itself.
@@ -42,8 +40,6 @@ pub(crate) struct View {
     files: Option<Server>,
     calls: Option<Calls>,
     reader: Option<Reader>,
-    /// Not a [`Child`]: its end is not waited for.
-    predecessor: Option<(Pid, OwnedFd)>,
     /// A process that takes the mounts away.
     _detacher: Option<Child>,
 }
@@ -95,7 +91,6 @@ impl View {
             files: None,
             calls: None,
             reader: None,
-            predecessor: None,
             _detacher: None,
         })
     }
@@ -110,12 +105,6 @@ impl View {
         self.reader = Some(Reader::new(subject));
     }
 
-    /// Goes on where another process answered until now, which was killed. It takes its mounts down, some milliseconds that nobody
-    /// has to wait for; it reads no request any more, and there is none before the payload runs.
-    pub(crate) fn succeed(&mut self, pid: Pid, pidfd: OwnedFd) {
-        self.predecessor = Some((pid, pidfd));
-    }
-
     /// Answers system calls, too.
     pub(crate) fn answer(&mut self, listener: OwnedFd) {
         self.calls = Some(Calls::new(listener));
@@ -125,7 +114,7 @@ impl View {
     pub(crate) fn interest(&self) -> impl Iterator<Item = (Part, BorrowedFd<'_>)> {
         let files = self.files.iter().map(|server| (Part::Files, server.as_fd()));
         let calls = self.calls.iter().map(|calls| (Part::Calls, calls.waits_for()));
-        files.chain(calls).chain(self.predecessor.iter().map(|(_, pidfd)| (Part::Predecessor, pidfd.as_fd())))
+        files.chain(calls)
     }
 
     /// The files alone, to be polled.
@@ -137,11 +126,6 @@ impl View {
     pub(crate) fn turn(&mut self, part: Part, flags: PollFlags) {
         match part {
             Part::Files => self.turn_files(),
-            Part::Predecessor => {
-                if let Some((pid, _)) = self.predecessor.take() {
-                    let _ = rustix::process::waitpid(Some(pid), rustix::process::WaitOptions::NOHANG);
-                }
-            }
             Part::Calls if flags.contains(PollFlags::IN) => self.turn_calls(),
             // Nobody is left who could call. To ask for a call all the same would be to wait for one.
             Part::Calls => self.calls = None,

@@ -1,58 +1,154 @@
-//! The privileged helper of a start: it makes the root, and answers for the files of /proc until the launcher can.
+//! The privileged helper of a start: it makes the root, and answers for the files of /proc until the launcher can. A thread of the
+//! launcher, in a mount namespace of its own: its root, working directory, umask and file system user are its own too, and unlike a
+//! process it costs no copy of the launcher's memory.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
-use rustix::event::{PollFd, PollFlags};
-use rustix::process::{Pid, Signal};
+use rustix::event::{EventfdFlags, PollFd, PollFlags};
 
 use crate::error::{Result, fault};
-use crate::part::rootfs::RootPlan;
+use crate::part::network::join::Joined;
 use crate::part::rootfs::assemble::{Ids, assemble};
+use crate::plan::Plan;
 use crate::procview::{self, Served, Server};
-use crate::sync::{ParentEnd, ToChild};
+use crate::sync::{Failure, ParentEnd, ToChild};
+use crate::sys;
+
+/// Longest wait for a helper that is no longer needed: one that is stuck, on a source of a bind that died, say, goes with this process.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// What the helper needs of the launcher.
+pub(super) struct Work {
+    /// Has a root.
+    pub(super) plan: Arc<Plan>,
+    /// What 0 inside is outside.
+    pub(super) base: u32,
+    /// The sandbox's user namespace, where layers are idmapped.
+    pub(super) userns: Option<OwnedFd>,
+    /// The network that the sandbox joins.
+    pub(super) joined: Option<Joined>,
+    /// To the child, which gets what is made from the helper itself.
+    pub(super) end: ParentEnd,
+    /// The view's files.
+    pub(super) files: Option<Files>,
+}
 
 /// What the launcher and its helper share of the view's files.
 pub(super) struct Files {
     /// Answers.
     pub(super) server: Server,
-    /// Who ends the helper.
-    pub(super) launcher: Pid,
-    /// Readable when the device has its mount: before, nobody can answer on it (EPERM).
-    pub(super) mounted: OwnedFd,
+    /// Says that the device has its mount: before, nobody can answer on it (EPERM).
+    pub(super) mounted: Receiver<()>,
+}
+
+/// How the helper learns that it is no longer needed.
+struct Stop {
+    /// Held while requests are answered: once this is set none is taken any more.
+    asked: Mutex<bool>,
+    /// Readable then.
+    wake: OwnedFd,
+}
+
+/// A helper at work. Dropping it waits for nothing.
+pub(super) struct Helper {
+    thread: JoinHandle<()>,
+    stop: Arc<Stop>,
+}
+
+impl Helper {
+    /// Starts it.
+    ///
+    /// # Errors
+    /// When there can be no thread.
+    pub(super) fn start(work: Work) -> Result<Helper> {
+        let what = "start the helper that makes the root";
+        let wake = rustix::event::eventfd(0, EventfdFlags::CLOEXEC).context(what)?;
+        let stop = Arc::new(Stop { asked: Mutex::new(false), wake });
+        let seen = Arc::clone(&stop);
+        let thread = std::thread::Builder::new().spawn(move || work.run(&seen)).context(what)?;
+        Ok(Helper { thread, stop })
+    }
+
+    /// Lets it end: from here on it answers nothing.
+    pub(super) fn dismiss(&self) {
+        *self.stop.asked.lock().unwrap_or_else(PoisonError::into_inner) = true;
+        // Fails for a counter that is full only.
+        let _ = rustix::io::write(&self.stop.wake, &1_u64.to_ne_bytes());
+    }
+
+    /// Waits until it has ended and its mounts are gone, if it does not take too long.
+    pub(super) fn wait(&self) {
+        self.dismiss();
+        let deadline = Instant::now() + PATIENCE;
+        while !self.thread.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+}
+
+impl Work {
+    /// The whole of it. What fails is told to the child, which fails with it; if that one is gone the launcher knows why.
+    fn run(mut self, stop: &Stop) {
+        if let Err(error) = self.help(stop) {
+            drop(self.end.send(&ToChild::Failed(Failure::from_error(&error))));
+        }
+    }
+
+    fn help(&mut self, stop: &Stop) -> Result<()> {
+        let Some(root) = &self.plan.root else { return Ok(()) };
+        // Back there at the end, whoever waits for this thread finds its mounts gone.
+        let host = std::fs::File::open("/proc/thread-self/ns/mnt").context("open the host's mount namespace")?;
+        sys::unshare(libc::CLONE_NEWNS).context("make a mount namespace")?;
+        // What is made for the root is for everybody in it, whatever the caller's mask.
+        rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
+        // What of /sys is made here shows the network.
+        self.joined.as_ref().map_or(Ok(()), Joined::enter)?;
+        let ids = Ids { base: self.base, userns: self.userns.as_ref().map(AsFd::as_fd) };
+        self.end.send(&ToChild::Tree(assemble(root, &ids)?)).context("tell the child")?;
+        if let Some(files) = &mut self.files {
+            files.answer(stop)?;
+        }
+        // Where it may not, the mount namespace ends a moment later, with the thread.
+        let _ = sys::setns(host.as_fd(), libc::CLONE_NEWNS);
+        Ok(())
+    }
 }
 
 impl Files {
-    /// Opens the device.
-    ///
-    /// # Errors
-    /// When it cannot be opened.
-    pub(super) fn open() -> std::io::Result<Files> {
-        let mounted = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)?;
-        Ok(Files { server: Server::new(procview::mount::open()?), launcher: rustix::process::getpid(), mounted })
+    /// Answers until the launcher can: that waits for systemd, and the child wants every file bound meanwhile.
+    fn answer(&mut self, stop: &Stop) -> Result<()> {
+        self.mounted.recv().map_err(|_| fault("the launcher has no mount of the view"))?;
+        loop {
+            {
+                let asked = stop.asked.lock().unwrap_or_else(PoisonError::into_inner);
+                if *asked || self.server.serve(None).context("answer readers of /proc")? == Served::Ended {
+                    return Ok(());
+                }
+            }
+            let mut fds = [
+                PollFd::from_borrowed_fd(self.server.as_fd(), PollFlags::IN),
+                PollFd::from_borrowed_fd(stop.wake.as_fd(), PollFlags::IN),
+            ];
+            match rustix::event::poll(&mut fds, None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error).context("wait for readers of /proc"),
+            }
+        }
     }
 }
 
-/// The helper's work: what it makes goes to the child, which then needs somebody to answer for the files of the view. That is this
-/// process until the launcher ends it: the launcher itself waits for systemd meanwhile.
+/// The view's files for the helper, with what tells it of the mount, and the same for the launcher.
 ///
 /// # Errors
-/// When the root cannot be made, or nobody can be answered.
-pub(super) fn help(root: &RootPlan, ids: &Ids<'_>, end: &ParentEnd, files: Option<&mut Files>) -> Result<()> {
-    end.send(&ToChild::Tree(assemble(root, ids)?)).context("tell the child")?;
-    let Some(Files { server, launcher, mounted }) = files else { return Ok(()) };
-    // Writing as another owner has cleared it, prctl(2); and a launcher that is gone already sends no signal.
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("tie the helper to its launcher")?;
-    if rustix::process::getppid() != Some(*launcher) {
-        return Err(fault("the launcher is gone").into());
-    }
-    rustix::io::read(mounted, &mut [0; 8]).context("wait for the launcher")?;
-    while server.serve(None).context("answer readers of /proc")? == Served::All {
-        let mut fds = [PollFd::from_borrowed_fd(server.as_fd(), PollFlags::IN)];
-        match rustix::event::poll(&mut fds, None) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error).context("wait for readers of /proc"),
-        }
-    }
-    Ok(())
+/// When the device cannot be opened.
+pub(super) fn files() -> std::io::Result<(Files, std::sync::mpsc::SyncSender<()>, Server)> {
+    let device = procview::mount::open()?;
+    let (tell, mounted) = std::sync::mpsc::sync_channel(1);
+    let own = Server::new(device.try_clone()?);
+    Ok((Files { server: Server::new(device), mounted }, tell, own))
 }

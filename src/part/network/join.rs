@@ -83,6 +83,15 @@ impl JoinPlan {
 }
 
 impl Joined {
+    /// The same, for another thread.
+    ///
+    /// # Errors
+    /// When there are too many descriptors.
+    pub(crate) fn try_clone(&self) -> std::io::Result<Joined> {
+        let users = self.users.as_ref().map(OwnedFd::try_clone).transpose()?;
+        Ok(Joined { network: self.network.try_clone()?, users })
+    }
+
     /// Enters the network namespace; the caller keeps its rights elsewhere.
     ///
     /// # Errors

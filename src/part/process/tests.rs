@@ -1,31 +1,5 @@
 use super::*;
 
-#[test]
-fn the_loader_of_a_real_program_is_found() {
-    let loader = interpreter(Path::new("/bin/sh")).unwrap();
-    assert!(loader.to_string_lossy().contains("ld-linux"), "{loader:?}");
-}
-
-#[test]
-fn a_scripts_interpreter_is_its_first_word() {
-    let dir = tempfile::tempdir().unwrap();
-    let script = dir.path().join("s");
-    std::fs::write(&script, "#! /no/such -x\n").unwrap();
-    assert_eq!(interpreter(&script).unwrap(), "/no/such");
-    std::fs::write(&script, b"\x7fELF\x02garbage").unwrap();
-    assert_eq!(interpreter(&script), None);
-}
-
-#[test]
-fn candidates_are_execvps() {
-    assert_eq!(candidates(OsStr::new("a/b"), OsStr::new("/x")), [PathBuf::from("a/b")]);
-    assert_eq!(candidates(OsStr::new(""), OsStr::new("/x")), [PathBuf::new()]);
-    assert_eq!(
-        candidates(OsStr::new("b"), OsStr::new("/x::/y")),
-        [PathBuf::from("/x/b"), PathBuf::from("./b"), PathBuf::from("/y/b")]
-    );
-}
-
 /// The payload's plan for a command line, on a machine where user 1000 or root calls.
 fn planned(words: &[&str], caller: u32) -> ProcessPlan {
     let word = |at: usize| words.get(at).map(|word| (*word).to_owned());
