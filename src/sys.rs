@@ -39,6 +39,13 @@ fn is_single_threaded() -> io::Result<bool> {
     Ok(rustix::fs::stat("/proc/self/task")?.st_nlink == 3)
 }
 
+/// Lets threads that are made from here on share the heap of the first one; mallopt(3). A heap of their own grows by a few pages at a
+/// time, and each step interrupts the CPUs that run the others.
+pub(crate) fn share_heap() {
+    // SAFETY: mallopt takes integers and may be called at any time; the allocator is the libc's, as Rust's default is.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
 /// Makes a new process like fork(2), in new namespaces as `flags` (`CLONE_NEW*`) say; see clone3(2).
 ///
 /// The new process is a copy, so its allocator and standard library are usable only if no other thread of the caller could
