@@ -28,7 +28,7 @@ STEPS = {
     "clone3": "The range of IDs, a process in five new namespaces.",
     "id maps": "The child waits for them; it makes its network as soon as they are there.",
     "unit asked for": "The match for the job and the call that makes it go out together.",
-    "helper": "A process that makes the root with the host's privileges, the FUSE mount of the /proc files.",
+    "helper": "A thread that makes the root with the host's privileges, the FUSE mount of the /proc files.",
     "unit started": "Waiting for systemd. The child and the helper make network, overlay, mounts and masks meanwhile, on another CPU.",
     "child ready": "What of the child's work systemd's did not hide.",
     "limits verified": "Each limit, read back from the kernel.",
