@@ -7,11 +7,12 @@ use std::ffi::{CString, OsStr};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
 
 use crate::seccomp::bpf::Instruction;
+
+mod threads;
 
 /// Turns the -1 of a system call into the error it set.
 fn check(result: libc::c_long) -> io::Result<libc::c_long> {
@@ -25,18 +26,6 @@ pub(crate) enum Side {
     Parent(Pid, OwnedFd),
     /// The new process.
     Child,
-}
-
-/// How long a thread that ends is waited for.
-const THREAD_WAIT: Duration = Duration::from_secs(1);
-
-/// Whether this process has one thread: the directory of its threads has a link for each beside its own two (proc_task_getattr() in
-/// the kernel's fs/proc/base.c).
-///
-/// # Errors
-/// When /proc cannot be read.
-fn is_single_threaded() -> io::Result<bool> {
-    Ok(rustix::fs::stat("/proc/self/task")?.st_nlink == 3)
 }
 
 /// Lets threads that are made from here on share the heap of the first one; mallopt(3). A heap of their own grows by a few pages at a
@@ -67,14 +56,7 @@ pub(crate) fn clone_sibling(flags: libc::c_int) -> io::Result<Side> {
 }
 
 fn clone(flags: libc::c_int, exit_signal: libc::c_int) -> io::Result<Side> {
-    let start = Instant::now();
-    while !is_single_threaded()? {
-        // A helper that has done its work takes its mounts down.
-        if start.elapsed() > THREAD_WAIT {
-            return Err(io::Error::from_raw_os_error(libc::EINVAL));
-        }
-        std::thread::sleep(Duration::from_micros(200));
-    }
+    threads::await_the_only_one()?;
     let mut pidfd: RawFd = -1;
     // SAFETY: clone_args is plain integers, for which all zeroes is valid (clone3(2): unused fields must be zero).
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
