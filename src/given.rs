@@ -19,50 +19,78 @@ pub(crate) struct Given {
     pub(crate) from: String,
 }
 
-/// The sources of a run's settings, the one that counts most first.
-#[derive(Debug)]
-pub(crate) struct Sources {
-    flags: Vec<(String, Value)>,
+/// All settings of a run with their sources. The list is made when it is written down, which is while systemd works.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Provenance {
+    /// The flags alone.
+    flags: Layer,
+    /// The lines of the profile.
     origins: Vec<Origin>,
+    /// All sources together.
+    whole: Layer,
+    /// What is below the flags and the profile.
+    under: String,
 }
 
-impl Sources {
+impl Provenance {
     /// Takes note of the flags and the profile before they are put together.
-    pub(crate) fn new(flags: &Layer, profile: Option<&Profile>) -> Sources {
-        Sources { flags: settings(flags), origins: profile.map_or_else(Vec::new, |profile| profile.origins.clone()) }
+    pub(crate) fn new(flags: &Layer, profile: Option<&Profile>) -> Provenance {
+        let origins = profile.map_or_else(Vec::new, |profile| profile.origins.clone());
+        Provenance { flags: flags.clone(), origins, ..Provenance::default() }
     }
 
-    /// Each setting of `layer`, which was made of these sources and, below them, of what `under` names.
-    pub(crate) fn of(&self, layer: &Layer, under: &str) -> Vec<Given> {
+    /// Takes note of what they and, below them, what `under` names became.
+    pub(crate) fn of(self, whole: &Layer, under: String) -> Provenance {
+        Provenance { whole: whole.clone(), under, ..self }
+    }
+
+    /// Each setting.
+    fn list(&self) -> Vec<Given> {
+        let sources = Sources { flags: settings(&self.flags), origins: &self.origins, under: &self.under };
         let mut list = Vec::new();
-        for (key, value) in settings(layer) {
+        for (key, value) in settings(&self.whole) {
             match value {
                 Value::Array(items) if key == "command" => {
                     let words: Vec<String> = items.iter().map(text).collect();
-                    list.push(self.scalar(key, words.join(" "), under));
+                    list.push(sources.scalar(key, words.join(" ")));
                 }
-                Value::Array(items) => self.items(&key, &items, under, &mut list),
-                value => list.push(self.scalar(key, text(&value), under)),
+                Value::Array(items) => sources.items(&key, &items, &mut list),
+                value => list.push(sources.scalar(key, text(&value))),
             }
         }
         list
     }
+}
 
+impl Serialize for Provenance {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        self.list().serialize(to)
+    }
+}
+
+/// The sources of a run's settings, the one that counts most first.
+struct Sources<'a> {
+    flags: Vec<(String, Value)>,
+    origins: &'a [Origin],
+    under: &'a str,
+}
+
+impl Sources<'_> {
     fn flag(&self, key: &str) -> Option<&Value> {
         self.flags.iter().find(|(name, _)| name == key).map(|(_, value)| value)
     }
 
-    fn scalar(&self, key: String, value: String, under: &str) -> Given {
+    fn scalar(&self, key: String, value: String) -> Given {
         let from = match (self.flag(&key), self.origins.iter().rev().find(|origin| origin.key == key)) {
             (Some(_), _) => COMMAND_LINE.to_owned(),
             (None, Some(origin)) => place(origin),
-            (None, None) => under.to_owned(),
+            (None, None) => self.under.to_owned(),
         };
         Given { key, value, from }
     }
 
     /// Lists are appended: the lowest source's items come first, the flags' last.
-    fn items(&self, key: &str, items: &[Value], under: &str, list: &mut Vec<Given>) {
+    fn items(&self, key: &str, items: &[Value], list: &mut Vec<Given>) {
         let flags = self.flag(key).and_then(Value::as_array).map_or(0, Vec::len);
         let below = items.len().saturating_sub(flags);
         let origins: Vec<&Origin> = self.origins.iter().filter(|origin| origin.key == key).collect();
@@ -75,7 +103,7 @@ impl Sources {
             let from = if index >= below {
                 COMMAND_LINE.to_owned()
             } else {
-                same.or(nth).map_or_else(|| under.to_owned(), |origin| place(origin))
+                same.or(nth).map_or_else(|| self.under.to_owned(), |origin| place(origin))
             };
             list.push(Given { key: key.to_owned(), value, from });
         }
@@ -126,8 +154,7 @@ mod tests {
             origin("bind", "./site:/srv", 4),
             origin("property", "TasksMax=9", 5),
         ];
-        let sources = Sources { flags: settings(&flags), origins };
-        let merged = Layer {
+        let whole = Layer {
             memory: Some("1G".into()),
             slice: Some("test".into()),
             property: vec!["TasksMax=9".into(), "CPUWeight=50".into()],
@@ -137,7 +164,7 @@ mod tests {
             command: vec!["nginx".into(), "-g".into()],
             ..Layer::default()
         };
-        let given = sources.of(&merged, "image web");
+        let given = Provenance { flags, origins, whole, under: "image web".into() }.list();
         let from = |key: &str, value: &str| {
             given.iter().find(|given| given.key == key && given.value == value).map(|given| given.from.as_str())
         };

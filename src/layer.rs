@@ -95,7 +95,7 @@ pub(crate) enum Notify {
 }
 
 // One source of settings. Its keys in a profile are the long names of the flags.
-#[derive(Debug, Clone, Default, Args, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Args, serde::Serialize, serde::Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct Layer {
     /// Name of the unit, to the letter: NAME gives NAME.scope [default: sandbox-NAME-ID.scope]

@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use serde::Serialize;
 
 use crate::error::{Result, fault};
-use crate::given::Given;
+use crate::given::Provenance;
 use crate::host::Host;
 use crate::layer::{Manager, Namespace, Userns};
 use crate::part::caps::Capabilities;
@@ -66,7 +66,7 @@ pub(crate) struct Plan {
     /// What goes to the journal.
     pub(crate) log: Option<LogPlan>,
     /// Every setting that was given, and by whom; for whoever looks, nothing is decided by it.
-    pub(crate) given: Vec<Given>,
+    pub(crate) given: Provenance,
     /// One line each, printed on stderr unless `--quiet`: where a default had to give way.
     pub(crate) warnings: Vec<String>,
     /// One line each, shown by `--dry-run`: what was asked and goes out under another name.
@@ -184,7 +184,7 @@ impl Plan {
             process,
             service,
             users,
-            given: Vec::new(),
+            given: Provenance::default(),
             warnings: if spec.process.quiet { Vec::new() } else { warnings },
             notes,
         })

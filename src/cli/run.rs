@@ -6,7 +6,7 @@ use std::sync::Arc;
 use clap::Args;
 
 use crate::error::Result;
-use crate::given::Sources;
+use crate::given::Provenance;
 use crate::host::Host;
 use crate::image::ResolvedImage;
 use crate::kept::{self, Choice, Kept};
@@ -87,13 +87,13 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
 fn start(arguments: Arguments) -> Result<u8> {
     let mut timings = Timings::begin();
     let profile = arguments.profile.as_deref().map(Profile::load).transpose()?;
-    let sources = Sources::new(&arguments.layer, profile.as_ref());
+    let given = Provenance::new(&arguments.layer, profile.as_ref());
     let layer = match &profile {
         Some(profile) => profile.under(arguments.layer),
         None => arguments.layer,
     };
     let Choice { layer, image, kept } = kept::choose(layer)?;
-    let given = sources.of(&layer, &below(image.as_ref(), kept.as_ref()));
+    let given = given.of(&layer, below(image.as_ref(), kept.as_ref()));
     let spec = Spec::from_layer(layer).map_err(|error| match &profile {
         Some(profile) => profile.blame(error),
         None => error,
