@@ -19,7 +19,9 @@ mod text;
 mod unit;
 mod wait;
 
-use clap::{Parser, Subcommand};
+use std::mem::ManuallyDrop;
+
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::error::Result;
 
@@ -122,7 +124,12 @@ enum Command {
 /// # Errors
 /// With the one line that is to be printed.
 pub(crate) fn main() -> Result<u8> {
-    let arguments = match Arguments::try_parse() {
+    // Never taken down: with all flags of `run` that takes 70,000 instructions, and the process ends with it anyway.
+    let mut definition = ManuallyDrop::new(Arguments::command());
+    let parsed = definition.try_get_matches_from_mut(std::env::args_os()).and_then(|mut matches| {
+        Arguments::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut definition))
+    });
+    let arguments = match parsed {
         Ok(arguments) => arguments,
         Err(error) => return usage(&error),
     };
