@@ -23,7 +23,7 @@ use crate::part::users::{self, UserPlan};
 use crate::pid1;
 use crate::plan::Plan;
 use crate::procview;
-use crate::seccomp::{Filter, bpf::Instruction};
+use crate::seccomp::Filter;
 use crate::sync::{ChildEnd, Failure, ToChild, ToParent};
 use crate::sys;
 
@@ -77,11 +77,11 @@ fn steps(plan: &Plan, end: &ChildEnd, streams: &Streams, kept: &[BorrowedFd<'_>]
         mounts::enter(&plan.kernel_mounts, &made, &tree, view.as_ref())?;
     }
     rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable).context("own /proc/self")?;
-    plan.namespaces.prepare_time()?;
+    plan.namespaces.enter_time()?;
     let terminal = plan.process.terminal.then(terminal::open).transpose()?;
     let prepared = plan.process.prepare()?;
-    let answered = plan.procview.as_ref().map(|view| procview::filter(view.affinity));
-    let payload = plan.payload(answered.as_ref().map(|filter| (&filter[..], end)));
+    let answered = plan.procview.as_ref().map(|view| procview::filter(view.affinity, &plan.seccomp));
+    let payload = plan.payload(answered.as_ref().map(|filter| (filter, end)));
     // For all processes from here on, while systemd works; what this one may do now stays, until it has forked.
     plan.capabilities.apply()?;
     let (master, terminal) = terminal.map_or((None, None), |(master, terminal)| (Some(master), Some(terminal)));
@@ -215,12 +215,12 @@ pub(crate) struct Payload<'a> {
     /// The filter of system calls.
     pub(crate) seccomp: &'a Filter,
     /// The filter that hands system calls over, and where the launcher is, who answers them.
-    pub(crate) answered: Option<(&'a [Instruction], &'a ChildEnd)>,
+    pub(crate) answered: Option<(&'a procview::Filter, &'a ChildEnd)>,
 }
 
 impl Plan {
     /// The payload of this plan.
-    pub(crate) fn payload<'a>(&'a self, answered: Option<(&'a [Instruction], &'a ChildEnd)>) -> Payload<'a> {
+    pub(crate) fn payload<'a>(&'a self, answered: Option<(&'a procview::Filter, &'a ChildEnd)>) -> Payload<'a> {
         Payload {
             process: &self.process,
             capabilities: &self.capabilities,
@@ -291,17 +291,20 @@ impl Payload<'_> {
         }
         // Before the filter, which need not let these calls through.
         self.landlock.apply()?;
-        self.hand_over_calls()?;
+        let forbids = self.hand_over_calls()?;
         // Last, since it may forbid any of the steps before; all that comes after it is execve and the report of why that failed.
-        self.seccomp.load()
+        if forbids { Ok(()) } else { self.seccomp.load() }
     }
 
-    /// Before the filter that forbids: that one may forbid seccomp(2).
-    fn hand_over_calls(&self) -> Result<()> {
-        let Some((filter, end)) = self.answered else { return Ok(()) };
+    /// Before the filter that forbids: that one may forbid seccomp(2). Whether that one is loaded with it.
+    fn hand_over_calls(&self) -> Result<bool> {
+        let Some((filter, end)) = self.answered else { return Ok(false) };
         match procview::listen(filter).context("load the filter that hands sysinfo(2) over")? {
-            Some(listener) => end.send(&ToParent::Calls(listener)).context("tell the launcher"),
-            None => Ok(()),
+            Some(listener) => {
+                end.send(&ToParent::Calls(listener)).context("tell the launcher")?;
+                Ok(filter.forbids)
+            }
+            None => Ok(false),
         }
     }
 }

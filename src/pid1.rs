@@ -3,7 +3,7 @@
 //! the payload is not PID 1 unless asked.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,7 @@ use crate::sys;
 /// Longest wait for the launcher to have looked at what the unit counted.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Forks the payload and stays until it has ended; the result is the exit status of this process, which nobody reads.
+/// Starts the payload and stays until it has ended; the result is the exit status of this process, which nobody reads.
 ///
 /// # Errors
 /// When the payload cannot be started, with its own reason.
@@ -45,6 +45,8 @@ pub(crate) fn supervise(
             Ok(()) => payload.become_it(prepared, terminal.as_ref(), None),
             Err(error) => error,
         })?;
+    // A switch to another user sets it anew for the memory that both had, prctl(2).
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("hide the stub's memory")?;
     child::shrink_stub(plan, end)?;
     if let Some(failure) = read_failure(started)? {
         return Err(failure.into_error());
@@ -78,15 +80,24 @@ fn wait_for_release(end: &ChildEnd) {
     }
 }
 
-/// Forks a process that becomes a payload by `become_it`, which returns only why it could not. Its number, and the pipe through which
-/// [`read_failure`] reads that; `become_it` gets the end of it that it must leave open.
-fn start(become_it: impl FnOnce(BorrowedFd<'_>) -> anyhow::Error) -> Result<(Pid, OwnedFd)> {
+/// Starts the process that becomes the payload by `become_it`, which returns only why it could not, and waits for either. Its number,
+/// and the pipe through which [`read_failure`] reads that; `become_it` gets the end of it that it must leave open.
+fn start(become_it: impl Fn(BorrowedFd<'_>) -> anyhow::Error) -> Result<(Pid, OwnedFd)> {
+    let (started, report) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("make a pipe")?;
+    let payload = sys::vfork(|| {
+        report_failure(&report, &become_it(report.as_fd()));
+        crate::exit::FAILED
+    });
+    Ok((payload.context("start the payload")?, started))
+}
+
+/// The same by a copy of this process, which may then enter namespaces that take nobody whose memory is shared (EUSERS, setns(2)).
+fn fork(become_it: impl FnOnce() -> anyhow::Error) -> Result<(Pid, OwnedFd)> {
     let (started, report) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("make a pipe")?;
     match sys::clone_process(0).context("fork the payload")? {
         sys::Side::Child => {
             drop(started);
-            let error = become_it(report.as_fd());
-            report_failure(report, &error);
+            report_failure(&report, &become_it());
             sys::exit_now(crate::exit::FAILED)
         }
         sys::Side::Parent(pid, _) => Ok((pid, started)),
@@ -100,7 +111,7 @@ fn start(become_it: impl FnOnce(BorrowedFd<'_>) -> anyhow::Error) -> Result<(Pid
 /// When the process cannot be started, with its own reason.
 pub(crate) fn attend(end: &ChildEnd, become_it: impl FnOnce() -> anyhow::Error) -> Result<u8> {
     let signals = watch_signals()?;
-    let (payload, started) = start(|_| become_it())?;
+    let (payload, started) = fork(become_it)?;
     child::leave_streams(end);
     if let Some(failure) = read_failure(started)? {
         return Err(failure.into_error());
@@ -145,20 +156,25 @@ fn watch_signals() -> Result<SignalFd> {
     SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).context("make a signalfd")
 }
 
+/// The longest report, in bytes: a pipe takes as much when nobody reads yet, since who would read waits; pipe(7).
+const REPORT: usize = 4096;
+
 /// The payload's reason, through a pipe that execve closes: nothing in it means that the payload runs.
-fn report_failure(pipe: OwnedFd, error: &anyhow::Error) {
+fn report_failure(pipe: &OwnedFd, error: &anyhow::Error) {
     let failure = Failure::from_error(error);
-    let text = format!("{}\0{}\0{}", failure.status, failure.message, failure.hint);
+    // The message last: what names the command may be as long as that.
+    let mut text = format!("{}\0{}\0{}", failure.status, failure.hint, failure.message).into_bytes();
+    text.truncate(REPORT);
     // Without a reader there is nobody to tell.
-    drop(File::from(pipe).write_all(text.as_bytes()));
+    let _ = rustix::io::write(pipe, &text);
 }
 
 fn read_failure(pipe: OwnedFd) -> Result<Option<Failure>> {
     let mut text = Vec::new();
-    File::from(pipe).take(8192).read_to_end(&mut text).context("wait for the payload")?;
+    File::from(pipe).read_to_end(&mut text).context("wait for the payload")?;
     let text = String::from_utf8_lossy(&text);
     let mut parts = text.splitn(3, '\0');
-    let (Some(status), Some(message), Some(hint)) = (parts.next(), parts.next(), parts.next()) else {
+    let (Some(status), Some(hint), Some(message)) = (parts.next(), parts.next(), parts.next()) else {
         return Ok(None);
     };
     Ok(Some(Failure { status: status.parse().unwrap_or(125), message: message.into(), hint: hint.into() }))

@@ -12,7 +12,11 @@ use rustix::process::Pid;
 
 use crate::seccomp::bpf::Instruction;
 
+pub(crate) mod attr;
+mod descriptors;
 mod threads;
+
+pub(crate) use descriptors::close_all_but;
 
 /// Turns the -1 of a system call into the error it set.
 fn check(result: libc::c_long) -> io::Result<libc::c_long> {
@@ -73,6 +77,29 @@ fn clone(flags: libc::c_int, exit_signal: libc::c_int) -> io::Result<Side> {
     }
 }
 
+/// Starts a process that does `work`, on a stack of its own but in this one's memory, while this thread waits until it has executed a
+/// program or ended; the result of `work` is its exit status; vfork(2). A copy of the memory would take longer to make, to fault in page
+/// by page, and to take down.
+///
+/// # Errors
+/// What clone(2) says; EINVAL before Linux 6.1 where processes to come are in another time namespace.
+pub(crate) fn vfork<W: FnMut() -> u8>(mut work: W) -> io::Result<Pid> {
+    extern "C" fn begin<W: FnMut() -> u8>(work: *mut libc::c_void) -> libc::c_int {
+        // SAFETY: this is `work` of the call below, which waits as long as this process is in its memory.
+        let work = unsafe { &mut *work.cast::<W>() };
+        exit_now(work())
+    }
+    // 256 KiB, untouched, so that only what is used takes memory.
+    let mut stack = Vec::<u128>::with_capacity(16 << 10);
+    let top = stack.spare_capacity_mut().as_mut_ptr_range().end.cast::<libc::c_void>();
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+    // SAFETY: the stack is aligned as u128 is, 16 bytes, and belongs to nobody else. It, `work` and all that `work` borrows live across
+    // the call, during which this thread does nothing: it is as if `work` ran here. It has no way out but execve and _exit, so nothing
+    // is dropped twice; descriptors that it closes are closed in its own table.
+    let pid = check(unsafe { libc::clone(begin::<W>, top, flags, (&raw mut work).cast()) }.into())?;
+    i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))
+}
+
 /// A process that does nothing but one write, which may take long, beside its parent and in its memory: so it costs no copy of that.
 /// Dropping it waits for its end.
 pub(crate) struct Writer {
@@ -122,20 +149,6 @@ impl Drop for Writer {
     }
 }
 
-/// Flags of mount_setattr(2) that rustix has no words for.
-pub(crate) mod attr {
-    /// The mount and everything below it.
-    pub(crate) const RECURSIVE: libc::c_uint = 0x8000;
-    /// Read-only.
-    pub(crate) const RDONLY: u64 = libc::MOUNT_ATTR_RDONLY;
-    /// Set-user-ID bits and file capabilities have no effect.
-    pub(crate) const NOSUID: u64 = libc::MOUNT_ATTR_NOSUID;
-    /// Device nodes cannot be opened.
-    pub(crate) const NODEV: u64 = libc::MOUNT_ATTR_NODEV;
-    /// Nothing can be executed.
-    pub(crate) const NOEXEC: u64 = libc::MOUNT_ATTR_NOEXEC;
-}
-
 /// Changes the mount that `mount` is the root of: sets `attributes` (`attr::*`), and with `userns` maps its owners through
 /// that user namespace; see mount_setattr(2).
 ///
@@ -166,23 +179,6 @@ pub(crate) fn mount_setattr(
         )
     };
     check(result).map(drop)
-}
-
-/// Closes every descriptor above 2 that is not in `keep`.
-///
-/// # Errors
-/// What close_range(2) says; ENOSYS before Linux 5.9.
-pub(crate) fn close_all_but(keep: &[BorrowedFd<'_>]) -> io::Result<()> {
-    let mut keep: Vec<RawFd> = keep.iter().map(AsRawFd::as_raw_fd).filter(|fd| *fd > 2).collect();
-    keep.sort_unstable();
-    let mut first = 3;
-    for fd in keep {
-        if fd > first {
-            close_range(first, fd - 1)?;
-        }
-        first = fd + 1;
-    }
-    close_range(first, RawFd::MAX)
 }
 
 /// Closes the `count` descriptors from 3 on, which were inherited and are nobody's in this process; sd_listen_fds(3).
@@ -345,8 +341,8 @@ pub(crate) fn new_session_keyring() -> io::Result<()> {
 /// EBUSY where a filter of this process has a listener already, EINVAL for flags that the kernel does not know, EACCES without
 /// no_new_privs.
 pub(crate) fn load_notifying_filter(program: &[Instruction], flags: libc::c_ulong) -> io::Result<OwnedFd> {
-    let flags = flags | libc::SECCOMP_FILTER_FLAG_NEW_LISTENER | libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
-    let fd = RawFd::try_from(set_filter(program, flags)?).map_err(io::Error::other)?;
+    let fd = set_filter(program, flags | libc::SECCOMP_FILTER_FLAG_NEW_LISTENER)?;
+    let fd = RawFd::try_from(fd).map_err(io::Error::other)?;
     // SAFETY: with NEW_LISTENER a success is an open descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

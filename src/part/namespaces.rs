@@ -1,5 +1,7 @@
 //! Namespaces: which are made by clone3, which by the child, namespaces(7).
 
+use std::os::fd::AsFd;
+
 use serde::Serialize;
 
 use crate::error::Result;
@@ -32,7 +34,7 @@ impl Namespaces {
     }
 
     /// The flags for clone3. The network is made later by the child, since it takes half a millisecond that systemd's work can
-    /// hide; the cgroup one only when the child is in its unit, since that is what becomes its root; the time one by the stub,
+    /// hide; the cgroup one only when the child is in its unit, since that is what becomes its root; the time one by the child,
     /// since a clock's offset can be set only before a process is in it (time_namespaces(7)).
     pub(crate) fn clone_flags(&self) -> libc::c_int {
         let rows = [
@@ -56,12 +58,12 @@ impl Namespaces {
         Ok(())
     }
 
-    /// Makes the time namespace for processes that this one forks from now on: their boot-time clock starts at 0. Its file in /proc
-    /// has to be this process's own.
+    /// Makes the time namespace, in which the boot-time clock starts at 0, and enters it: a process that shares this one's memory has to
+    /// be in the same one (clone(2) says EINVAL otherwise before Linux 6.1). The files in /proc have to be this process's own.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub(crate) fn prepare_time(&self) -> Result<()> {
+    pub(crate) fn enter_time(&self) -> Result<()> {
         if self.has(Namespace::Time) {
             sys::unshare(TIME).context("unshare the time namespace")?;
             // Only the boot-time clock: the monotonic one has to agree with systemd's in notifications, sd_notify(3).
@@ -70,6 +72,8 @@ impl Namespaces {
             let zero = Process::own_start().map_or(now, |ticks| ticks / rustix::param::clock_ticks_per_second());
             std::fs::write("/proc/self/timens_offsets", format!("boottime -{zero} 0"))
                 .context("set the boot-time clock")?;
+            let made = std::fs::File::open("/proc/self/ns/time_for_children").context("open the time namespace")?;
+            sys::setns(made.as_fd(), TIME).context("enter the time namespace")?;
         }
         Ok(())
     }

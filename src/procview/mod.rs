@@ -36,7 +36,7 @@ use crate::systemd::CgroupMode;
 
 pub(crate) use reader::Subject;
 pub(crate) use server::{Served, Server};
-pub(crate) use sysinfo::{filter, listen};
+pub(crate) use sysinfo::{Filter, filter, listen};
 pub(crate) use view::{Part, View};
 
 use table::{Row, TABLE};

@@ -1,6 +1,6 @@
 //! The system calls that tell what the files tell: sysinfo(2), and sched_getaffinity(2) where a quota leaves fewer CPUs than the mask
-//! has. A filter of its own, loaded before the one that forbids, hands them to the launcher and lets all others pass;
-//! seccomp_unotify(2).
+//! has. A filter hands them to the launcher: our own policy's, or before a filter from a profile one of its own, which lets all others
+//! pass; seccomp_unotify(2).
 //!
 //! The answer goes into the caller's memory, which may be anything: a page of a dead server's file, or of our own virtual files. So a
 //! short-lived process writes it, which the kernel ends after [`PATIENCE`], and the launcher never waits. What cannot be answered is
@@ -23,21 +23,35 @@ const PATIENCE: u32 = 2;
 /// The largest mask of CPUs that is asked for: 8192 of them, as many as a kernel can have.
 const MASK: usize = 1024;
 
-/// The filter that hands them over; with `affinity` both.
-pub(crate) fn filter(affinity: bool) -> Vec<Instruction> {
-    seccomp::handing_over(calls(affinity))
+/// The filter that hands them over.
+#[derive(Debug)]
+pub(crate) struct Filter {
+    program: Vec<Instruction>,
+    /// What the policy forbids it forbids, too, so that one filter does for both.
+    pub(crate) forbids: bool,
+}
+
+/// The filter that hands them over; with `affinity` both. `policy` is what else is loaded.
+pub(crate) fn filter(affinity: bool, policy: &seccomp::Filter) -> Filter {
+    let calls = calls(affinity);
+    match policy.handing_over(calls) {
+        Some(program) => Filter { program, forbids: true },
+        None => Filter { program: seccomp::handing_over(calls), forbids: false },
+    }
 }
 
 /// Loads that [`filter`] into this process, which has no_new_privs; the descriptor on which its calls are answered. `None`: somebody
-/// outside answers them already, or the kernel cannot.
+/// outside answers them already, or the kernel cannot, and nothing is loaded.
 ///
 /// # Errors
 /// What seccomp(2) says beyond that.
-pub(crate) fn listen(program: &[Instruction]) -> io::Result<Option<OwnedFd>> {
+pub(crate) fn listen(filter: &Filter) -> io::Result<Option<OwnedFd>> {
+    // What forbids nothing needs no defence against side channels either; the policy has the kernel's own default.
+    let speculation = if filter.forbids { 0 } else { libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW };
     // Since Linux 5.19 a caller that is being answered is interrupted by nothing but its end: signals would make it ask again.
     let killable = libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
     for flags in [killable, 0] {
-        match sys::load_notifying_filter(program, flags) {
+        match sys::load_notifying_filter(&filter.program, flags | speculation) {
             Ok(listener) => return Ok(Some(listener)),
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
             Err(error) if error.raw_os_error() == Some(libc::EBUSY) => return Ok(None),

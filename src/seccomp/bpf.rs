@@ -94,6 +94,17 @@ pub(super) fn compile(tables: &[Table], foreign: Action) -> Vec<Instruction> {
     program
 }
 
+/// The program that hands some calls of an architecture over to whoever listens, and has `program` decide on all others.
+pub(super) fn handing_over(arch: Arch, calls: &[libc::c_long], program: &[Instruction]) -> Vec<Instruction> {
+    let listed = calls.iter().filter_map(|call| u32::try_from(*call).ok());
+    let pairs = listed.flat_map(|call| [jump_if(IF_EQUAL, call, 0, 1), give(Action(libc::SECCOMP_RET_USER_NOTIF))]);
+    let block: Vec<_> = [load(NUMBER)].into_iter().chain(pairs).collect();
+    let mut code = vec![load(ARCHITECTURE), jump_if(IF_EQUAL, arch.audit(), 1, 0), skip(block.len())];
+    code.extend(block);
+    code.extend(program);
+    code
+}
+
 fn instruction(code: u16, k: u32) -> Instruction {
     Instruction { code, if_true: 0, if_false: 0, k }
 }
@@ -102,7 +113,7 @@ fn load(offset: u32) -> Instruction {
     instruction(LOAD, offset)
 }
 
-fn give(action: Action) -> Instruction {
+pub(super) fn give(action: Action) -> Instruction {
     instruction(RETURN, action.0)
 }
 

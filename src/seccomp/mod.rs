@@ -13,7 +13,7 @@ mod policy;
 pub(crate) mod profile;
 mod rule;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsStr;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -49,7 +49,7 @@ impl Asked {
     /// When the file cannot be read, or is no profile.
     pub(crate) fn parse(text: &OsStr) -> Result<Asked> {
         match text.to_str() {
-            Some("default") => Ok(Asked::Default),
+            Some(DEFAULT) => Ok(Asked::Default),
             Some("unconfined") => Ok(Asked::Unconfined),
             _ => {
                 let path = Path::new(text);
@@ -93,6 +93,9 @@ impl<'a> Circumstances<'a> {
     }
 }
 
+/// What our own policy is called; a file of this name is given with a `/` in it.
+const DEFAULT: &str = "default";
+
 /// The filter, decided.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Filter {
@@ -134,9 +137,9 @@ impl Filter {
             }
             Asked::Default if around.are_usual() => {
                 let program = compiled::USUAL.iter().copied().map(Instruction::from).collect();
-                return Ok(Filter { source: "default".into(), program, flags: 0 });
+                return Ok(Filter { source: DEFAULT.into(), program, flags: 0 });
             }
-            Asked::Default => ("default".into(), (vec![default_table(Arch::NATIVE, around)], DENIED, 0)),
+            Asked::Default => (DEFAULT.into(), (vec![default_table(Arch::NATIVE, around)], DENIED, 0)),
             Asked::Profile(path, profile) => {
                 let decided = profile.decide(Arch::NATIVE, around);
                 let source = path.display().to_string();
@@ -156,6 +159,12 @@ impl Filter {
             .into());
         }
         Ok(Filter { source, program, flags })
+    }
+
+    /// The program that does the same, but hands these calls over to whoever listens. `None` where that may be more than the filter
+    /// allows: what is not our own policy may deny them, or what is done between loading it and execve.
+    pub(crate) fn handing_over(&self, calls: &[libc::c_long]) -> Option<Vec<Instruction>> {
+        (self.source == DEFAULT).then(|| bpf::handing_over(Arch::NATIVE, calls, &self.program))
     }
 
     /// Loads it into this process, for good; its children and what it executes keep it.
@@ -185,13 +194,7 @@ const UNKNOWN: Action = Action::error(libc::ENOSYS);
 
 /// The program that hands these calls over to whoever listens and lets all others through, those of other architectures too.
 pub(crate) fn handing_over(calls: &[libc::c_long]) -> Vec<Instruction> {
-    let calls: BTreeMap<_, _> = calls
-        .iter()
-        .filter_map(|call| Some((u32::try_from(*call).ok()?, Verdict::always(Action(libc::SECCOMP_RET_USER_NOTIF)))))
-        .collect();
-    let last = calls.keys().next_back().copied().unwrap_or(0);
-    let table = Table { arch: Arch::NATIVE, calls, otherwise: Action::ALLOW, last, newer: Action::ALLOW };
-    bpf::compile(&[table], Action::ALLOW)
+    bpf::handing_over(Arch::NATIVE, calls, &[bpf::give(Action::ALLOW)])
 }
 
 /// Our own policy for one architecture.

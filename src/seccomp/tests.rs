@@ -1,3 +1,5 @@
+use std::collections::BTreeMap;
+
 use super::rule::{Condition, Test};
 use super::*;
 
@@ -384,6 +386,32 @@ fn what_is_handed_over() {
         !run(&both, Arch::NATIVE, libc::SYS_read) && !run(&both, Arch::X86, libc::SYS_sysinfo),
         "other calls and architectures pass"
     );
+}
+
+#[test]
+fn our_own_policy_hands_over_by_the_same_filter() {
+    let calls = [libc::SYS_sysinfo, libc::SYS_sched_getaffinity];
+    let plan = |asked: &Asked| Filter::plan(asked, around(&capabilities(&[])), &mut Vec::new()).unwrap();
+    let own = plan(&Asked::Default);
+    let joined = own.handing_over(&calls).unwrap();
+    for call in 0..600 {
+        for arch in [Arch::X86_64, Arch::X86] {
+            let [alone, with] = [&own.program, &joined].map(|program| bpf::run(program, arch.audit(), call, [0; 6]));
+            if arch == Arch::NATIVE && calls.contains(&libc::c_long::from(call)) {
+                assert_eq!((alone, with), (libc::SECCOMP_RET_ALLOW, libc::SECCOMP_RET_USER_NOTIF), "{call}");
+            } else {
+                assert_eq!(alone, with, "{call}");
+            }
+        }
+    }
+    // What the payload's process does with it loaded, up to its end or execve's.
+    for call in [libc::SYS_sendmsg, libc::SYS_close, libc::SYS_execve, libc::SYS_write, libc::SYS_exit_group] {
+        let verdict = bpf::run(&joined, Arch::NATIVE.audit(), u32::try_from(call).unwrap(), [0; 6]);
+        assert_eq!(verdict, libc::SECCOMP_RET_ALLOW, "{call}");
+    }
+    let profile = Profile::parse(r#"{"defaultAction": "SCMP_ACT_ALLOW"}"#).unwrap();
+    assert!(plan(&Asked::Profile("./default".into(), Box::new(profile))).handing_over(&calls).is_none());
+    assert!(plan(&Asked::Unconfined).handing_over(&calls).is_none());
 }
 
 #[test]
