@@ -83,7 +83,7 @@ save_docker_filter() { # the system call filter that dockerd hands to its runtim
 }
 
 inside_of() { # inside_of PEER: the command, in `words`
-  words=("$bench/inside" "$bench/files" 3)
+  words=("$bench/inside" "$bench/files" 5)
   case "$1" in
     "no sandbox") ;;
     sandbox) words=("$stage/sandbox" run -q "${limits[@]}" -- "${words[@]}") ;;
@@ -110,7 +110,8 @@ family_inside() {
     inside_of "$peer"
     if said=$("${words[@]}" 2>&1 < /dev/null); then names+=("$peer"); else left_out inside "$peer" "${said##*$'\n'}"; fi
   done
-  for round in $(seq $((rounds * 3))); do
+  # What differs from run to run is larger than what differs between them: so many runs.
+  for round in $(seq $((rounds * 6))); do
     for peer in "${names[@]}"; do
       inside_of "$peer"
       "${words[@]}" < /dev/null | awk -v peer="$peer" -v OFS='\t' '{ print peer, $1, $2 }' >> "$results/inside.tsv"

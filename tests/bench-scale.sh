@@ -1,8 +1,8 @@
 #!/bin/bash
 # bench-scale.sh — many sandboxes at once, in the tree lab; as root.
 #   tests/bench.sh scale [COUNT…] [row=N] [crowd=N]     0 100 300 1000 row=10000 crowd=500 by default
-# At each number of live ones: what one more start costs, ours and systemd-run --scope with the same limits, in one hyperfine run;
-# what `sandbox ps` and `systemctl list-units` take. At the largest: the private memory of launcher and init of each, from
+# At each number of live ones: what one more start costs, ours and systemd-run --scope with the same limits, in turns, five rounds of
+# them; what `sandbox ps` and `systemctl list-units` take. At the largest: the private memory of launcher and init of each, from
 # smaps_rollup. After all have ended: what is left. Then `row` starts one after the other and `crowd` with 8 at a
 # time, and what those leave: cgroups, open files of PID 1, mounts, units, processes, files. The bars: a start is no slower than systemd-run's; ps takes less than
 # 200 ms at 300; at most 1 MiB private for each; nothing left. Exit status 1 says that one was missed.
@@ -25,11 +25,22 @@ grow() { # grow COUNT: eight starts at a time
   done
 }
 
+median_of() { # median_of NAME JSON…: of all its times, in ms; hyperfine writes one time a line
+  awk -v name="$1" '
+    /"command":/ { mine = index($0, "\"" name "\"") }
+    /"times": \[/ { reading = mine; next }
+    /\]/ { reading = 0 }
+    reading { gsub(/[ ,]/, ""); print $0 * 1000 }' "${@:2}" | sort -n | awk '{ a[NR] = $1 } END { print (a[int((NR + 1) / 2)] + a[int(NR / 2) + 1]) / 2 }'
+}
+
 measure() { # measure COUNT: one line of the table
-  local ours theirs ps list
-  hyperfine -N --warmup 3 --runs "${SANDBOX_BENCH_RUNS:-40}" --export-json "$results/scale-$1.json" \
-    -n systemd-run "systemd-run --scope --quiet ${limits[*]} true" -n sandbox "$sandbox run ${limits[*]} -- true" > /dev/null 2>&1
-  read -r theirs ours < <(awk '/"median":/ { gsub(/[ ,]/, ""); sub(/"median":/, ""); printf "%s ", $0 * 1000 } END { print "" }' "$results/scale-$1.json")
+  local ours theirs ps list round
+  sleep 2   # what was started last settles
+  for round in 1 2 3 4 5; do
+    hyperfine -N --warmup 3 --runs "${SANDBOX_BENCH_RUNS:-40}" --export-json "$results/scale-$1-$round.json" \
+      -n systemd-run "systemd-run --scope --quiet ${limits[*]} true" -n sandbox "$sandbox run ${limits[*]} -- true" > /dev/null 2>&1
+  done
+  theirs=$(median_of systemd-run "$results/scale-$1"-?.json) ours=$(median_of sandbox "$results/scale-$1"-?.json)
   hyperfine -N --warmup 1 --runs 10 --export-json "$work/times.json" "$sandbox ps -q" "systemctl list-units --no-legend" > /dev/null 2>&1
   read -r ps list < <(awk '/"median":/ { gsub(/[ ,]/, ""); sub(/"median":/, ""); printf "%s ", $0 * 1000 } END { print "" }' "$work/times.json")
   awk -v n="$1" -v ours="$ours" -v theirs="$theirs" -v ps="$ps" -v list="$list" 'BEGIN {

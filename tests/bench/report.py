@@ -3,7 +3,7 @@
 
 RESULTS has facts.tsv (name, value), left-out.tsv (family, peer, reason), inside.tsv (peer, kind, nanoseconds), steps.tsv (start,
 step, milliseconds at its end), scale.txt, and the files that hyperfine exported: start-none-N.json and start-0.06-N.json,
-exec-N.json (N is the round), scale-COUNT.json.
+exec-N.json (N is the round), scale-COUNT-N.json.
 """
 
 import glob
@@ -206,9 +206,9 @@ class Report:
 
     def scale(self):
         series = {OURS: {}, "systemd-run": {}}
-        for path in glob.glob(f"{self.results}/scale-*.json"):
-            count = int(re.search(r"scale-(\d+)\.json", path)[1])
-            for name, t in hyperfine(path).items():
+        names = glob.glob(f"{self.results}/scale-*-1.json")
+        for count in (int(re.search(r"scale-(\d+)-1\.json", name)[1]) for name in names):
+            for name, t in hyperfine(f"{self.results}/scale-{count}-*.json").items():
                 series[name][count] = statistics.median(t)
         self.say("## A start while others live", "", "Median of one more start; `systemd-run --scope` with the same limits beside it.")
         if series[OURS]:
