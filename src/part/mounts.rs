@@ -360,7 +360,8 @@ fn remount(mount: BorrowedFd<'_>, attributes: u64, recursive: bool) -> Result<()
     remount_path(Path::new(&path), attributes)?;
     if recursive {
         let top = std::fs::read_link(&path)?;
-        let table = parse_mountinfo(&std::fs::read("/proc/self/mountinfo")?);
+        // The helper is a thread with mounts of its own: /proc/self is the launcher's first one.
+        let table = parse_mountinfo(&std::fs::read("/proc/thread-self/mountinfo")?);
         for below in table.iter().filter(|m| m.point != top && m.point.starts_with(&top)) {
             remount_path(&below.point, attributes)?;
         }
