@@ -32,7 +32,7 @@ STEPS = {
     "unit started": "Waiting for systemd. The child and the helper make network, overlay, mounts and masks meanwhile, on another CPU.",
     "child ready": "What of the child's work systemd's did not hide.",
     "limits verified": "Each limit, read back from the kernel.",
-    "payload executed": "Cgroup and time namespace, fork, capabilities, the filters, execve.",
+    "payload executed": "Cgroup namespace, vfork, capabilities, one filter, execve.",
     "ended": "The command itself (`true`), its end, and that of the processes around it.",
 }
 KINDS = {
