@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// Every time limit is multiplied by this: emulation is slow, and a limit is there to end a hang, not to measure.
-static SLOW: LazyLock<u32> =
+pub(crate) static SLOW: LazyLock<u32> =
     LazyLock::new(|| std::env::var("SANDBOX_TEST_SLOW").ok().and_then(|v| v.parse().ok()).unwrap_or(1));
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
