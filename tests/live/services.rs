@@ -190,8 +190,10 @@ impl UnitFile {
         let path = PathBuf::from(format!("/run/systemd/system/{name}"));
         let program = crate::bed::sandbox_binary();
         let start = format!("ExecStart={} run {flags} -- {command}", program.display());
-        let text =
-            format!("[Service]\nType=notify\nKillMode=mixed\nTimeoutStopSec=5\nTimeoutStartSec=20\n{lines}\n{start}\n");
+        let seconds = patience(std::time::Duration::from_secs(20)).as_secs();
+        let text = format!(
+            "[Service]\nType=notify\nKillMode=mixed\nTimeoutStopSec=5\nTimeoutStartSec={seconds}\n{lines}\n{start}\n"
+        );
         fs::write(&path, text).unwrap();
         UnitFile { name, path, others: Vec::new() }
     }
