@@ -82,7 +82,7 @@ fn steps(plan: &Plan, end: &ChildEnd, streams: &Streams, kept: &[BorrowedFd<'_>]
     let prepared = plan.process.prepare()?;
     let answered = plan.procview.as_ref().map(|view| procview::filter(view.affinity, &plan.seccomp));
     let payload = plan.payload(answered.as_ref().map(|filter| (filter, end)));
-    // For all processes from here on, while systemd works; what this one may do now stays, until it has forked.
+    // For all processes from here on, while systemd works; what this one may do now stays, until the payload is on its own.
     plan.capabilities.apply()?;
     let (master, terminal) = terminal.map_or((None, None), |(master, terminal)| (Some(master), Some(terminal)));
     end.send(&ToParent::Ready(master)).context("tell the launcher")?;
@@ -96,7 +96,7 @@ fn steps(plan: &Plan, end: &ChildEnd, streams: &Streams, kept: &[BorrowedFd<'_>]
     }
     if plan.process.as_pid1 {
         leave_descriptors(plan, &[end.as_fd()], terminal.as_ref())?;
-        return Err(payload.become_it(&prepared, terminal.as_ref(), Some(end)));
+        return Err(payload.become_it(&prepared, terminal.as_ref(), Origin::First(end)));
     }
     pid1::supervise(plan, end, payload, &prepared, terminal)
 }
@@ -201,6 +201,17 @@ pub(crate) fn leave_streams(end: &ChildEnd) {
     let _ = rustix::stdio::dup2_stderr(end);
 }
 
+/// How the process that becomes a payload came to be.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Origin<'a> {
+    /// The sandbox's first process, with its end to the launcher, which is its parent.
+    First(&'a ChildEnd),
+    /// A copy of the one that attends to it.
+    Fork,
+    /// In the memory of the stub, which waits for its execve; every signal is blocked until then.
+    Vfork,
+}
+
 /// What a process needs to know to become a payload: the sandbox's own, or a further one of `exec`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Payload<'a> {
@@ -233,17 +244,22 @@ impl Plan {
 }
 
 impl Payload<'_> {
-    /// The last steps, in the process that becomes the payload; returns only why it could not. `launcher` is given where that, not
-    /// the stub, is the parent.
+    /// Whether it may begin in the stub's memory. Not where it may trace the stub, which has to be without its rights before the payload
+    /// runs; not under a filter that may keep signals from being unblocked at the end.
+    pub(crate) fn may_share_memory(&self) -> bool {
+        !self.capabilities.keeps("SYS_PTRACE") && self.seccomp.lets_signals_be_unblocked()
+    }
+
+    /// The last steps, in the process that becomes the payload; returns only why it could not.
     pub(crate) fn become_it(
         &self,
         prepared: &Prepared,
         terminal: Option<&OwnedFd>,
-        launcher: Option<&ChildEnd>,
+        origin: Origin<'_>,
     ) -> anyhow::Error {
-        match self.prepare(&prepared.identity, terminal, launcher) {
+        match self.prepare(&prepared.identity, terminal, origin) {
             Ok(()) => {
-                let fault = self.process.exec(&prepared.execution);
+                let fault = self.process.exec(&prepared.execution, matches!(origin, Origin::Vfork));
                 match self.hint_at_execve() {
                     Some(hint) if fault.exit_status() == exit::NOT_EXECUTABLE => fault.hint(hint).into(),
                     _ => fault.into(),
@@ -261,9 +277,9 @@ impl Payload<'_> {
         self.label.map(Label::hint_at_execve)
     }
 
-    fn prepare(&self, identity: &Identity, terminal: Option<&OwnedFd>, launcher: Option<&ChildEnd>) -> Result<()> {
+    fn prepare(&self, identity: &Identity, terminal: Option<&OwnedFd>, origin: Origin<'_>) -> Result<()> {
         // One apart from the stub's; without a stub it has its own already.
-        if launcher.is_none() {
+        if !matches!(origin, Origin::First(_)) {
             rustix::process::setsid().context("make a session")?;
         }
         if let Some(terminal) = terminal {
@@ -271,7 +287,10 @@ impl Payload<'_> {
         } else if identity.uid != 0 {
             streams::give(identity.uid, identity.gid);
         }
-        sys::default_signals().context("reset signals")?;
+        match origin {
+            Origin::Vfork => sys::default_actions(),
+            Origin::First(_) | Origin::Fork => sys::default_signals().context("reset signals")?,
+        }
         // The bounding set while this is still root of its user namespace, the sets in force after the user switch has shrunk them.
         self.capabilities.apply()?;
         self.process.apply(identity)?;
@@ -280,7 +299,9 @@ impl Payload<'_> {
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
             .context("tie the payload to its parent")?;
         // A parent that died before is not told of; the stub's end would be this process's own.
-        if launcher.is_some_and(ChildEnd::launcher_is_gone) {
+        if let Origin::First(end) = origin
+            && end.launcher_is_gone()
+        {
             return Err(fault("the launcher is gone").into());
         }
         // execve gives no new privileges, set-user-ID bits have no effect; without this the kernel takes no filter from the unprivileged.

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use anyhow::Context;
 use rustix::process::{DumpableBehavior, Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
-use crate::child::{self, Payload};
+use crate::child::{self, Origin, Payload};
 use crate::error::{Result, fault};
 use crate::exit;
 use crate::layer::Namespace;
@@ -105,7 +105,7 @@ impl Drop for Entered {
 #[derive(Debug)]
 struct Target {
     pidfd: OwnedFd,
-    /// The time namespace: the stub's own is the host's, that of its children is the sandbox's.
+    /// The time namespace, that of the stub's children: a stub of an older program is not in it itself.
     time: Option<File>,
     /// The mount namespace: once in the user namespace, this process has no right to look into the stub any more.
     mount: Option<File>,
@@ -230,7 +230,7 @@ fn attend(target: &Target, payload: Payload<'_>, end: &ChildEnd) -> Result<u8> {
     // Processes inside are not to look into this one or its child while they have the caller's memory.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("hide the child's memory")?;
     target.enter_first()?;
-    pid1::attend(end, || match become_it(target, payload, end) {
+    pid1::attend(end, |_| match become_it(target, payload, end) {
         Ok(never) => match never {},
         Err(error) => error,
     })
@@ -246,7 +246,7 @@ fn become_it(target: &Target, payload: Payload<'_>, end: &ChildEnd) -> Result<st
     let prepared = payload.process.prepare()?;
     let (master, terminal) = terminal.map_or((None, None), |(master, terminal)| (Some(master), Some(terminal)));
     end.send(&ToParent::Ready(master)).context("tell the caller")?;
-    Err(payload.become_it(&prepared, terminal.as_ref(), None))
+    Err(payload.become_it(&prepared, terminal.as_ref(), Origin::Fork))
 }
 
 /// Root inside, where there is one; a plain user's map may have the caller alone.

@@ -13,8 +13,8 @@ use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{DumpableBehavior, Pid, WaitOptions};
 
-use crate::child::{self, Payload};
-use crate::error::Result;
+use crate::child::{self, Origin, Payload};
+use crate::error::{Result, fault};
 use crate::layer::Namespace;
 use crate::part::process::Prepared;
 use crate::plan::Plan;
@@ -40,14 +40,7 @@ pub(crate) fn supervise(
     rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1)).context("become a subreaper")?;
     // Before there is anybody who could look into it; execve takes it from the payload.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("hide the stub's memory")?;
-    let (payload, started) =
-        start(|report| match child::leave_descriptors(plan, &[report, end.as_fd()], terminal.as_ref()) {
-            Ok(()) => payload.become_it(prepared, terminal.as_ref(), None),
-            Err(error) => error,
-        })?;
-    // A switch to another user sets it anew for the memory that both had, prctl(2).
-    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("hide the stub's memory")?;
-    child::shrink_stub(plan, end)?;
+    let (payload, started) = begin(plan, end, payload, prepared, terminal.as_ref())?;
     if let Some(failure) = read_failure(started)? {
         return Err(failure.into_error());
     }
@@ -61,6 +54,33 @@ pub(crate) fn supervise(
     drop(terminal);
     wait_for_release(end);
     Ok(0)
+}
+
+/// Starts the payload and takes the stub's rights from it, in this order only where the payload can do nothing with them; as [`vfork`].
+fn begin(
+    plan: &Plan,
+    end: &ChildEnd,
+    payload: Payload<'_>,
+    prepared: &Prepared,
+    terminal: Option<&OwnedFd>,
+) -> Result<(Pid, OwnedFd)> {
+    let become_it = |kept: &[BorrowedFd<'_>], gate: Option<BorrowedFd<'_>>, origin| {
+        let left = child::leave_descriptors(plan, kept, terminal);
+        match left.and_then(|()| gate.map_or(Ok(()), pass)) {
+            Ok(()) => payload.become_it(prepared, terminal, origin),
+            Err(error) => error,
+        }
+    };
+    if payload.may_share_memory() {
+        let begun = vfork(|report| become_it(&[report, end.as_fd()], None, Origin::Vfork))?;
+        child::shrink_stub(plan, end)?;
+        return Ok(begun);
+    }
+    let (gate, opener) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("make a pipe")?;
+    let begun = fork(|report| become_it(&[report, end.as_fd(), gate.as_fd()], Some(gate.as_fd()), Origin::Fork))?;
+    child::shrink_stub(plan, end)?;
+    rustix::io::write(&opener, b"g").context("let the payload begin")?;
+    Ok(begun)
 }
 
 /// Lets the launcher look at the unit's cgroup, which systemd removes when this process ends. A launcher that somebody stopped is not
@@ -80,24 +100,36 @@ fn wait_for_release(end: &ChildEnd) {
     }
 }
 
+/// Waits in the payload's process until the stub is without its rights.
+fn pass(gate: BorrowedFd<'_>) -> Result<()> {
+    match rustix::io::retry_on_intr(|| rustix::io::read(gate, &mut [0; 1])).context("wait for the stub")? {
+        0 => Err(fault("the stub is gone").into()),
+        _ => Ok(()),
+    }
+}
+
 /// Starts the process that becomes the payload by `become_it`, which returns only why it could not, and waits for either. Its number,
 /// and the pipe through which [`read_failure`] reads that; `become_it` gets the end of it that it must leave open.
-fn start(become_it: impl Fn(BorrowedFd<'_>) -> anyhow::Error) -> Result<(Pid, OwnedFd)> {
+fn vfork(become_it: impl Fn(BorrowedFd<'_>) -> anyhow::Error) -> Result<(Pid, OwnedFd)> {
     let (started, report) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("make a pipe")?;
     let payload = sys::vfork(|| {
         report_failure(&report, &become_it(report.as_fd()));
         crate::exit::FAILED
     });
-    Ok((payload.context("start the payload")?, started))
+    let payload = payload.context("start the payload")?;
+    // A switch to another user sets it anew for the memory that both had, prctl(2).
+    rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("hide the stub's memory")?;
+    Ok((payload, started))
 }
 
-/// The same by a copy of this process, which may then enter namespaces that take nobody whose memory is shared (EUSERS, setns(2)).
-fn fork(become_it: impl FnOnce() -> anyhow::Error) -> Result<(Pid, OwnedFd)> {
+/// The same by a copy of this process, which is not waited for, and may enter namespaces that take nobody whose memory is shared (EUSERS,
+/// setns(2)).
+fn fork(become_it: impl FnOnce(BorrowedFd<'_>) -> anyhow::Error) -> Result<(Pid, OwnedFd)> {
     let (started, report) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("make a pipe")?;
     match sys::clone_process(0).context("fork the payload")? {
         sys::Side::Child => {
             drop(started);
-            report_failure(&report, &become_it());
+            report_failure(&report, &become_it(report.as_fd()));
             sys::exit_now(crate::exit::FAILED)
         }
         sys::Side::Parent(pid, _) => Ok((pid, started)),
@@ -109,7 +141,7 @@ fn fork(become_it: impl FnOnce() -> anyhow::Error) -> Result<(Pid, OwnedFd)> {
 ///
 /// # Errors
 /// When the process cannot be started, with its own reason.
-pub(crate) fn attend(end: &ChildEnd, become_it: impl FnOnce() -> anyhow::Error) -> Result<u8> {
+pub(crate) fn attend(end: &ChildEnd, become_it: impl FnOnce(BorrowedFd<'_>) -> anyhow::Error) -> Result<u8> {
     let signals = watch_signals()?;
     let (payload, started) = fork(become_it)?;
     child::leave_streams(end);

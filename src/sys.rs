@@ -8,15 +8,18 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 
+use nix::sys::signal::{SigSet, SigmaskHow};
 use rustix::process::Pid;
 
 use crate::seccomp::bpf::Instruction;
 
 pub(crate) mod attr;
 mod descriptors;
+mod rlimit;
 mod threads;
 
 pub(crate) use descriptors::close_all_but;
+pub(crate) use rlimit::Rlimit;
 
 /// Turns the -1 of a system call into the error it set.
 fn check(result: libc::c_long) -> io::Result<libc::c_long> {
@@ -79,7 +82,7 @@ fn clone(flags: libc::c_int, exit_signal: libc::c_int) -> io::Result<Side> {
 
 /// Starts a process that does `work`, on a stack of its own but in this one's memory, while this thread waits until it has executed a
 /// program or ended; the result of `work` is its exit status; vfork(2). A copy of the memory would take longer to make, to fault in page
-/// by page, and to take down.
+/// by page, and to take down. Signals should stay blocked until its execve: one that ends it earlier leaves the heap as it then was.
 ///
 /// # Errors
 /// What clone(2) says; EINVAL before Linux 6.1 where processes to come are in another time namespace.
@@ -278,15 +281,6 @@ pub(crate) fn namespace_type(namespace: BorrowedFd<'_>) -> io::Result<libc::c_in
     libc::c_int::try_from(found).map_err(io::Error::other)
 }
 
-/// A resource limit of a process; getrlimit(2). `u64::MAX` is no limit.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Rlimit {
-    /// The limit in force.
-    pub(crate) soft: u64,
-    /// How far the process itself may raise the soft limit.
-    pub(crate) hard: u64,
-}
-
 /// Reads a limit of process `pid` (0: this one) and, with `new`, sets it; prlimit(2).
 ///
 /// # Errors
@@ -309,8 +303,9 @@ pub(crate) fn set_nice(pid: i32, nice: i32) -> io::Result<()> {
     check(unsafe { libc::setpriority(libc::PRIO_PROCESS, pid.cast_unsigned(), nice) } as libc::c_long).map(drop)
 }
 
-/// Replaces this process by the program at `path`; returns only when that failed; execve(2).
-pub(crate) fn exec(path: &OsStr, argv: &[CString], envp: &[CString]) -> io::Error {
+/// Replaces this process by the program at `path`, which with `unblock` starts with no signal blocked, whatever is blocked here; returns
+/// only when that failed; execve(2).
+pub(crate) fn exec(path: &OsStr, argv: &[CString], envp: &[CString], unblock: bool) -> io::Error {
     let Ok(path) = CString::new(path.as_bytes()) else {
         return io::Error::from_raw_os_error(libc::EINVAL);
     };
@@ -318,9 +313,14 @@ pub(crate) fn exec(path: &OsStr, argv: &[CString], envp: &[CString]) -> io::Erro
         list.iter().map(|s| s.as_ptr()).chain([std::ptr::null()]).collect()
     };
     let (argv, envp) = (pointers(argv), pointers(envp));
+    let blocked = unblock.then(|| SigSet::empty().thread_swap_mask(SigmaskHow::SIG_SETMASK));
     // SAFETY: path is NUL-terminated; both arrays end in a null pointer and their strings live until execve returns.
     unsafe { libc::execve(path.as_ptr(), argv.as_ptr(), envp.as_ptr()) };
-    io::Error::last_os_error()
+    let error = io::Error::last_os_error();
+    if let Some(Ok(blocked)) = blocked {
+        let _ = blocked.thread_set_mask();
+    }
+    error
 }
 
 /// Leaves the caller's session keyring for a new, empty one: what is in the caller's (Kerberos, fscrypt and cifs keys) would be
@@ -408,19 +408,23 @@ pub(crate) fn is_ignored(signal: i32) -> bool {
     read == 0 && now.sa_sigaction == libc::SIG_IGN
 }
 
-/// Gives every signal its default action and blocks none, as a program expects to start: Rust's runtime ignores SIGPIPE, and
-/// the stub's mask would be inherited through execve; signal(7).
-///
-/// # Errors
-/// What sigprocmask(2) says.
-pub(crate) fn default_signals() -> io::Result<()> {
+/// Gives every signal its default action, as a program expects to start: Rust's runtime ignores SIGPIPE; signal(7).
+pub(crate) fn default_actions() {
     for signal in 1..libc::SIGRTMAX() {
         if !matches!(signal, libc::SIGKILL | libc::SIGSTOP) {
             // SAFETY: SIG_DFL is a valid disposition for every catchable signal; the reserved ones give EINVAL and stay.
             unsafe { libc::signal(signal, libc::SIG_DFL) };
         }
     }
-    nix::sys::signal::SigSet::empty().thread_set_mask().map_err(io::Error::from)
+}
+
+/// The same, and blocks none: the mask, too, would be inherited through execve.
+///
+/// # Errors
+/// What sigprocmask(2) says.
+pub(crate) fn default_signals() -> io::Result<()> {
+    default_actions();
+    SigSet::empty().thread_set_mask().map_err(io::Error::from)
 }
 
 /// Ends this process by a signal, without a dump of its memory; returns only for a signal that does not end.

@@ -164,7 +164,17 @@ impl Filter {
     /// The program that does the same, but hands these calls over to whoever listens. `None` where that may be more than the filter
     /// allows: what is not our own policy may deny them, or what is done between loading it and execve.
     pub(crate) fn handing_over(&self, calls: &[libc::c_long]) -> Option<Vec<Instruction>> {
-        (self.source == DEFAULT).then(|| bpf::handing_over(Arch::NATIVE, calls, &self.program))
+        self.is_our_own().then(|| bpf::handing_over(Arch::NATIVE, calls, &self.program))
+    }
+
+    /// Whether it is our own policy, of which is known what it allows.
+    fn is_our_own(&self) -> bool {
+        self.source == DEFAULT
+    }
+
+    /// Whether sigprocmask(2) works under it for sure.
+    pub(crate) fn lets_signals_be_unblocked(&self) -> bool {
+        self.program.is_empty() || self.is_our_own()
     }
 
     /// Loads it into this process, for good; its children and what it executes keep it.

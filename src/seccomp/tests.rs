@@ -405,13 +405,16 @@ fn our_own_policy_hands_over_by_the_same_filter() {
         }
     }
     // What the payload's process does with it loaded, up to its end or execve's.
-    for call in [libc::SYS_sendmsg, libc::SYS_close, libc::SYS_execve, libc::SYS_write, libc::SYS_exit_group] {
+    let calls_then = [libc::SYS_sendmsg, libc::SYS_close, libc::SYS_rt_sigprocmask, libc::SYS_execve, libc::SYS_write];
+    for call in calls_then.into_iter().chain([libc::SYS_exit_group]) {
         let verdict = bpf::run(&joined, Arch::NATIVE.audit(), u32::try_from(call).unwrap(), [0; 6]);
         assert_eq!(verdict, libc::SECCOMP_RET_ALLOW, "{call}");
     }
     let profile = Profile::parse(r#"{"defaultAction": "SCMP_ACT_ALLOW"}"#).unwrap();
-    assert!(plan(&Asked::Profile("./default".into(), Box::new(profile))).handing_over(&calls).is_none());
-    assert!(plan(&Asked::Unconfined).handing_over(&calls).is_none());
+    let (profile, none) = (plan(&Asked::Profile("./default".into(), Box::new(profile))), plan(&Asked::Unconfined));
+    assert!(profile.handing_over(&calls).is_none() && none.handing_over(&calls).is_none());
+    let signals = [&own, &none, &profile].map(Filter::lets_signals_be_unblocked);
+    assert_eq!(signals, [true, true, false]);
 }
 
 #[test]

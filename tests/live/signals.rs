@@ -29,6 +29,7 @@ pub(crate) fn tests() -> Vec<Test> {
         test("signals/stub_killed", needs![root, systemd], stub_killed),
         test("signals/stub_terminated_from_inside", needs![root, systemd], stub_terminated_from_inside),
         test("signals/stub_is_out_of_reach", needs![root, systemd], stub_is_out_of_reach),
+        test("signals/stub_shrinks_before_a_tracer", needs![root, systemd], stub_shrinks_before_a_tracer),
     ]
 }
 
@@ -303,6 +304,15 @@ fn stub_terminated_from_inside(bed: &Bed) {
     let script = "trap 'echo asked to end; exit 5' TERM; kill 1; while :; do sleep 0.02; done";
     let outcome = bed.run([""; 0], script).output().exited(5);
     assert_eq!(outcome.text(), "asked to end");
+}
+
+/// Who may trace on the host could else make the stub do what the payload may not: a static program looks at once.
+fn stub_shrinks_before_a_tracer(bed: &Bed) {
+    let flags = ["run", "-q", "--userns", "host", "--cap-add", "SYS_PTRACE", "--"];
+    for _ in 0..20 {
+        let look = bed.sandbox(flags).args(["busybox", "grep", "^Seccomp:", "/proc/1/status"]).output();
+        assert_eq!(look.succeeded().text(), "Seccomp:\t2");
+    }
 }
 
 /// Its own root cannot end it, stop it or look into it.

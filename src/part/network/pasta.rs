@@ -270,7 +270,7 @@ fn become_pasta(plan: &PastaPlan, place: &Place, errors: &OwnedFd) -> anyhow::Er
         Ok(()) => {
             let words = arguments(plan, &place.namespaces);
             let words: Vec<CString> = words.into_iter().filter_map(|word| CString::new(word.into_vec()).ok()).collect();
-            sys::exec(plan.program.as_os_str(), &words, &[c"PATH=/usr/bin:/bin".to_owned()]).into()
+            sys::exec(plan.program.as_os_str(), &words, &[c"PATH=/usr/bin:/bin".to_owned()], false).into()
         }
         Err(error) => error,
     }

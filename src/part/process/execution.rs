@@ -35,8 +35,8 @@ impl ProcessPlan {
         }
     }
 
-    /// Replaces this process by the command; returns only the reason why that failed.
-    pub(crate) fn exec(&self, execution: &Execution) -> Fault {
+    /// Replaces this process by the command; returns only the reason why that failed. With `unblock` signals are blocked until then.
+    pub(crate) fn exec(&self, execution: &Execution, unblock: bool) -> Fault {
         let Execution { argv, envp, candidates } = execution;
         let Some(program) = self.command.first() else {
             return fault("no command was given");
@@ -44,7 +44,7 @@ impl ProcessPlan {
         let envp = [&envp[..], &self.handed_over()].concat();
         let mut denied = None;
         for candidate in candidates {
-            let error = sys::exec(candidate.as_os_str(), argv, &envp);
+            let error = sys::exec(candidate.as_os_str(), argv, &envp, unblock);
             match error.raw_os_error() {
                 Some(libc::ENOENT | libc::ENOTDIR) if !candidate.exists() => {}
                 Some(libc::EACCES) if program.as_bytes().contains(&b'/') || candidate.exists() => {
