@@ -24,7 +24,7 @@ use crate::pid1;
 use crate::plan::Plan;
 use crate::procview;
 use crate::seccomp::Filter;
-use crate::sync::{ChildEnd, Failure, ToChild, ToParent};
+use crate::sync::{self, ChildEnd, Failure, ToChild, ToParent};
 use crate::sys;
 
 /// Runs the child to its end. What fails is reported to the launcher, which prints it; nothing is printed here.
@@ -206,10 +206,19 @@ pub(crate) fn leave_streams(end: &ChildEnd) {
 pub(crate) enum Origin<'a> {
     /// The sandbox's first process, with its end to the launcher, which is its parent.
     First(&'a ChildEnd),
-    /// A copy of the one that attends to it.
-    Fork,
-    /// In the memory of the stub, which waits for its execve; every signal is blocked until then.
-    Vfork,
+    /// A copy of the one that attends to it, with its end of the pipe that this one reads.
+    Fork(BorrowedFd<'a>),
+    /// In the memory of the stub, which waits for its execve, with the same pipe; every signal is blocked until then.
+    Vfork(BorrowedFd<'a>),
+}
+
+impl Origin<'_> {
+    fn parent_is_gone(self) -> bool {
+        match self {
+            Origin::First(end) => end.launcher_is_gone(),
+            Origin::Fork(report) | Origin::Vfork(report) => sync::is_gone(report),
+        }
+    }
 }
 
 /// What a process needs to know to become a payload: the sandbox's own, or a further one of `exec`.
@@ -259,7 +268,7 @@ impl Payload<'_> {
     ) -> anyhow::Error {
         match self.prepare(&prepared.identity, terminal, origin) {
             Ok(()) => {
-                let fault = self.process.exec(&prepared.execution, matches!(origin, Origin::Vfork));
+                let fault = self.process.exec(&prepared.execution, matches!(origin, Origin::Vfork(_)));
                 match self.hint_at_execve() {
                     Some(hint) if fault.exit_status() == exit::NOT_EXECUTABLE => fault.hint(hint).into(),
                     _ => fault.into(),
@@ -288,8 +297,8 @@ impl Payload<'_> {
             streams::give(identity.uid, identity.gid);
         }
         match origin {
-            Origin::Vfork => sys::default_actions(),
-            Origin::First(_) | Origin::Fork => sys::default_signals().context("reset signals")?,
+            Origin::Vfork(_) => sys::default_actions(),
+            Origin::First(_) | Origin::Fork(_) => sys::default_signals().context("reset signals")?,
         }
         // The bounding set while this is still root of its user namespace, the sets in force after the user switch has shrunk them.
         self.capabilities.apply()?;
@@ -298,11 +307,9 @@ impl Payload<'_> {
         // Cleared by the user switch, so here; the stub, or with --as-pid1 the launcher, is the parent.
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))
             .context("tie the payload to its parent")?;
-        // A parent that died before is not told of; the stub's end would be this process's own.
-        if let Origin::First(end) = origin
-            && end.launcher_is_gone()
-        {
-            return Err(fault("the launcher is gone").into());
+        // A parent that died before is not told of, and without a PID namespace of its own nothing else ends this process with it.
+        if origin.parent_is_gone() {
+            return Err(fault("the parent is gone").into());
         }
         // execve gives no new privileges, set-user-ID bits have no effect; without this the kernel takes no filter from the unprivileged.
         rustix::thread::set_no_new_privs(true).context("set no_new_privs")?;

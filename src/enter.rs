@@ -5,7 +5,7 @@
 //! library, no service. What they say to each other is what launcher and stub say, drawn in [`crate::sync`].
 
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use anyhow::Context;
 use rustix::process::{DumpableBehavior, Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
@@ -230,14 +230,19 @@ fn attend(target: &Target, payload: Payload<'_>, end: &ChildEnd) -> Result<u8> {
     // Processes inside are not to look into this one or its child while they have the caller's memory.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("hide the child's memory")?;
     target.enter_first()?;
-    pid1::attend(end, |_| match become_it(target, payload, end) {
+    pid1::attend(end, |report| match become_it(target, payload, end, report) {
         Ok(never) => match never {},
         Err(error) => error,
     })
 }
 
 /// In the process that becomes the command.
-fn become_it(target: &Target, payload: Payload<'_>, end: &ChildEnd) -> Result<std::convert::Infallible> {
+fn become_it(
+    target: &Target,
+    payload: Payload<'_>,
+    end: &ChildEnd,
+    report: BorrowedFd<'_>,
+) -> Result<std::convert::Infallible> {
     target.enter_rest()?;
     if target.namespaces.contains(&Namespace::User) {
         become_root()?;
@@ -246,7 +251,7 @@ fn become_it(target: &Target, payload: Payload<'_>, end: &ChildEnd) -> Result<st
     let prepared = payload.process.prepare()?;
     let (master, terminal) = terminal.map_or((None, None), |(master, terminal)| (Some(master), Some(terminal)));
     end.send(&ToParent::Ready(master)).context("tell the caller")?;
-    Err(payload.become_it(&prepared, terminal.as_ref(), Origin::Fork))
+    Err(payload.become_it(&prepared, terminal.as_ref(), Origin::Fork(report)))
 }
 
 /// Root inside, where there is one; a plain user's map may have the caller alone.

@@ -64,7 +64,7 @@ fn begin(
     prepared: &Prepared,
     terminal: Option<&OwnedFd>,
 ) -> Result<(Pid, OwnedFd)> {
-    let become_it = |kept: &[BorrowedFd<'_>], gate: Option<BorrowedFd<'_>>, origin| {
+    let become_it = |kept: &[BorrowedFd<'_>], gate: Option<BorrowedFd<'_>>, origin: Origin<'_>| {
         let left = child::leave_descriptors(plan, kept, terminal);
         match left.and_then(|()| gate.map_or(Ok(()), pass)) {
             Ok(()) => payload.become_it(prepared, terminal, origin),
@@ -72,12 +72,13 @@ fn begin(
         }
     };
     if payload.may_share_memory() {
-        let begun = vfork(|report| become_it(&[report, end.as_fd()], None, Origin::Vfork))?;
+        let begun = vfork(|report| become_it(&[report, end.as_fd()], None, Origin::Vfork(report)))?;
         child::shrink_stub(plan, end)?;
         return Ok(begun);
     }
     let (gate, opener) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).context("make a pipe")?;
-    let begun = fork(|report| become_it(&[report, end.as_fd(), gate.as_fd()], Some(gate.as_fd()), Origin::Fork))?;
+    let begun =
+        fork(|report| become_it(&[report, end.as_fd(), gate.as_fd()], Some(gate.as_fd()), Origin::Fork(report)))?;
     child::shrink_stub(plan, end)?;
     rustix::io::write(&opener, b"g").context("let the payload begin")?;
     Ok(begun)

@@ -27,6 +27,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
     SendAncillaryMessage, SendFlags, SocketFlags, SocketType,
@@ -235,10 +236,7 @@ impl ChildEnd {
 
     /// Whether the launcher is gone, without waiting for a message.
     pub(crate) fn launcher_is_gone(&self) -> bool {
-        let mut end = [rustix::event::PollFd::new(&self.0, rustix::event::PollFlags::empty())];
-        let now = rustix::event::Timespec { tv_sec: 0, tv_nsec: 0 };
-        let polled = rustix::event::poll(&mut end, Some(&now));
-        polled.is_ok() && end[0].revents().contains(rustix::event::PollFlags::HUP)
+        is_gone(self.0.as_fd())
     }
 
     /// Waits for the launcher's next message; `None` when the launcher is gone.
@@ -262,6 +260,13 @@ impl ChildEnd {
         };
         Ok(Some(message))
     }
+}
+
+/// Whether nobody has the other end of this socket or pipe any more, without waiting.
+pub(crate) fn is_gone(end: BorrowedFd<'_>) -> bool {
+    let mut ends = [PollFd::from_borrowed_fd(end, PollFlags::empty())];
+    let polled = rustix::event::poll(&mut ends, Some(&Timespec { tv_sec: 0, tv_nsec: 0 }));
+    polled.is_ok() && ends[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
 }
 
 fn bad_message() -> io::Error {
