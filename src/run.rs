@@ -95,6 +95,7 @@ pub(crate) fn run(plan: &Arc<Plan>, leases: &[BorrowedFd<'_>], begun: Begun, tim
         view: None,
         state: None,
         holds_locks,
+        let_go: false,
         ended: false,
     };
     match running.start(claim.as_ref(), bus, &signals, timings) {
@@ -175,6 +176,8 @@ struct Running<'a> {
     state: Option<StateFile>,
     /// The first process has locks on what it runs on, which the next command may want: its end is waited for.
     holds_locks: bool,
+    /// The payload was let go.
+    let_go: bool,
     ended: bool,
 }
 
@@ -189,10 +192,10 @@ impl Drop for Running<'_> {
         }
         self.pasta = None;
         // A scope ends with its last process; only what shares the host's PIDs may have left others in it.
-        if let Some(unit) = &mut self.unit
-            && !self.plan.namespaces.has(Namespace::Pid)
-        {
-            unit.stop();
+        match &mut self.unit {
+            Some(unit) if !self.plan.namespaces.has(Namespace::Pid) => unit.stop(),
+            Some(unit) if !self.let_go => unit.stop_empty(),
+            _ => {}
         }
     }
 }
@@ -250,6 +253,7 @@ impl Running<'_> {
             timings.mark("network up");
         }
         self.end.send(&ToChild::Go).context("tell the child")?;
+        self.let_go = true;
         Ok(master)
     }
 

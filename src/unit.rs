@@ -24,6 +24,8 @@ pub(crate) struct Unit<'a> {
     /// Until the limits are verified: a bus daemon takes only so many connections of a user (256), root included.
     bus: Option<Bus>,
     pending: Option<PendingScope>,
+    /// systemd has made it, so it is nobody else's.
+    stands: bool,
     memory_events: Option<File>,
 }
 
@@ -45,7 +47,7 @@ impl<'a> Unit<'a> {
             UnitKind::Own { .. } => None,
             UnitKind::Scope | UnitKind::Service => Some(bus.begin_scope(&request(plan, pid, beside, Some(pidfd)))?),
         };
-        Ok(Unit { plan, pid, beside, bus: Some(bus), pending, memory_events: None })
+        Ok(Unit { plan, pid, beside, bus: Some(bus), pending, stands: false, memory_events: None })
     }
 
     /// Waits until the process is in the unit.
@@ -55,6 +57,7 @@ impl<'a> Unit<'a> {
     pub(crate) fn finish(&mut self, pidfd: BorrowedFd<'_>) -> Result<()> {
         if let (Some(pending), Some(bus)) = (self.pending.take(), &mut self.bus) {
             bus.finish_scope(&request(self.plan, self.pid, self.beside, Some(pidfd)), pending)?;
+            self.stands = true;
         }
         Ok(())
     }
@@ -97,14 +100,25 @@ impl<'a> Unit<'a> {
         text.lines().find_map(|line| line.strip_prefix("oom_kill "))?.parse().ok()
     }
 
-    /// Stops it, with whatever is still in it.
+    /// Stops it, with whatever is still in it. Not one that this start did not make: a name that was taken is another's unit, and one
+    /// of kind `Own` ends with this process, and systemd ends the rest.
     pub(crate) fn stop(&mut self) {
-        if matches!(self.plan.kind, UnitKind::Own { .. }) {
-            // It ends with this process, and systemd ends the rest.
+        self.stop_if(|_| true);
+    }
+
+    /// The same after a start that failed, whose processes have ended: mostly it is gone then, but systemd may have missed that.
+    pub(crate) fn stop_empty(&mut self) {
+        let name = &self.plan.name;
+        self.stop_if(|bus| bus.is_empty_scope(name));
+    }
+
+    fn stop_if(&self, wanted: impl FnOnce(&mut Bus) -> bool) {
+        if !self.stands {
             return;
         }
         let wait = Duration::from_micros(self.plan.timeout_stop_usec) + Duration::from_secs(5);
-        if let Err(error) = connect(self.plan).and_then(|mut bus| bus.stop(&self.plan.name, wait)) {
+        let stop = |mut bus: Bus| if wanted(&mut bus) { bus.stop(&self.plan.name, wait) } else { Ok(()) };
+        if let Err(error) = connect(self.plan).and_then(stop) {
             log::debug!("{error:#}");
         }
     }

@@ -395,7 +395,7 @@ fn drop_in_looser(bed: &Bed) {
     let (_site, path) = DropIn::new(bed, &unit, "[Scope]\nMemoryMax=1G\n");
     let outcome = bed.run(["--unit", &unit, "-p", "MemoryMax=64M"], "echo never").output();
     outcome.refused(125, ["MemoryMax=64M", "1073741824", path.to_str().unwrap()]);
-    bed.poll("nothing is left", || unit::is_gone(&unit));
+    assert!(unit::is_gone(&unit), "{}", unit::property(&unit, "ActiveState"));
 }
 
 fn drop_in_tighter(bed: &Bed) {
