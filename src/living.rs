@@ -199,7 +199,7 @@ fn not_running(word: &str) -> anyhow::Error {
     fault(format!("{word}: no sandbox of that name is running")).hint("sandbox ps -a").into()
 }
 
-/// The one that is meant: by its name, its unit's name with or without suffix, or the beginning of one of them that no other has.
+/// The one that is meant: by its name, its unit's name with or without suffix, or as much of one with an ID as no other has.
 ///
 /// # Errors
 /// When there is none, or more than one.
@@ -217,9 +217,14 @@ type Rule<'a> = &'a dyn Fn(&[&str; 2]) -> bool;
 /// The index of the only one that `word` names; each has a name and a unit.
 fn choose(word: &str, list: &[[&str; 2]]) -> Result<Option<usize>> {
     let stem = |unit: &str| unit.rsplit_once('.').map_or(unit, |(stem, _)| stem).to_owned();
+    // Of a name that somebody gave a beginning is another name: who stops `db` does not mean `db-backup`.
+    let into_id = |name: &str, unit: &str| {
+        let id = unit.strip_prefix("sandbox-").and_then(|rest| rest.strip_prefix(name)?.strip_prefix('-'));
+        id.is_some_and(|id| unit.starts_with(word) && word.len() > unit.len() - id.len())
+    };
     let rules: [Rule<'_>; 3] =
         [&|[_, unit]| *unit == word || stem(unit) == word, &|[name, _]| *name == word, &|[name, unit]| {
-            !word.is_empty() && (name.starts_with(word) || unit.starts_with(word))
+            into_id(name, unit)
         }];
     for rule in rules {
         let hits: Vec<usize> = (0..list.len()).filter(|at| list.get(*at).is_some_and(rule)).collect();
@@ -254,9 +259,11 @@ mod tests {
             ("web", Some(3)),
             ("db", Some(3)),
             ("we", None),
-            ("top", Some(0)),
+            ("top", None),
+            ("sandbox-sleep-", None),
             ("sleep", None),
             ("sandbox-sleep-0a", Some(1)),
+            ("sandbox-sleep-0d1b2c.sc", Some(2)),
             ("sandbox-sleep-0", None),
             ("", None),
             ("toptest.service", None),

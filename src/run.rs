@@ -239,6 +239,9 @@ impl Running<'_> {
             self.grace = None;
             timings.mark("unit started");
         }
+        if let Some(Err(error)) = self.state.as_mut().map(StateFile::publish) {
+            log::warn!("sandbox ps will not show this one: {error:#}");
+        }
         let master = self.await_ready(signals)?;
         timings.mark("child ready");
         if let Some(unit) = &mut self.unit {

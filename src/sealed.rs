@@ -12,8 +12,8 @@ use std::os::unix::fs::MetadataExt;
 
 use anyhow::Context;
 use nix::fcntl::AtFlags;
-use rustix::fs::{CWD, MemfdFlags, SealFlags, StatVfsMountFlags};
-use rustix::mount::OpenTreeFlags;
+use rustix::fs::{CWD, MemfdFlags, Mode, OFlags, SealFlags, StatVfsMountFlags};
+use rustix::mount::{MountFlags, MountPropagationFlags, OpenTreeFlags};
 
 use crate::error::Result;
 use crate::plan::{Plan, UnitKind};
@@ -103,10 +103,30 @@ fn is_sealed(own: &File) -> Result<bool> {
 fn bind(own: &File) -> Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let mount = rustix::mount::open_tree(CWD, OWN, flags)?;
-    sys::mount_setattr(mount.as_fd(), 0, sys::attr::RDONLY | sys::attr::NOSUID | sys::attr::NODEV, None)?;
+    let attributes = sys::attr::RDONLY | sys::attr::NOSUID | sys::attr::NODEV;
+    let mount = match sys::mount_setattr(mount.as_fd(), 0, attributes, None) {
+        Ok(()) => mount,
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {
+            let thread = std::thread::Builder::new().spawn(bind_elsewhere)?;
+            thread.join().map_err(|_| anyhow::anyhow!("the thread that binds it panicked"))??
+        }
+        Err(error) => return Err(error.into()),
+    };
     let same = |a: rustix::fs::Stat, b: rustix::fs::Stat| (a.st_dev, a.st_ino) == (b.st_dev, b.st_ino);
     anyhow::ensure!(same(rustix::fs::fstat(&mount)?, rustix::fs::fstat(own)?), "it has been replaced");
     Ok(mount)
+}
+
+/// The same in a mount namespace of this thread, which ends with it and leaves the bind attached nowhere: before Linux 5.12 only what is
+/// attached can be made read-only.
+fn bind_elsewhere() -> Result<OwnedFd> {
+    let path = std::fs::read_link(OWN)?;
+    sys::unshare(libc::CLONE_NEWNS)?;
+    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)?;
+    rustix::mount::mount_bind(&path, &path)?;
+    let flags = MountFlags::BIND | MountFlags::RDONLY | MountFlags::NOSUID | MountFlags::NODEV;
+    rustix::mount::mount_remount(&path, flags, c"")?;
+    Ok(rustix::fs::open(&path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
 }
 
 /// A copy in memory that nobody can change.

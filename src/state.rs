@@ -256,13 +256,17 @@ fn directories() -> Vec<(PathBuf, u32)> {
 /// The file of a sandbox that lives; dropped, it is removed.
 #[derive(Debug)]
 pub(crate) struct StateFile {
+    /// Where it is now.
+    at: PathBuf,
+    /// Where it is to be found.
     path: PathBuf,
     file: File,
     length: u64,
 }
 
 impl StateFile {
-    /// Writes it; `None` where there is nothing to write or no place for it.
+    /// Writes it, under a name that nobody looks at: until systemd has given the unit's name to this start it may be another's. `None`
+    /// where there is nothing to write or no place for it.
     ///
     /// # Errors
     /// When it cannot be written.
@@ -273,14 +277,31 @@ impl StateFile {
         };
         let text = serde_json::to_vec(&record).context("write down the sandbox's state")?;
         let path = directory.join(file_name(unit));
-        let file = write_file(&directory, &path, &text).with_context(|| format!("write {}", path.display()))?;
-        Ok(Some(StateFile { path, file, length: text.len() as u64 }))
+        let state = StateFile::write_in(&directory, path, &text);
+        state.map(Some).with_context(|| format!("write {}", directory.display()))
+    }
+
+    fn write_in(directory: &Path, path: PathBuf, text: &[u8]) -> std::io::Result<StateFile> {
+        let at = directory.join(format!(".{}", std::process::id()));
+        let mut file = create(directory, &at)?;
+        file.write_all(text).inspect_err(|_| drop(std::fs::remove_file(&at)))?;
+        Ok(StateFile { at, path, file, length: text.len() as u64 })
+    }
+
+    /// Puts it where the others look.
+    ///
+    /// # Errors
+    /// What rename(2) says.
+    pub(crate) fn publish(&mut self) -> Result<()> {
+        std::fs::rename(&self.at, &self.path).with_context(|| format!("write {}", self.path.display()))?;
+        self.at.clone_from(&self.path);
+        Ok(())
     }
 
     /// Adds the payload's exit status, for those that wait for it.
     pub(crate) fn ended(&self, status: u8) {
         if let Err(error) = self.file.write_all_at(format!("\n{status}\n").as_bytes(), self.length) {
-            log::debug!("{}: {error}", self.path.display());
+            log::debug!("{}: {error}", self.at.display());
         }
     }
 }
@@ -288,13 +309,14 @@ impl StateFile {
 impl Drop for StateFile {
     fn drop(&mut self) {
         // A later sandbox of the same name may have put its own there.
-        if is_same(&self.path, &self.file) {
-            drop(std::fs::remove_file(&self.path));
+        if is_same(&self.at, &self.file) {
+            drop(std::fs::remove_file(&self.at));
         }
     }
 }
 
-fn is_same(path: &Path, file: &File) -> bool {
+/// Whether `file` is what is at `path`.
+pub(crate) fn is_same(path: &Path, file: &File) -> bool {
     let (Ok(there), Ok(ours)) = (std::fs::symlink_metadata(path), file.metadata()) else { return false };
     (there.dev(), there.ino()) == (ours.dev(), ours.ino())
 }
@@ -305,27 +327,20 @@ fn file_name(unit: &UnitPlan) -> String {
     format!("{}{}.json", if own { "user:" } else { "" }, unit.name)
 }
 
-fn write_file(directory: &Path, path: &Path, text: &[u8]) -> std::io::Result<File> {
-    let temporary = directory.join(format!(".{}", std::process::id()));
-    let create = || File::options().read(true).write(true).create_new(true).mode(0o600).open(&temporary);
-    let file = match create() {
+fn create(directory: &Path, path: &Path) -> std::io::Result<File> {
+    let create = || File::options().read(true).write(true).create_new(true).mode(0o600).open(path);
+    match create() {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             std::fs::DirBuilder::new().mode(0o700).recursive(true).create(directory)?;
             create()
         }
         // Left by a killed launcher that had this PID before.
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {
-            std::fs::remove_file(&temporary)?;
+            std::fs::remove_file(path)?;
             create()
         }
         file => file,
-    };
-    let mut file = file?;
-    let written = file.write_all(text).and_then(|()| std::fs::rename(&temporary, path));
-    if written.is_err() {
-        drop(std::fs::remove_file(&temporary));
     }
-    written.map(|()| file)
 }
 
 /// A state file that was found, and is kept open.
@@ -463,8 +478,8 @@ mod tests {
         let mut record = record();
         record.manager = Some(uid);
         let text = serde_json::to_vec(&record).unwrap();
-        let file = write_file(&sub, &path, &text).unwrap();
-        let state = StateFile { path: path.clone(), file, length: text.len() as u64 };
+        let mut state = StateFile::write_in(&sub, path.clone(), &text).unwrap();
+        state.publish().unwrap();
         let found = open(&path, uid, true).unwrap();
         assert_eq!((&found.record, found.status()), (&record, None));
         state.ended(143);
@@ -477,11 +492,18 @@ mod tests {
     fn a_later_one_of_the_same_name_is_not_removed() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("web.scope.json");
-        let first = write_file(directory.path(), &path, b"{}").unwrap();
-        let first = StateFile { path: path.clone(), file: first, length: 2 };
-        let second = write_file(directory.path(), &path, b"{}").unwrap();
+        let write = || StateFile::write_in(directory.path(), path.clone(), b"{}").unwrap();
+        let mut first = write();
+        first.publish().unwrap();
+        // A start that is refused never publishes.
+        drop(write());
+        assert!(is_same(&path, &first.file));
+        let mut second = write();
+        second.publish().unwrap();
         drop(first);
-        assert!(is_same(&path, &second));
+        assert!(is_same(&path, &second.file));
+        drop(second);
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 0);
     }
 
     #[test]

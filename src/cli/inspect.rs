@@ -37,7 +37,7 @@ pub(super) struct Arguments {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// The sandbox: its name, its unit, or the beginning of one of them that no other has
+    /// The sandbox: its name, its unit, or so much of sandbox-NAME-ID as no other has
     #[arg(value_name = "NAME")]
     name: String,
 }

@@ -133,16 +133,16 @@ pub(super) fn commit(arguments: CommitArguments) -> Result<u8> {
 /// Runs `sandbox apply`.
 pub(super) fn apply(arguments: &ApplyArguments) -> Result<u8> {
     let mut kept = arguments.which.open()?;
+    let held = if arguments.dry_run { None } else { Some(kept.hold()?) };
     let paths = arguments.paths.iter().map(|path| std::path::absolute(path).context("find the current directory"));
-    let steps = kept.steps(&paths.collect::<Result<Vec<_>>>()?)?;
+    let paths = paths.collect::<Result<Vec<_>>>()?;
+    let steps = kept.steps(&paths)?;
     if arguments.which.json {
         print::print_json(&steps)?;
     } else {
         show(&steps)?;
     }
-    if arguments.dry_run || steps.is_empty() {
-        return Ok(0);
-    }
+    let Some(held) = held.filter(|_| !steps.is_empty()) else { return Ok(0) };
     if let Some(step) = steps.iter().find(|step| step.conflict.is_some() && !arguments.force) {
         let count = steps.iter().filter(|step| step.conflict.is_some()).count();
         let more = if count > 1 { format!(", and {} more", count - 1) } else { String::new() };
@@ -151,10 +151,18 @@ pub(super) fn apply(arguments: &ApplyArguments) -> Result<u8> {
             .hint("look at both, then --force; or name the paths that are to be applied")
             .into());
     }
-    if !arguments.yes && !confirmed(steps.len())? {
-        return Err(fault("nothing was applied").into());
+    if !arguments.yes {
+        if !confirmed(steps.len())? {
+            return Err(fault("nothing was applied").into());
+        }
+        // The answer is to what was shown, and may have taken long.
+        if kept.steps(&paths)? != steps {
+            return Err(fault("the host has changed since they were shown; nothing was applied")
+                .hint(format!("look again: sandbox apply {}", kept.name()))
+                .into());
+        }
     }
-    kept.apply(&steps)?;
+    kept.apply(&steps, &held)?;
     Ok(0)
 }
 

@@ -19,7 +19,7 @@ pub(super) struct Arguments {
     /// To every process of the unit, not to the command alone
     #[arg(long, short = 'a')]
     all: bool,
-    /// The sandbox: its name, its unit, or the beginning of one of them that no other has
+    /// The sandbox: its name, its unit, or so much of sandbox-NAME-ID as no other has
     #[arg(value_name = "NAME", required = true)]
     names: Vec<String>,
 }

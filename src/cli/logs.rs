@@ -19,7 +19,7 @@ pub(super) struct Arguments {
     /// Only the last lines
     #[arg(long, short = 'n', value_name = "N", visible_alias = "tail")]
     lines: Option<u32>,
-    /// The sandbox: its name, its unit, or the beginning of one of them that no other has; the unit's name also when it is over
+    /// The sandbox: its name, its unit, or so much of sandbox-NAME-ID as no other has; the unit's name also when it is over
     #[arg(value_name = "NAME")]
     name: String,
 }

@@ -12,7 +12,7 @@ pub(super) struct Arguments {
     /// Stop one that runs
     #[arg(long, short = 'f')]
     force: bool,
-    /// The sandbox: its name, its unit, or the beginning of one of them that no other has
+    /// The sandbox: its name, its unit, or so much of sandbox-NAME-ID as no other has
     #[arg(value_name = "NAME", required = true)]
     names: Vec<String>,
 }

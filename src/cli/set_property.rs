@@ -19,7 +19,7 @@ Examples:
 #[derive(Debug, Args)]
 #[command(max_term_width = 100, after_help = AFTER_HELP)]
 pub(super) struct Arguments {
-    /// The sandbox: its name, its unit, or the beginning of one of them that no other has
+    /// The sandbox: its name, its unit, or so much of sandbox-NAME-ID as no other has
     #[arg(value_name = "NAME")]
     name: String,
     /// Properties of systemd.resource-control(5)

@@ -33,7 +33,7 @@ pub(super) struct Arguments {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Only these: names, units, or beginnings of them [default: all]
+    /// Only these: names or units [default: all]
     #[arg(value_name = "NAME")]
     names: Vec<String>,
 }

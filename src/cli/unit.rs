@@ -2,9 +2,10 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::Write;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
-use std::process::Command;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
@@ -90,6 +91,9 @@ struct Which {
     system: bool,
 }
 
+/// Where packages have units; man 5 systemd.unit.
+const FILES: [&str; 3] = ["/usr/local/lib/systemd/system", "/usr/lib/systemd/system", "/lib/systemd/system"];
+
 /// Runs it.
 pub(super) fn main(arguments: &Arguments) -> Result<u8> {
     match &arguments.what {
@@ -142,6 +146,7 @@ fn install(unit: &UnitFile, user: bool, enable: bool, now: bool) -> Result<()> {
     }
     let path = directory.join(&unit.name);
     check_ours(&path)?;
+    check_free(&unit.name, user)?;
     replace(&directory, &unit.name, unit.text.as_bytes()).with_context(|| format!("write {}", path.display()))?;
     writeln!(std::io::stdout(), "{}", path.display())?;
     if Path::new("/run/systemd/system").exists() {
@@ -168,6 +173,29 @@ fn check_ours(path: &Path) -> Result<()> {
     Err(fault(format!("{}: it is there already, and `sandbox unit install` did not make it", path.display()))
         .hint(format!("another name: the profile's key `unit`; or remove it: rm {}", path.display()))
         .into())
+}
+
+/// Nor is the unit of a package, which a file of ours would hide, nor one that runs without a file of its administrator's. An instance of a
+/// template may have a file of its own: that is what it is for.
+fn check_free(name: &str, user: bool) -> Result<()> {
+    let show = ["show", "--property=FragmentPath", "--value", "--", name];
+    let said = Command::new("systemctl").args(user.then_some("--user")).args(show).stderr(Stdio::null()).output();
+    let said = said.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default();
+    // Without an answer only packages can have one.
+    let of_package = || FILES.iter().map(|directory| Path::new(directory).join(name)).find(|file| file.exists());
+    let there = if said.is_empty() && !user {
+        of_package()
+    } else {
+        Some(said.into()).filter(|path: &PathBuf| path.has_root())
+    };
+    let is_ours = |file: &Path| std::fs::read_to_string(file).is_ok_and(|text| text.starts_with(MARK));
+    let is_template = |file: &Path| file.file_stem().is_some_and(|stem| stem.as_bytes().ends_with(b"@"));
+    match there.filter(|there| !is_ours(there) && !is_template(there)) {
+        None => Ok(()),
+        Some(there) => Err(fault(format!("{name}: there is a unit of that name already, {}", there.display()))
+            .hint("another name: the profile's key `unit`")
+            .into()),
+    }
 }
 
 /// The file is there as a whole or not at all, after a power failure too.

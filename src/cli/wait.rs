@@ -18,7 +18,7 @@ its own, or 128+n when signal n ended it.";
 #[derive(Debug, Args)]
 #[command(max_term_width = 100, after_help = AFTER_HELP)]
 pub(super) struct Arguments {
-    /// The sandbox: its name, its unit, or the beginning of one of them that no other has
+    /// The sandbox: its name, its unit, or so much of sandbox-NAME-ID as no other has
     #[arg(value_name = "NAME", required = true)]
     names: Vec<String>,
 }

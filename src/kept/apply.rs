@@ -2,6 +2,7 @@
 //! renamed into it, with owner, mode, times and attributes.
 
 use std::collections::BTreeSet;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{self, AtFlags, CWD, FileType, Stat};
@@ -30,7 +31,7 @@ impl State {
 }
 
 /// A change that is to be applied, and what speaks against it.
-#[derive(Debug, Serialize)]
+#[derive(Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct Step {
     /// The change.
     #[serde(flatten)]
@@ -112,13 +113,12 @@ impl Kept {
         Ok(None)
     }
 
-    /// Brings `steps` onto the host. What is done is remembered, also when one fails.
+    /// Brings `steps` onto the host, which were found with `held` held. What is done is remembered, also when one fails.
     ///
     /// # Errors
     /// With the path that could not be brought over; those before it are done.
-    pub(crate) fn apply(&mut self, steps: &[Step]) -> Result<()> {
-        let lock = self.lock()?;
-        let done = self.apply_each(steps, Placer::new(&lock)?);
+    pub(crate) fn apply(&mut self, steps: &[Step], held: &File) -> Result<()> {
+        let done = self.apply_each(steps, Placer::new(held)?);
         self.save()?;
         done
     }

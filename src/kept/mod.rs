@@ -34,6 +34,7 @@ use crate::image::{self, ResolvedImage, Roots};
 use crate::layer::{Layer, Namespace, Userns};
 use crate::part::scratch;
 use crate::part::users::{self, UserPlan};
+use crate::state;
 
 /// What a kept root stands on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -237,7 +238,13 @@ impl Kept {
     /// When a sandbox runs on it, or it cannot be made.
     pub(crate) fn begin(&self) -> Result<()> {
         if !self.is_new {
-            return self.lock().map(drop);
+            let _lock = self.lock()?;
+            if read_record(self.store.root(), &self.name)?.made != self.record.made {
+                return Err(fault(format!("{}: this kept root was made anew just now", self.name))
+                    .hint("again")
+                    .into());
+            }
+            return Ok(());
         }
         let _writer = self.store.lock_shared()?;
         let kept = self.store.root().join("kept");
@@ -260,14 +267,28 @@ impl Kept {
         Ok(File::open(&kept)?.sync_all()?)
     }
 
+    /// Keeps all others off it, and reads its record, which nobody else changes from here on.
+    ///
+    /// # Errors
+    /// As for [`Kept::lock`].
+    pub(crate) fn hold(&mut self) -> Result<File> {
+        let lock = self.lock()?;
+        self.record = read_record(self.store.root(), &self.name)?;
+        Ok(lock)
+    }
+
     /// Keeps sandboxes off it.
     fn lock(&self) -> Result<File> {
         let path = self.data();
         let directory = File::open(&path).with_context(|| path.display().to_string())?;
         match directory.try_lock() {
+            // It may have been thrown away in the meantime, and another made.
+            Ok(()) if !state::is_same(&path, &directory) => {
+                Err(fault(format!("{}: this kept root was thrown away just now", self.name)).into())
+            }
             Ok(()) => Ok(directory),
             Err(TryLockError::WouldBlock) => {
-                Err(fault(format!("{}: a running sandbox uses this kept root", self.name))
+                Err(fault(format!("{}: this kept root is in use by a sandbox or another command", self.name))
                     .hint("wait for its end, or end it: systemctl status sandbox.slice shows its unit")
                     .into())
             }
@@ -304,8 +325,11 @@ impl Kept {
         let kept = self.store.root().join("kept");
         // What an earlier one was killed at.
         for entry in fs::read_dir(&kept)?.flatten() {
-            if entry.file_name().as_encoded_bytes().starts_with(b".removed-") {
-                scratch::try_remove(&entry.path(), &self.map()?)?;
+            if entry.file_name().as_encoded_bytes().starts_with(b".removed-")
+                && let Err(error) = scratch::try_remove(&entry.path(), &self.map()?)
+            {
+                // Another may be at it.
+                log::debug!("{error:#}");
             }
         }
         let away = tempfile::Builder::new().prefix(".removed-").tempdir_in(&kept)?.keep();
@@ -314,6 +338,8 @@ impl Kept {
     }
 
     fn save(&self) -> Result<()> {
+        // Keeps off who clears tmp.
+        let _writer = self.store.lock_shared()?;
         let path = self.directory().join("root.json");
         let place = tempfile::Builder::new().prefix("kept-").tempdir_in(self.store.root().join("tmp"))?;
         let new = place.path().join("root.json");

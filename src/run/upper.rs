@@ -10,6 +10,7 @@ use crate::error::{Result, fault};
 use crate::part::rootfs::RootPlan;
 use crate::part::scratch;
 use crate::part::users::UserPlan;
+use crate::state;
 
 /// The directory that takes the writes, locked: two sandboxes at a time would damage each other's overlay.
 pub(super) struct LockedUpper<'a> {
@@ -47,6 +48,9 @@ pub(super) fn lock_upper<'a>(root: &'a RootPlan, users: &'a UserPlan) -> Result<
     let only_a_directory = File::options().read(true).custom_flags(libc::O_DIRECTORY).open(path);
     let directory = only_a_directory.with_context(|| format!("open --upper {}", path.display()))?;
     match directory.try_lock() {
+        Ok(()) if !state::is_same(path, &directory) => {
+            Err(fault(format!("--upper {}: it was taken away just now", path.display())).into())
+        }
         Ok(()) => {
             let temporary = root.temporary.then_some((path.as_path(), users));
             Ok(Some(LockedUpper { lock: directory, temporary }))

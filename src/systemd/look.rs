@@ -105,7 +105,8 @@ impl Bus {
             .manager("ListUnitsByPatterns", &(["failed"].as_slice(), [pattern.as_str()].as_slice()))
             .map_err(|failure| self.explain("list units", failure))?;
         for unit in rows.into_iter().map(ListedUnit::from) {
-            if self.down_service(unit.clone()).is_some_and(|service| service.name() == name) {
+            let is_it = self.down_service(unit.clone()).is_some_and(|service| service.name() == name);
+            if is_it && self.is_transient(&unit.name) {
                 // Somebody else may just have done it.
                 drop(self.reset_failed(&unit.name));
             }

@@ -173,9 +173,14 @@ impl Bus {
                 Err(line.hint(format!("journalctl{user} -b -u {name}")).into())
             }
             Err((Failure::Timeout, job)) => {
-                self.clean_up(name);
+                // Without a job the name may be another's.
+                let stopped = job.is_some() || self.job_comes(pending.call);
+                if stopped {
+                    self.clean_up(name);
+                }
                 let job = job.map_or_else(String::new, |job| format!(" ({job})"));
-                let line = format!("systemd did not start {name} within {} s{job}; it was stopped", request.patience());
+                let stopped = if stopped { "; it was stopped" } else { "" };
+                let line = format!("systemd did not start {name} within {} s{job}{stopped}", request.patience());
                 Err(fault(line).hint("systemctl list-jobs").into())
             }
             Err((failure, _)) => self.recover(request, pending, failure),
@@ -218,7 +223,7 @@ impl Bus {
             Ok(Value::Text(state)) => state,
             _ => "loaded".to_owned(),
         };
-        if state == "failed" && !pending.was_reset {
+        if state == "failed" && !pending.was_reset && self.is_transient(name) {
             pending.was_reset = true;
             self.reset_failed(name)?;
             return Ok(Attempt::Retry);
@@ -231,11 +236,16 @@ impl Bus {
         let line = fault(format!("{name} exists already, it is {state}"));
         let systemctl = if self.user { "systemctl --user" } else { "systemctl" };
         Err(match state.as_str() {
-            "failed" => line.hint(format!("{systemctl} reset-failed {name}")),
-            "inactive" | "loaded" => line.hint("a unit file of that name exists: choose another --unit"),
+            "failed" if self.is_transient(name) => line.hint(format!("{systemctl} reset-failed {name}")),
+            "failed" | "inactive" | "loaded" => line.hint("a unit file of that name exists: choose another --unit"),
             _ => line.hint(format!("{systemctl} stop {name}, or choose another --unit")),
         }
         .into())
+    }
+
+    /// Whether a call made it, such as ours, and no file: nobody else has to know that it failed.
+    pub(super) fn is_transient(&mut self, name: &str) -> bool {
+        matches!(self.unit_property(name, "Unit", "Transient"), Ok(Value::Bool(true)))
     }
 
     /// Whether it is a scope without any process. systemd ends one when its last process ends, but does not see it where that process
@@ -265,6 +275,18 @@ impl Bus {
                 return Ok(result.clone());
             }
         }
+    }
+
+    /// Whether a start that nobody wants any more is granted yet, within the time for a clean-up. One that systemd takes up later fails,
+    /// since who asked for it is gone.
+    fn job_comes(&mut self, call: u32) -> bool {
+        let deadline = Deadline::after(CLEANUP_WAIT);
+        while let Ok(incoming) = self.wire.receive(deadline) {
+            if incoming.answers(call) {
+                return incoming.body::<OwnedObjectPath>().is_ok();
+            }
+        }
+        false
     }
 
     /// Ends what a failed start may have left; its own failure changes nothing for the user.

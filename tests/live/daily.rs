@@ -222,7 +222,12 @@ fn names(bed: &Bed) {
     exec(&first).succeeded();
     exec(first.trim_end_matches(".scope")).succeeded();
     let (_three, third) = bed.live(["--name", &format!("{name}-third")], "echo ready; exec cat");
-    exec(&format!("{name}-th")).succeeded();
+    // The beginning of a name that somebody gave is another name.
+    for command in ["exec", "stop", "kill", "rm", "wait"] {
+        let words = [command, &format!("{name}-th"), "true"];
+        let count = if command == "exec" { 3 } else { 2 };
+        bed.sandbox(&words[..count]).output().refused(125, ["no sandbox"]);
+    }
     exec(&third).succeeded();
     exec(&format!("{name}-none")).refused(125, ["no sandbox"]);
 }

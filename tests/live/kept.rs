@@ -124,9 +124,9 @@ fn in_use(bed: &Bed) {
     let kept = root(bed, store_of(bed, &[root_dir(bed)], "{}", "web:1"));
     let flags = ["--store", text(&kept.store), "--image", "web:1", "--name", &kept.name, "--keep"];
     let (mut running, _) = bed.live(flags, "echo x > /x; echo ready; read x");
-    kept.run(&[], "true").refused(125, [&kept.name, "running sandbox"]);
-    kept.does("commit", &["web:2"]).refused(125, ["running sandbox"]);
-    kept.does("discard", &[]).refused(125, ["running sandbox"]);
+    kept.run(&[], "true").refused(125, [&kept.name, "in use"]);
+    kept.does("commit", &["web:2"]).refused(125, ["in use"]);
+    kept.does("discard", &[]).refused(125, ["in use"]);
     assert_eq!(kept.does("diff", &[]).succeeded().text(), "A /x");
     running.send("go\n");
     running.finish().succeeded();
@@ -290,8 +290,21 @@ fn apply_refused(bed: &Bed) {
     kept.does("apply", &["--yes", "/usr"]).refused(125, ["/usr", "no change"]);
     before.unchanged(&dir);
     assert_eq!(fs::read("/etc/shadow").unwrap(), shadow);
-    kept.does("apply", &["--yes", &format!("{at}/other")]).succeeded();
-    kept.does("apply", &["--yes", "--force", &format!("{at}/file"), &format!("{at}/tree")]).succeeded();
+    // The answer counts for what was shown, and for nothing that came while it was waited for.
+    let words = ["apply", "--store", text(&kept.store), &kept.name, &format!("{at}/other")];
+    let mut asked = bed.sandbox(words).pty(24, 80).spawn();
+    asked.wait_for("[y/N]");
+    kept.run(&[], "echo unseen > /srv/unseen").refused(125, [&kept.name, "in use"]);
+    kept.does("discard", &[]).refused(125, [&kept.name, "in use"]);
+    let other = fs::read(dir.join("other")).unwrap();
+    fs::write(dir.join("other"), "an administrator's\n").unwrap();
+    asked.send("y\n");
+    assert!(asked.finish().exited(125).text().contains("nothing was applied"));
+    assert_eq!(fs::read_to_string(dir.join("other")).unwrap(), "an administrator's\n");
+    fs::write(dir.join("other"), other).unwrap();
+    for path in ["other", "file", "tree"] {
+        kept.does("apply", &["--yes", "--force", &format!("{at}/{path}")]).succeeded();
+    }
     assert_eq!(fs::read_to_string(dir.join("file")).unwrap(), "new\n");
     assert!(!dir.join("tree").exists());
     fs::set_permissions(&dir, Permissions::from_mode(0o755)).unwrap();

@@ -15,6 +15,7 @@ pub(crate) fn tests() -> Vec<Test> {
         test("profiles/a_strangers_file_is_not_taken", needs![root], a_strangers_file_is_not_taken),
         test("profiles/check_needs_no_root", needs![user_manager], check_needs_no_root),
         test("profiles/unit_install", needs![root, systemd], unit_install),
+        test("profiles/unit_install_taken", needs![root, systemd], unit_install_taken),
         test("profiles/unit_install_for_a_user", needs![user_manager], unit_install_for_a_user),
         test("profiles/example_top", needs![root, systemd], example_top),
         alone("profiles/example_database", needs![root, systemd, disk], example_database),
@@ -138,6 +139,23 @@ fn unit_install(bed: &Bed) {
     let left = fs::read_dir("/etc/systemd/system").unwrap().flatten();
     assert!(!left.into_iter().any(|entry| entry.file_name().to_string_lossy().contains(&name)));
     bed.command("systemctl", ["daemon-reload"]).output().succeeded();
+}
+
+/// A name that is a package's, or that of something that runs.
+fn unit_install_taken(bed: &Bed) {
+    let dir = bed.dir();
+    let name = bed.unit();
+    bed.command("systemd-run", ["-q", "--unit", &name, "sleep", "1000"]).output().succeeded();
+    let pid = unit::property(&format!("{name}.service"), "MainPID");
+    for taken in [&name, "systemd-journald"] {
+        let text = format!("command = [\"sleep\", \"infinity\"]\nunit = \"{taken}\"\n");
+        let profile = write(&dir, "taken.toml", &text);
+        let outcome = bed.sandbox(["unit", "install", profile.to_str().unwrap(), "--now"]).output();
+        outcome.refused(125, [taken, "already"]);
+        assert!(!Path::new("/etc/systemd/system").join(format!("{taken}.service")).exists());
+    }
+    assert_eq!(unit::property(&format!("{name}.service"), "MainPID"), pid);
+    bed.command("systemctl", ["stop", &format!("{name}.service")]).output().succeeded();
 }
 
 fn unit_install_for_a_user(bed: &Bed) {

@@ -83,6 +83,7 @@ fn existing_name(bed: &Bed) {
         assert!(outcome.hint().contains("systemctl stop"), "{}", outcome.hint());
     }
     assert!(unit::is_active(&scope) && unit::property(&scope, "InvocationID") == before, "the first one goes on");
+    bed.sandbox(["exec", &scope, "true"]).output().succeeded();
     running.send("on\n");
     running.wait_for("got on");
     running.finish().succeeded();

@@ -25,12 +25,16 @@ enum Act {
     Error(&'static str, &'static str),
     /// Answers with a property that is a text.
     Text(&'static str),
+    /// Answers with a property that says yes or no.
+    Bool(bool),
     /// Answers with a list of so many processes.
     Processes(u32),
     /// Answers with nothing in it.
     Nothing,
     /// Answers with a job that never ends.
     Stuck,
+    /// Does not answer.
+    Silent,
     /// Ends the connection.
     Close,
 }
@@ -62,17 +66,23 @@ fn serve(mut stream: UnixStream, script: &[(&'static str, Act)]) -> Vec<String> 
             }
             Act::Error(name, text) => vec![error(serial, name, text)],
             Act::Text(text) => vec![answer(serial, &Variant::from(*text))],
+            Act::Bool(is) => vec![answer(serial, &Variant::from(*is))],
             Act::Processes(count) => {
                 let row = |pid| ("/".to_owned(), pid, "true".to_owned());
                 vec![answer(serial, &(1..=*count).map(row).collect::<Vec<_>>())]
             }
             Act::Nothing => vec![answer(serial, &())],
             Act::Stuck => vec![answer(serial, &job("/stuck"))],
+            Act::Silent => Vec::new(),
             Act::Close => return calls,
         };
         for message in messages {
             drop(stream.write_all(&message));
         }
+    }
+    // What nobody expected.
+    while let Some((_, called, _)) = next_call(&mut stream, &mut buffer) {
+        calls.push(called);
     }
     calls
 }
@@ -157,9 +167,20 @@ fn starts_and_what_may_happen() {
             BOTH,
         ),
         (
-            &[(START, exists), ("Get", Act::Text("failed")), ("ResetFailedUnit", Act::Nothing), (START, done)],
+            &[
+                (START, exists),
+                ("Get", Act::Text("failed")),
+                ("Get", Act::Bool(true)),
+                ("ResetFailedUnit", Act::Nothing),
+                (START, done),
+            ],
             "started without []",
-            "StartTransientUnit+PIDFDs+OOMPolicy Get ResetFailedUnit StartTransientUnit+PIDFDs+OOMPolicy",
+            "StartTransientUnit+PIDFDs+OOMPolicy Get Get ResetFailedUnit StartTransientUnit+PIDFDs+OOMPolicy",
+        ),
+        (
+            &[(START, exists), ("Get", Act::Text("failed")), ("Get", Act::Bool(false)), ("Get", Act::Bool(false))],
+            "t.scope exists already, it is failed | a unit file of that name exists: choose another --unit",
+            "StartTransientUnit+PIDFDs+OOMPolicy Get Get Get",
         ),
         (
             &[(START, exists), ("Get", Act::Text("active")), ("GetUnitProcesses", Act::Processes(1))],
@@ -199,6 +220,13 @@ fn a_start_that_hangs_is_stopped() {
     let (text, calls) = start(&script, &[], Duration::from_millis(100));
     assert_eq!(text, "systemd did not start t.scope within 30 s (/stuck); it was stopped | systemctl list-jobs");
     assert_eq!(calls, format!("{BOTH} StopUnit ResetFailedUnit"));
+}
+
+#[test]
+fn a_start_that_is_never_answered_stops_nobody() {
+    let (text, calls) = start(&[(START, Act::Silent)], &[], Duration::from_millis(100));
+    assert_eq!(text, "systemd did not start t.scope within 30 s | systemctl list-jobs");
+    assert_eq!(calls, BOTH);
 }
 
 #[test]
