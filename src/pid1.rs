@@ -224,6 +224,12 @@ struct Stub<'a> {
 impl Stub<'_> {
     /// Waits until the payload has ended; its status as by wait(2).
     fn watch(&self) -> Result<i32> {
+        // What stopped the unit before the payload had begun has reached this process alone; one that had begun has died of it.
+        while let Some(signal) = self.signals.read_signal().context("read signals")? {
+            if signal.ssi_signo == libc::SIGTERM.cast_unsigned() {
+                self.signal(libc::SIGTERM, false);
+            }
+        }
         loop {
             if let Some(status) = self.reap()? {
                 return Ok(status);

@@ -198,7 +198,9 @@ pub(crate) fn cpu_quota(text: &str) -> Result<u64> {
 
 /// Parses Docker's `--cpus` (`1.5`) into microseconds of CPU time per second.
 pub(crate) fn cpus(text: &str) -> Result<u64> {
-    let quota = Decimal::take(text).filter(|(_, rest)| rest.is_empty()).and_then(|(n, _)| n.times(SEC));
+    // Docker's own examples have `.5`.
+    let whole = if text.starts_with('.') { format!("0{text}") } else { text.to_owned() };
+    let quota = Decimal::take(&whole).filter(|(_, rest)| rest.is_empty()).and_then(|(n, _)| n.times(SEC));
     match quota {
         Some(quota) if quota >= QUOTA_MIN => Ok(quota),
         _ => Err(wrong(text, "a number of CPUs", "decimal numbers from 0.001 (1.5)")),

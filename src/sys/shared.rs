@@ -28,8 +28,11 @@ impl Stack {
             return Err(io::Error::last_os_error());
         }
         let stack = Stack { start, length };
+        // Not rustix's: that one reads the auxiliary vector when it is first asked, where Linux before 6.4 may have no file of it to read.
+        // SAFETY: sysconf takes an integer and may be called at any time.
+        let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).map_err(io::Error::other)?;
         // SAFETY: this page is of the memory just made, which nobody uses yet.
-        check(unsafe { libc::mprotect(start, rustix::param::page_size(), libc::PROT_NONE) }.into())?;
+        check(unsafe { libc::mprotect(start, page, libc::PROT_NONE) }.into())?;
         Ok(stack)
     }
 

@@ -1,7 +1,7 @@
 //! Units over the bus: start a scope and wait until it stands, stop, kill, freeze, look at and change a unit.
 
 use std::os::fd::BorrowedFd;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
 use zbus::wire::OwnedVariant;
@@ -16,6 +16,9 @@ use super::wire::{Call, Deadline, Exchange, Failure, Incoming};
 
 /// How long a clean-up after a failure may take; nobody is served by waiting for it longer.
 const CLEANUP_WAIT: Duration = Duration::from_secs(2);
+
+/// How long a name is waited for that is another's: of one that has just ended systemd hears a moment later.
+const NAME_WAIT: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_secs(1) };
 
 /// A scope to start. What `settings` names wins over the field that says the same.
 #[derive(Debug, Clone, Copy)]
@@ -66,6 +69,8 @@ pub(crate) struct PendingScope {
     deadline: Deadline,
     left_out: Vec<&'static str>,
     was_reset: bool,
+    /// When the name was first found taken.
+    taken: Option<Instant>,
 }
 
 /// What came of one attempt to start.
@@ -97,7 +102,7 @@ impl Bus {
     /// The same for any kind of unit; the start may take `wait` at the longest.
     pub(super) fn begin(&mut self, request: &dyn Request, wait: Duration) -> Result<PendingScope> {
         let deadline = Deadline::after(wait);
-        let mut pending = PendingScope { call: 0, deadline, left_out: Vec::new(), was_reset: false };
+        let mut pending = PendingScope { call: 0, deadline, left_out: Vec::new(), was_reset: false, taken: None };
         self.send_start(request, &mut pending)
             .map_err(|failure| self.explain(&format!("start {}", request.name()), failure))?;
         Ok(pending)
@@ -231,6 +236,10 @@ impl Bus {
         if state == "active" && !pending.was_reset && self.is_empty_scope(name) {
             pending.was_reset = true;
             self.stop(name, WAIT)?;
+            return Ok(Attempt::Retry);
+        }
+        if state != "failed" && pending.taken.get_or_insert_with(Instant::now).elapsed() < NAME_WAIT {
+            std::thread::sleep(Duration::from_millis(5));
             return Ok(Attempt::Retry);
         }
         let line = fault(format!("{name} exists already, it is {state}"));

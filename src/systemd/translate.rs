@@ -40,7 +40,11 @@ pub(crate) fn translate(assignments: &[Assignment], mode: CgroupMode) -> Result<
 /// Refuses what this machine's cgroups cannot do.
 fn check_reach(asked: &Setting, mode: CgroupMode) -> Result<()> {
     let idle = asked.value == Value::U64(0) && asked.property.ends_with("CPUWeight");
+    let acts_on_oom = asked.property == "OOMPolicy" && asked.value != Value::Text("continue".into());
     let missing = match (reach(asked.property), mode) {
+        (_, CgroupMode::Hybrid | CgroupMode::Legacy) if acts_on_oom => {
+            "systemd hears of what the kernel kills for memory on cgroup v2 only"
+        }
         (Reach::V2, CgroupMode::Hybrid | CgroupMode::Legacy) => "cgroup v1 cannot do this",
         (Reach::Bpf, CgroupMode::Legacy) => "this takes a BPF program on a cgroup v2 tree, and none is mounted",
         (Reach::Any, CgroupMode::Hybrid | CgroupMode::Legacy) if idle => "cgroup v1 knows no idle weight",
@@ -224,6 +228,11 @@ mod tests {
                 "CPUQuotaPerSecUSec=200000 TasksMax=9 DevicePolicy=closed",
             ),
             (&["AllowedCPUs=0"], Hybrid, "error: AllowedCPUs=0 would not be in force: cgroup v1 cannot do this"),
+            (
+                &["OOMPolicy=kill"],
+                Hybrid,
+                "error: OOMPolicy=kill would not be in force: systemd hears of what the kernel kills for memory on cgroup v2 only",
+            ),
             (&["MemoryHigh=1M"], Legacy, "error: MemoryHigh=1M would not be in force: cgroup v1 cannot do this"),
             (
                 &["CPUWeight=idle"],

@@ -259,7 +259,7 @@ fn not_the_main_process(bed: &Bed) {
 fn notifications(bed: &Bed) {
     // Again and again: systemd-notify waits 5 s until it was read, and while another test has systemd executed anew that may be too
     // short on an emulated machine. Whose message it was systemd cannot tell when the process is gone.
-    let command = "sh -c 'while systemd-notify --status=well; do sleep 1; done'";
+    let command = "sh -c 'while :; do systemd-notify --status=well; sleep 1; done'";
     let unit = UnitFile::new(bed, "", command, "NotifyAccess=all");
     unit.start(bed).succeeded();
     bed.poll("the payload's status", || unit::property(&unit.name, "StatusText") == "well");

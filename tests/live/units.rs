@@ -11,6 +11,8 @@ pub(crate) fn tests() -> Vec<Test> {
         test("units/name_to_the_letter", needs![root, systemd], name_to_the_letter),
         test("units/name_of_another_kind", needs![root, systemd], name_of_another_kind),
         test("units/existing_name", needs![root, systemd], existing_name),
+        test("units/same_name_again", needs![root, systemd], same_name_again),
+        test("units/stopped_while_it_starts", needs![root, systemd], stopped_while_it_starts),
         test("units/empty_leftover_gives_way", needs![root, systemd], empty_leftover_gives_way),
         test("units/failed_leftover_gives_way", needs![root, systemd], failed_leftover_gives_way),
         test("units/nested_slice", needs![root, systemd], nested_slice),
@@ -89,6 +91,26 @@ fn existing_name(bed: &Bed) {
     running.finish().succeeded();
 }
 
+/// One after the other, as a script does it: systemd hears of each end a moment later than whoever waits for the command.
+fn same_name_again(bed: &Bed) {
+    for round in 0..15 {
+        let outcome = bed.run(["--unit", &bed.unit()], &format!("exit {round}")).output();
+        outcome.exited(round);
+    }
+}
+
+/// A stop or a signal while the sandbox starts: it ends, and at once.
+fn stopped_while_it_starts(bed: &Bed) {
+    for (round, command) in ["stop", "kill"].into_iter().cycle().take(12).enumerate() {
+        let unit = format!("{}{round}", bed.unit());
+        let running = bed.run(["--unit", &unit], "exec sleep 1000").spawn();
+        bed.poll("the unit", || unit::is_active(&format!("{unit}.scope")));
+        bed.sandbox([command, &unit]).output().succeeded();
+        let outcome = running.finish();
+        assert!([125, 143].contains(&outcome.status), "{command}: {}", outcome.status);
+    }
+}
+
 /// A failed scope of the name, which an older `CollectMode` left: the name is free for the next start.
 /// Whoever is killed just when systemd moves it into its scope leaves one that nobody would end.
 fn empty_leftover_gives_way(bed: &Bed) {
@@ -100,13 +122,17 @@ fn empty_leftover_gives_way(bed: &Bed) {
              /org/freedesktop/systemd1 org.freedesktop.systemd1.Manager StartTransientUnit 'ssa(sv)a(sa(sv))' {name} fail \
              1 PIDs au 1 $zombie 0"
         );
-        bed.sh(&script).output().succeeded();
-        bed.poll("the empty scope", || unit::is_active(name));
+        // It says the job; what another test's `sandbox ps` sees of the one without a name it ends.
+        let started = bed.sh(&script).output().succeeded().text();
+        assert!(started.contains("/job/"), "{started}");
+        bed.poll(name, || name == anonymous || unit::is_active(name));
     }
     let flag = format!("--unit={}", scope.trim_end_matches(".scope"));
     assert_eq!(bed.sandbox(["run", &flag, "--", "echo", "works"]).output().succeeded().text(), "works");
-    bed.sandbox(["ps"]).output().succeeded();
-    assert!(unit::is_gone(anonymous));
+    bed.poll("ps ends it", || {
+        bed.sandbox(["ps"]).output().succeeded();
+        unit::is_gone(anonymous)
+    });
 }
 
 fn failed_leftover_gives_way(bed: &Bed) {

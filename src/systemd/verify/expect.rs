@@ -99,7 +99,7 @@ fn on_v2(setting: &Setting, all: &[Setting], machine: &Machine) -> Vec<Place> {
     };
     let name = setting.name.as_str();
     match (name, &setting.value) {
-        ("CPUWeight" | "IOWeight", Value::U64(INFINITY)) => Vec::new(),
+        ("CPUWeight" | "IOWeight" | "CPUQuotaPerSecUSec", Value::U64(INFINITY)) => Vec::new(),
         ("CPUWeight", Value::U64(0)) => one("cpu", "cpu.idle", Want::Exactly(1)),
         ("CPUWeight", _) => one("cpu", "cpu.weight", Want::Weight(number)),
         ("CPUQuotaPerSecUSec", _) => {
@@ -145,7 +145,7 @@ fn on_v1(setting: &Setting, all: &[Setting], machine: &Machine) -> Vec<Place> {
         _ => 0,
     };
     match (setting.name.as_str(), &setting.value) {
-        ("CPUShares" | "BlockIOWeight", Value::U64(INFINITY)) => Vec::new(),
+        ("CPUShares" | "BlockIOWeight" | "CPUQuotaPerSecUSec", Value::U64(INFINITY)) => Vec::new(),
         ("CPUShares", _) => one("cpu", "cpu.shares", Want::Weight(number)),
         ("CPUQuotaPerSecUSec", _) => {
             let (quota, period) = quota(number, all);
