@@ -235,7 +235,10 @@ impl Bus {
         }
         if state == "active" && !pending.was_reset && self.is_empty_scope(name) {
             pending.was_reset = true;
-            self.stop(name, WAIT)?;
+            if let Err(error) = self.stop(name, WAIT) {
+                // It may just have ended; if not, it is still there at the next attempt.
+                log::debug!("{error:#}");
+            }
             return Ok(Attempt::Retry);
         }
         if state != "failed" && pending.taken.get_or_insert_with(Instant::now).elapsed() < NAME_WAIT {
