@@ -178,11 +178,6 @@ fn starts_and_what_may_happen() {
             "StartTransientUnit+PIDFDs+OOMPolicy Get Get ResetFailedUnit StartTransientUnit+PIDFDs+OOMPolicy",
         ),
         (
-            &[(START, exists), ("Get", Act::Text("failed")), ("Get", Act::Bool(false)), ("Get", Act::Bool(false))],
-            "t.scope exists already, it is failed | a unit file of that name exists: choose another --unit",
-            "StartTransientUnit+PIDFDs+OOMPolicy Get Get Get",
-        ),
-        (
             &[(START, exists), ("Get", Act::Text("active")), ("GetUnitProcesses", Act::Processes(1))],
             "t.scope exists already, it is active | systemctl stop t.scope, or choose another --unit",
             "StartTransientUnit+PIDFDs+OOMPolicy Get GetUnitProcesses",
@@ -212,6 +207,15 @@ fn starts_and_what_may_happen() {
     for (script, want, calls) in table {
         assert_eq!(start(script, &[], LONG), ((*want).to_owned(), (*calls).to_owned()));
     }
+}
+
+#[test]
+fn a_failed_unit_with_a_file_stays_failed() {
+    let exists = Act::Error("org.freedesktop.systemd1.UnitExists", "Unit t.scope already exists.");
+    let (state, transient) = (Act::Text("failed"), Act::Bool(false));
+    let (text, calls) = start(&[(START, exists), ("Get", state), ("Get", transient), ("Get", transient)], &[], LONG);
+    assert_eq!(text, "t.scope exists already, it is failed | a unit file of that name exists: choose another --unit");
+    assert_eq!(calls, format!("{BOTH} Get Get Get"));
 }
 
 #[test]
