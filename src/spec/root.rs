@@ -21,6 +21,14 @@ pub(super) fn root(layer: &Layer) -> Result<RootSpec> {
             RootSource::Layers(layers.iter().map(|path| directory("--layer", path)).collect::<Result<_>>()?)
         }
     };
+    let binds: Vec<Bind> = layer.bind.iter().map(|text| bind(text)).collect::<Result<_>>()?;
+    let tmpfs: Vec<_> = layer.tmpfs.iter().map(|text| tmpfs(text)).collect::<Result<_>>()?;
+    // Either would hide the other, and with it what is written there.
+    if let Some(both) = binds.iter().find(|bind| tmpfs.iter().any(|(at, _)| *at == bind.at)) {
+        let (source, at) = (both.source.display(), both.at.display());
+        let line = format!("--bind {source}:{at} and --tmpfs {at}: only one of them can be there");
+        return Err(fault(line).hint("leave one out").into());
+    }
     Ok(RootSpec {
         source,
         user_marks: layer.user_marks,
@@ -35,8 +43,8 @@ pub(super) fn root(layer: &Layer) -> Result<RootSpec> {
             None => layer.upper.as_deref().map_or(Ok(Upper::Memory(None)), upper)?,
         },
         read_only: layer.read_only.unwrap_or(false),
-        binds: layer.bind.iter().map(|text| bind(text)).collect::<Result<_>>()?,
-        tmpfs: layer.tmpfs.iter().map(|text| tmpfs(text)).collect::<Result<_>>()?,
+        binds,
+        tmpfs,
         hide_pids: layer.hidepid.unwrap_or(false),
         devices: layer.device.iter().map(|text| device(text)).collect::<Result<_>>()?,
         host_secrets: layer.host_secrets.unwrap_or(false),

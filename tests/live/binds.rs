@@ -269,6 +269,8 @@ fn tmpfs(bed: &Bed) {
 }
 
 fn tmpfs_refused(bed: &Bed) {
+    let both = ["--bind", "/etc/passwd:/there", "--tmpfs", "/there"];
+    bed.run(both, "true").output().refused(125, ["--bind /etc/passwd:/there", "--tmpfs /there"]);
     for (value, word) in
         [("relative", "begins with /"), ("/", "root"), ("/a:much", "much"), ("/a:0", "at least"), ("/a:-1", "-1")]
     {
