@@ -316,7 +316,7 @@ impl Drop for StateFile {
 }
 
 /// Whether `file` is what is at `path`.
-pub(crate) fn is_same(path: &Path, file: &File) -> bool {
+fn is_same(path: &Path, file: &File) -> bool {
     let (Ok(there), Ok(ours)) = (std::fs::symlink_metadata(path), file.metadata()) else { return false };
     (there.dev(), there.ino()) == (ours.dev(), ours.ino())
 }

@@ -32,9 +32,9 @@ use crate::image::digest::Digest;
 use crate::image::store::Store;
 use crate::image::{self, ResolvedImage, Roots};
 use crate::layer::{Layer, Namespace, Userns};
+use crate::part;
 use crate::part::scratch;
 use crate::part::users::{self, UserPlan};
-use crate::state;
 
 /// What a kept root stands on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -283,7 +283,7 @@ impl Kept {
         let directory = File::open(&path).with_context(|| path.display().to_string())?;
         match directory.try_lock() {
             // It may have been thrown away in the meantime, and another made.
-            Ok(()) if !state::is_same(&path, &directory) => {
+            Ok(()) if !part::is_still_at(&path, &directory) => {
                 Err(fault(format!("{}: this kept root was thrown away just now", self.name)).into())
             }
             Ok(()) => Ok(directory),

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::fs::File;
 use std::mem::MaybeUninit;
-use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 use std::process::Command;
 
@@ -303,9 +303,7 @@ fn try_claim(base: u32) -> Result<Option<Claim>> {
     if nix::fcntl::fcntl(&lock, nix::fcntl::FcntlArg::F_OFD_SETLK(&whole_file)).is_err() {
         return Ok(None);
     }
-    // Who held it before may have removed the name between our open and our lock.
-    let same = std::fs::metadata(&path).is_ok_and(|now| lock.metadata().is_ok_and(|m| m.ino() == now.ino()));
-    Ok(same.then_some(Claim { base, lock, path }))
+    Ok(super::is_still_at(&path, &lock).then_some(Claim { base, lock, path }))
 }
 
 /// The lines of both maps for a range that starts at `base`, or for identity.

@@ -7,10 +7,10 @@ use std::path::Path;
 use anyhow::Context;
 
 use crate::error::{Result, fault};
+use crate::part;
 use crate::part::rootfs::RootPlan;
 use crate::part::scratch;
 use crate::part::users::UserPlan;
-use crate::state;
 
 /// The directory that takes the writes, locked: two sandboxes at a time would damage each other's overlay.
 pub(super) struct LockedUpper<'a> {
@@ -48,7 +48,7 @@ pub(super) fn lock_upper<'a>(root: &'a RootPlan, users: &'a UserPlan) -> Result<
     let only_a_directory = File::options().read(true).custom_flags(libc::O_DIRECTORY).open(path);
     let directory = only_a_directory.with_context(|| format!("open --upper {}", path.display()))?;
     match directory.try_lock() {
-        Ok(()) if !state::is_same(path, &directory) => {
+        Ok(()) if !part::is_still_at(path, &directory) => {
             Err(fault(format!("--upper {}: it was taken away just now", path.display())).into())
         }
         Ok(()) => {

@@ -260,6 +260,9 @@ fn upper_is_kept(bed: &Bed) {
     bed.run(flags, first).output().succeeded();
     let second = "cat /srv/f; ls /srv /srv/d; stat -c %u:%g /made; echo second >> /srv/f; rmdir /made";
     assert_eq!(bed.run(flags, second).output().succeeded().text(), "old\nfirst\n/srv:\nd\nf\n\n/srv/d:\nnew\n33:34");
+    let link = bed.disk_dir().join("link");
+    std::os::unix::fs::symlink(&upper, &link).unwrap();
+    let flags = ["--rootfs", text(&root), "--upper", text(&link)];
     assert_eq!(bed.run(flags, "cat /srv/f; ls -d /made 2>/dev/null").output().text(), "old\nfirst\nsecond");
     before.unchanged(&root);
     assert_eq!(
