@@ -225,11 +225,7 @@ impl Stub<'_> {
     /// Waits until the payload has ended; its status as by wait(2).
     fn watch(&self) -> Result<i32> {
         // What stopped the unit before the payload had begun has reached this process alone; one that had begun has died of it.
-        while let Some(signal) = self.signals.read_signal().context("read signals")? {
-            if signal.ssi_signo == libc::SIGTERM.cast_unsigned() {
-                self.signal(libc::SIGTERM, false);
-            }
-        }
+        self.pass_on(|_| true)?;
         loop {
             if let Some(status) = self.reap()? {
                 return Ok(status);
@@ -241,18 +237,23 @@ impl Stub<'_> {
                 Err(error) => return Err(error).context("wait for events"),
             }
             let from_launcher = !ready[1].revents().is_empty();
-            while let Some(signal) = self.signals.read_signal().context("read signals")? {
-                // Who sends it from inside (`kill 1`) means the payload. From outside, where the sender has no number here,
-                // systemd signals every process of the unit: passed on, the payload would get one stop twice.
-                let for_payload = self.own_pids && signal.ssi_pid != 0 || !self.in_unit;
-                if for_payload && i32::try_from(signal.ssi_signo).is_ok_and(|number| number == libc::SIGTERM) {
-                    self.signal(libc::SIGTERM, false);
-                }
-            }
+            // Who sends it from inside (`kill 1`) means the payload. From outside, where the sender has no number here,
+            // systemd signals every process of the unit: passed on, the payload would get one stop twice.
+            self.pass_on(|sender| self.own_pids && sender != 0 || !self.in_unit)?;
             if from_launcher {
                 self.obey()?;
             }
         }
+    }
+
+    /// Passes a SIGTERM that waits on to the payload, if its sender's number here says that it is meant.
+    fn pass_on(&self, is_meant: impl Fn(u32) -> bool) -> Result<()> {
+        while let Some(signal) = self.signals.read_signal().context("read signals")? {
+            if is_meant(signal.ssi_pid) && signal.ssi_signo == libc::SIGTERM.cast_unsigned() {
+                self.signal(libc::SIGTERM, false);
+            }
+        }
+        Ok(())
     }
 
     /// Reaps whatever has ended; the payload's status when it is among them.

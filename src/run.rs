@@ -113,6 +113,10 @@ pub(crate) fn interrupted(signal: nix::sys::signal::Signal) -> anyhow::Error {
     fault(format!("interrupted by {signal} before the command ran")).status(status).into()
 }
 
+fn not_shown(error: &anyhow::Error) {
+    log::warn!("sandbox ps will not show this one: {error:#}");
+}
+
 fn explain_clone(error: std::io::Error) -> anyhow::Error {
     let hint = match error.raw_os_error() {
         Some(libc::EPERM) => {
@@ -232,7 +236,7 @@ impl Running<'_> {
         // While systemd works.
         match StateFile::write(self.plan, self.pid) {
             Ok(state) => self.state = state,
-            Err(error) => log::warn!("sandbox ps will not show this one: {error:#}"),
+            Err(error) => not_shown(&error),
         }
         if let Some(unit) = &mut self.unit {
             unit.finish(self.pidfd.as_fd())?;
@@ -240,7 +244,7 @@ impl Running<'_> {
             timings.mark("unit started");
         }
         if let Some(Err(error)) = self.state.as_mut().map(StateFile::publish) {
-            log::warn!("sandbox ps will not show this one: {error:#}");
+            not_shown(&error);
         }
         let master = self.await_ready(signals)?;
         timings.mark("child ready");

@@ -177,11 +177,12 @@ fn each(names: &[String], act: impl Fn(&str) -> Result<()>) -> Result<u8> {
 /// Help and version are printed; what is wrong becomes one line and a hint, like every other error.
 fn usage(error: &clap::Error) -> Result<u8> {
     if !error.use_stderr() {
-        return match error.print() {
+        match error.print() {
             // `sandbox --help | head` has seen enough.
-            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(0),
-            printed => Ok(printed.map(|()| 0)?),
-        };
+            Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => {}
+            printed => printed?,
+        }
+        return Ok(0);
     }
     if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand {
         error.print()?;

@@ -4,15 +4,15 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::Command;
 
 use anyhow::Context;
 use clap::{Args, Subcommand};
 
 use crate::error::{Result, fault};
 use crate::profile::Profile;
-use crate::systemd::CgroupMode;
+use crate::systemd::{Bus, CgroupMode};
 use crate::unit_file::{self, MARK, UnitFile};
 
 const AFTER_HELP: &str = "\
@@ -163,11 +163,8 @@ fn install(unit: &UnitFile, user: bool, enable: bool, now: bool) -> Result<()> {
 
 /// A unit that somebody wrote by hand is not ours to replace.
 fn check_ours(path: &Path) -> Result<()> {
-    let ours = match std::fs::read_to_string(path) {
-        Ok(text) => text.starts_with(MARK),
-        Err(error) => error.kind() == std::io::ErrorKind::NotFound && !path.is_symlink(),
-    };
-    if ours {
+    let free = |error: &std::io::Error| error.kind() == std::io::ErrorKind::NotFound && !path.is_symlink();
+    if is_ours(path).unwrap_or_else(|error| free(&error)) {
         return Ok(());
     }
     Err(fault(format!("{}: it is there already, and `sandbox unit install` did not make it", path.display()))
@@ -178,24 +175,25 @@ fn check_ours(path: &Path) -> Result<()> {
 /// Nor is the unit of a package, which a file of ours would hide, nor one that runs without a file of its administrator's. An instance of a
 /// template may have a file of its own: that is what it is for.
 fn check_free(name: &str, user: bool) -> Result<()> {
-    let show = ["show", "--property=FragmentPath", "--value", "--", name];
-    let said = Command::new("systemctl").args(user.then_some("--user")).args(show).stderr(Stdio::null()).output();
-    let said = said.map(|output| String::from_utf8_lossy(&output.stdout).trim().to_owned()).unwrap_or_default();
-    // Without an answer only packages can have one.
-    let of_package = || FILES.iter().map(|directory| Path::new(directory).join(name)).find(|file| file.exists());
-    let there = if said.is_empty() && !user {
-        of_package()
-    } else {
-        Some(said.into()).filter(|path: &PathBuf| path.has_root())
+    let bus = if user { Bus::user() } else { Bus::system() };
+    let there = match bus.and_then(|mut bus| bus.unit_file(name)) {
+        Ok(file) => file,
+        Err(_) if user => None,
+        // Without an answer only packages can have one.
+        Err(_) => FILES.iter().map(|directory| Path::new(directory).join(name)).find(|file| file.exists()),
     };
-    let is_ours = |file: &Path| std::fs::read_to_string(file).is_ok_and(|text| text.starts_with(MARK));
     let is_template = |file: &Path| file.file_stem().is_some_and(|stem| stem.as_bytes().ends_with(b"@"));
-    match there.filter(|there| !is_ours(there) && !is_template(there)) {
+    match there.filter(|there| !is_ours(there).unwrap_or(false) && !is_template(there)) {
         None => Ok(()),
         Some(there) => Err(fault(format!("{name}: there is a unit of that name already, {}", there.display()))
             .hint("another name: the profile's key `unit`")
             .into()),
     }
+}
+
+/// Whether `sandbox unit install` made this file.
+fn is_ours(file: &Path) -> std::io::Result<bool> {
+    std::fs::read_to_string(file).map(|text| text.starts_with(MARK))
 }
 
 /// The file is there as a whole or not at all, after a power failure too.

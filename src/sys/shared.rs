@@ -63,9 +63,9 @@ pub(crate) fn vfork<W: FnMut() -> u8>(mut work: W) -> io::Result<Pid> {
     }
     let stack = Stack::new(256 << 10)?;
     let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
-    // SAFETY: the stack ends at the end of a page, so it is aligned, and belongs to nobody else. It, `work` and all that `work` borrows live across
-    // the call, during which this thread does nothing: it is as if `work` ran here. It has no way out but execve and _exit, so nothing
-    // is dropped twice; descriptors that it closes are closed in its own table.
+    // SAFETY: the stack ends at the end of a page, so it is aligned, and belongs to nobody else. It, `work` and all that `work` borrows
+    // live across the call, during which this thread does nothing: it is as if `work` ran here. It has no way out but execve and _exit,
+    // so nothing is dropped twice; descriptors that it closes are closed in its own table.
     let pid = check(unsafe { libc::clone(begin::<W>, stack.top(), flags, (&raw mut work).cast()) }.into())?;
     i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))
 }

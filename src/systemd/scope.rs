@@ -1,6 +1,7 @@
 //! Units over the bus: start a scope and wait until it stands, stop, kill, freeze, look at and change a unit.
 
 use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
@@ -228,7 +229,8 @@ impl Bus {
             Ok(Value::Text(state)) => state,
             _ => "loaded".to_owned(),
         };
-        if state == "failed" && !pending.was_reset && self.is_transient(name) {
+        let is_left = state == "failed" && self.is_transient(name);
+        if is_left && !pending.was_reset {
             pending.was_reset = true;
             self.reset_failed(name)?;
             return Ok(Attempt::Retry);
@@ -248,7 +250,7 @@ impl Bus {
         let line = fault(format!("{name} exists already, it is {state}"));
         let systemctl = if self.user { "systemctl --user" } else { "systemctl" };
         Err(match state.as_str() {
-            "failed" if self.is_transient(name) => line.hint(format!("{systemctl} reset-failed {name}")),
+            "failed" if is_left => line.hint(format!("{systemctl} reset-failed {name}")),
             "failed" | "inactive" | "loaded" => line.hint("a unit file of that name exists: choose another --unit"),
             _ => line.hint(format!("{systemctl} stop {name}, or choose another --unit")),
         }
@@ -365,6 +367,17 @@ impl Bus {
     pub(crate) fn unit_property(&mut self, unit: &str, interface: &str, name: &str) -> Result<Value> {
         self.property(&unit_path(unit), &format!("org.freedesktop.systemd1.{interface}"), name)
             .map_err(|failure| self.explain(&format!("tell {name} of {unit}"), failure))
+    }
+
+    /// The file that a unit is made of, its drop-ins aside; `None` where there is none. One that a call made has one below /run.
+    ///
+    /// # Errors
+    /// When systemd does not answer.
+    pub(crate) fn unit_file(&mut self, unit: &str) -> Result<Option<PathBuf>> {
+        match self.unit_property(unit, "Unit", "FragmentPath")? {
+            Value::Text(path) if !path.is_empty() => Ok(Some(path.into())),
+            _ => Ok(None),
+        }
     }
 
     /// The main process of a service; `None` while it has none.

@@ -24,6 +24,11 @@ pub(crate) fn patience(native: Duration) -> Duration {
     native * *SLOW
 }
 
+/// How many starts at once: systemd has 30 s for all of them, however slow the bed is.
+pub(crate) fn at_once(native: u32, least: u32) -> u32 {
+    (native / *SLOW).max(least)
+}
+
 /// Waits until `done` holds, and panics with `what` when it does not within `limit` (before the bed's factor).
 #[track_caller]
 pub(crate) fn poll_until(limit: Duration, what: &str, mut done: impl FnMut() -> bool) {

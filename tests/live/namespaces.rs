@@ -262,8 +262,7 @@ fn user_range(bed: &Bed) {
 }
 
 fn user_ranges_at_once(bed: &Bed) {
-    // systemd has 30 s for all of them, however slow the machine is.
-    let count = (50 / *crate::bed::SLOW).max(8);
+    let count = crate::bed::at_once(50, 8);
     let mut running: Vec<_> =
         (0..count).map(|_| bed.run([""; 0], "cat /proc/self/uid_map; echo ready; exec cat").spawn()).collect();
     let mut bases = BTreeSet::new();

@@ -212,10 +212,10 @@ fn starts_and_what_may_happen() {
 #[test]
 fn a_failed_unit_with_a_file_stays_failed() {
     let exists = Act::Error("org.freedesktop.systemd1.UnitExists", "Unit t.scope already exists.");
-    let (state, transient) = (Act::Text("failed"), Act::Bool(false));
-    let (text, calls) = start(&[(START, exists), ("Get", state), ("Get", transient), ("Get", transient)], &[], LONG);
+    let script = [(START, exists), ("Get", Act::Text("failed")), ("Get", Act::Bool(false))];
+    let (text, calls) = start(&script, &[], LONG);
     assert_eq!(text, "t.scope exists already, it is failed | a unit file of that name exists: choose another --unit");
-    assert_eq!(calls, format!("{BOTH} Get Get Get"));
+    assert_eq!(calls, format!("{BOTH} Get Get"));
 }
 
 #[test]

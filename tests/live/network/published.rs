@@ -244,8 +244,7 @@ pub(super) fn twenty_at_once(bed: &Bed) {
         let flags = ["--network", "pasta", "--publish", "0:7", "--unit", &unit, "--slice", &slice];
         bed.run(flags, &python(&script)).spawn()
     };
-    // systemd has 30 s for all of them, however slow the machine is.
-    let mut list: Vec<Running> = (0..(20 / *crate::bed::SLOW).max(4)).map(start).collect();
+    let mut list: Vec<Running> = (0..crate::bed::at_once(20, 4)).map(start).collect();
     let mut ports = Vec::new();
     for (number, running) in list.iter_mut().enumerate() {
         running.wait_for("ready");
