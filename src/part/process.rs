@@ -15,12 +15,16 @@ use crate::part::service::{Listen, ServicePlan};
 use crate::part::users::UserPlan;
 use crate::spec::{RootSource, Spec};
 use crate::sys::{self, Rlimit};
+use crate::value;
 
 mod execution;
 
 use execution::Execution;
 
 /// Where programs are looked for when nothing else is said.
+/// The file mode creation mask where nothing was asked.
+const UMASK: u32 = 0o022;
+
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
 /// How the payload starts, decided.
@@ -43,7 +47,7 @@ pub(crate) struct ProcessPlan {
     /// It has a terminal of its own.
     pub(crate) terminal: bool,
     /// Resource limits, by number of getrlimit(2).
-    #[serde(skip)]
+    #[serde(serialize_with = "limits")]
     pub(crate) rlimits: Vec<(u32, Rlimit)>,
     /// Nice value.
     pub(crate) nice: Option<i32>,
@@ -79,6 +83,15 @@ fn variables<S: Serializer>(list: &[(OsString, OsString)], serializer: S) -> std
     serializer.collect_map(list.iter().map(|(name, value)| (name.to_string_lossy(), value.to_string_lossy())))
 }
 
+fn limits<S: Serializer>(list: &[(u32, Rlimit)], serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    serializer.collect_seq(list.iter().map(limit))
+}
+
+/// As systemd writes it.
+fn limit((resource, limit): &(u32, Rlimit)) -> String {
+    value::Rlimit { resource: *resource, soft: limit.soft, hard: limit.hard }.to_string()
+}
+
 /// Decides how the payload starts.
 pub(crate) fn plan(spec: &Spec, host: &Host, users: &UserPlan, service: &ServicePlan) -> ProcessPlan {
     let process = &spec.process;
@@ -103,7 +116,7 @@ pub(crate) fn plan(spec: &Spec, host: &Host, users: &UserPlan, service: &Service
         rlimits,
         nice: process.nice,
         oom_score_adjust: process.oom_score_adjust,
-        umask: process.umask.unwrap_or(0o022),
+        umask: process.umask.unwrap_or(UMASK),
         affinity: process.affinity.as_ref().map(|set| set.numbers().to_vec()),
         can_set_groups: users.can_set_groups(),
         group_ids: users.groups(),
@@ -219,6 +232,26 @@ impl Identity {
 }
 
 impl ProcessPlan {
+    /// How it starts, a row each: what it is about, and what was decided.
+    pub(crate) fn rows(&self) -> Vec<(&'static str, String)> {
+        let group = self.group.as_ref().map_or_else(String::new, |group| format!(", group {group}"));
+        let mut rows = vec![("user", format!("{}{group}", self.user))];
+        let directories: Vec<_> = self.directories.iter().map(|directory| directory.display().to_string()).collect();
+        rows.push(("directory", directories.join(", else ")));
+        if self.terminal {
+            rows.push(("terminal", "one of its own".to_owned()));
+        }
+        rows.extend(self.rlimits.iter().map(|entry| ("limit", limit(entry))));
+        rows.extend(self.nice.map(|nice| ("nice", nice.to_string())));
+        rows.extend(self.oom_score_adjust.map(|score| ("OOM score", format!("{score:+}"))));
+        if self.umask != UMASK {
+            rows.push(("umask", format!("{:04o}", self.umask)));
+        }
+        let cpus = |list: &Vec<u32>| list.iter().map(u32::to_string).collect::<Vec<_>>().join(" ");
+        rows.extend(self.affinity.as_ref().map(|list| ("affinity", format!("CPUs {}", cpus(list)))));
+        rows
+    }
+
     /// What only the launcher may do for process `pid`: raise hard limits, lower the nice value and the OOM score.
     ///
     /// # Errors

@@ -3,13 +3,24 @@
 use std::fmt::{self, Write};
 use std::path::Path;
 
-use crate::part::network::NetworkPlan;
+use crate::layer::Namespace;
+use crate::part::rootfs::Operation;
 
 use super::{Plan, UnitKind, UnitPlan, description, quoted};
 
 /// One line: what it is about, and what was decided.
 fn row(f: &mut fmt::Formatter<'_>, key: &str, value: &str) -> fmt::Result {
     writeln!(f, "{key:<13} {value}")
+}
+
+/// What a file of ours says, its comments left out.
+fn one_line(content: &str) -> String {
+    let lines: Vec<String> = content.lines().filter(|line| !line.starts_with('#')).map(spaced).collect();
+    if lines.is_empty() { "empty".to_owned() } else { lines.join("; ") }
+}
+
+fn spaced(line: &str) -> String {
+    line.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 impl fmt::Display for Plan {
@@ -23,9 +34,7 @@ impl fmt::Display for Plan {
             row(f, "note", note)?;
         }
         row(f, "namespaces", &self.namespaces.to_string())?;
-        if !matches!(self.network, NetworkPlan::None | NetworkPlan::Host) {
-            row(f, "network", &self.network.to_string())?;
-        }
+        row(f, "network", &self.network.to_string())?;
         for publish in self.network.published() {
             row(f, "publish", &publish.to_string())?;
         }
@@ -38,6 +47,13 @@ impl fmt::Display for Plan {
             write!(environment, "{}={} ", name.to_string_lossy(), quoted(&value.to_string_lossy()))?;
         }
         row(f, "environment", environment.trim_end())?;
+        if self.namespaces.has(Namespace::Pid) {
+            let stub = "a process of sandbox's, which reaps and passes signals on";
+            row(f, "PID 1", if self.process.as_pid1 { "the command itself" } else { stub })?;
+        }
+        for (key, value) in self.process.rows() {
+            row(f, key, &value)?;
+        }
         row(f, "command", &description(&self.process.command))?;
         if let Some(log) = &self.log {
             row(f, "log", &log.to_string())?;
@@ -74,8 +90,14 @@ impl Plan {
         let devices = operations().filter_map(|operation| operation.at().strip_prefix("/dev/").ok());
         let devices: Vec<String> =
             devices.map(|name| name.display().to_string()).filter(|name| !name.is_empty()).collect();
+        for (path, content) in operations().flat_map(Operation::files) {
+            row(f, "file", &format!("{}: {}", path.display(), one_line(content)))?;
+        }
         if !devices.is_empty() {
             row(f, "devices", &devices.join(" "))?;
+        }
+        if let Some(root) = &self.root {
+            row(f, "writes", &root.writes())?;
         }
         if self.kernel_mounts.hide_pids {
             row(f, "proc", "a user sees the processes of that user only")?;

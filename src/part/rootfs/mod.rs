@@ -426,6 +426,33 @@ impl Operation {
             Operation::Directory(at) | Operation::Link { at, .. } | Operation::Copy { at, .. } => at,
         }
     }
+
+    /// The files of the sandbox's own that it makes: path inside, and content.
+    pub(crate) fn files(&self) -> impl Iterator<Item = (PathBuf, &str)> {
+        let overlay = match self {
+            Operation::Overlay(overlay) => Some(overlay),
+            _ => None,
+        };
+        overlay.into_iter().flat_map(|overlay| {
+            overlay.init.iter().filter_map(|entry| match &entry.what {
+                InitKind::File(content) => Some((overlay.at.join(&entry.path), content.as_str())),
+                _ => None,
+            })
+        })
+    }
+}
+
+impl RootPlan {
+    /// Where the writes of the payload go, and what becomes of them.
+    pub(crate) fn writes(&self) -> String {
+        match (&self.upper, self.memory) {
+            _ if self.read_only => "nowhere but to what is mounted writable: the root is read-only".to_owned(),
+            (Some(upper), _) if self.temporary => format!("to {}, removed at the end", upper.display()),
+            (Some(upper), _) => format!("to {}, and stay there", upper.display()),
+            (None, Some(size)) => format!("to memory, {size} bytes at most, gone at the end"),
+            (None, None) => "to memory, half of the machine's at most, gone at the end".to_owned(),
+        }
+    }
 }
 
 impl fmt::Display for Operation {
