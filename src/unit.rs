@@ -78,7 +78,7 @@ impl<'a> Unit<'a> {
         if let Some(beside) = self.beside {
             check_member(beside, name)?;
         }
-        let subject = Subject { pid: self.pid, unit: name, settings, mode: *cgroup, user: *user };
+        let subject = Subject { pid: self.pid, unit: name, settings, mode: *cgroup, user: *user, changed: false };
         let mut bus = self.bus.take().map_or_else(|| connect(self.plan), Ok)?;
         let mut warnings = Vec::new();
         if self.plan.kind == (UnitKind::Own { complete: false }) {

@@ -111,7 +111,8 @@ fn asked(bus: &mut Bus, sandbox: &Sandbox, kept: &KeptSetting, mode: CgroupMode)
     let record = &sandbox.found.record;
     let settings = [kept.setting()?];
     let pid = record.leader.pid()?;
-    let subject = Subject { pid, unit: &record.unit, settings: &settings, mode, user: record.manager.is_some() };
+    let subject =
+        Subject { pid, unit: &record.unit, settings: &settings, mode, user: record.manager.is_some(), changed: false };
     let asked = settings.iter().map(|setting| setting.asked.clone()).collect();
     Some(match systemd::verify(bus, &subject) {
         Ok(report) => Asked { asked, limits: report.limits, error: None, changed: false },

@@ -1,15 +1,17 @@
 //! `sandbox set-property`.
 
+use anyhow::Context;
 use clap::Args;
 
-use crate::error::{Result, fault};
+use crate::error::{Result, fault, line};
 use crate::living::{self, Sandbox};
 use crate::systemd::{self, Assignment, CgroupMode, Setting, Subject};
 
 const AFTER_HELP: &str = "\
 Each limit is read back from the kernel, as at the start; one that is not in
-force then is an error. The change lasts as long as the unit, for one of a unit
-file until the next boot.
+force then is an error, and what is no list is set back to what it was.
+The change lasts as long as the unit, for one of a unit file until the next
+boot.
 
 Examples:
   sandbox set-property toptest MemoryMax=1G CPUWeight=50
@@ -43,11 +45,20 @@ pub(super) fn main(arguments: &Arguments) -> Result<u8> {
 fn change(sandbox: &Sandbox, settings: &[Setting], mode: CgroupMode) -> Result<()> {
     let record = &sandbox.found.record;
     let mut bus = sandbox.manager()?;
+    let before = bus.values(&record.unit, settings);
     bus.set_properties(&record.unit, true, settings)?;
     let pid = record.leader.pid().ok_or_else(|| fault(format!("{} has just ended", record.name)))?;
-    let subject = Subject { pid, unit: &record.unit, settings, mode, user: record.manager.is_some() };
-    for warning in systemd::verify(&mut bus, &subject)?.warnings {
-        log::warn!("{warning}");
+    let subject = Subject { pid, unit: &record.unit, settings, mode, user: record.manager.is_some(), changed: true };
+    match systemd::verify(&mut bus, &subject) {
+        Ok(report) => {
+            report.warnings.iter().for_each(|warning| log::warn!("{warning}"));
+            Ok(())
+        }
+        Err(error) => {
+            // What is not in force would be believed by whoever looks with systemctl.
+            bus.set_properties(&record.unit, true, &before)
+                .with_context(|| format!("{}; and it could not be taken back", line(&error)))?;
+            Err(error)
+        }
     }
-    Ok(())
 }

@@ -192,6 +192,11 @@ pub(super) fn object_call<'a>(path: &'a str, interface: &'a str, member: &'a str
     Call { destination: SYSTEMD, path, interface, member }
 }
 
+/// The last part of the name of the interface that has the properties of this kind of unit.
+pub(super) fn interface(unit: &str) -> &'static str {
+    if unit.ends_with(".scope") { "Scope" } else { "Service" }
+}
+
 /// The object path of a unit (`sd_bus_path_encode`): every byte that is no letter or digit becomes `_` and its hex code,
 /// a leading digit too.
 pub(super) fn unit_path(unit: &str) -> String {

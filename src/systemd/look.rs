@@ -7,7 +7,7 @@ use zbus::{OwnedObjectPath, Variant};
 
 use crate::error::Result;
 
-use super::bus::{Bus, object_call, unit_path};
+use super::bus::{Bus, interface, object_call, unit_path};
 use super::cgroup::{CgroupMode, CgroupPaths};
 use super::property::Value;
 
@@ -77,8 +77,7 @@ impl Bus {
     /// # Errors
     /// When systemd does not answer.
     pub(crate) fn timeout_stop_usec(&mut self, unit: &str) -> Result<u64> {
-        let kind = if unit.ends_with(".scope") { "Scope" } else { "Service" };
-        match self.unit_property(unit, kind, "TimeoutStopUSec")? {
+        match self.unit_property(unit, interface(unit), "TimeoutStopUSec")? {
             Value::U64(usec) => Ok(usec),
             _ => Ok(u64::MAX),
         }

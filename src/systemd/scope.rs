@@ -10,7 +10,7 @@ use zbus::{Fd, OwnedObjectPath, Variant};
 
 use crate::error::{Result, fault};
 
-use super::bus::{Bus, WAIT, manager_call, no_room_for, object_call, unit_path, unknown_property};
+use super::bus::{Bus, WAIT, interface, manager_call, no_room_for, object_call, unit_path, unknown_property};
 use super::property::{Setting, Value};
 use super::service::Request;
 use super::wire::{Call, Deadline, Exchange, Failure, Incoming};
@@ -354,6 +354,17 @@ impl Bus {
             settings.iter().map(|setting| (setting.name.as_str(), variant(&setting.value))).collect();
         self.manager("SetUnitProperties", &(unit, runtime, properties))
             .map_err(|failure| self.explain(&format!("change {unit}"), failure))
+    }
+
+    /// What these properties of a unit are now, to set them back with; those that are lists, to which a setting adds, are left out.
+    pub(crate) fn values(&mut self, unit: &str, settings: &[Setting]) -> Vec<Setting> {
+        let kind = interface(unit);
+        let now = |setting: &Setting| {
+            let name = setting.name.trim_end_matches("Scale");
+            let value = self.unit_property(unit, kind, name).ok().filter(Value::is_replaced)?;
+            Some(Setting { name: name.to_owned(), value, ..setting.clone() })
+        };
+        settings.iter().filter_map(now).collect()
     }
 
     /// Reads one property of the service manager itself: `Version`, `Features`, `ControlGroup`.

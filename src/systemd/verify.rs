@@ -42,6 +42,8 @@ pub(crate) struct Subject<'a> {
     pub(crate) mode: CgroupMode,
     /// Whether the unit belongs to a user's service manager.
     pub(crate) user: bool,
+    /// `set-property` has just set them: its drop-ins say the same.
+    pub(crate) changed: bool,
 }
 
 /// A limit that is in force.
@@ -89,14 +91,17 @@ trait Manager {
 impl Bus {
     /// What `set-property` changed of a unit until the next boot: each property, and the file that says so.
     pub(crate) fn runtime_settings(&mut self, unit: &str) -> Vec<(String, PathBuf)> {
-        let property = |path: &PathBuf| {
-            let directory = path.parent().and_then(Path::parent)?;
-            let is_control = ["system.control", "user.control", "transient"].iter().any(|own| directory.ends_with(own));
-            let name = path.file_name()?.to_str()?.strip_prefix("50-")?.strip_suffix(".conf")?;
-            (is_control && path.starts_with("/run")).then(|| (name.to_owned(), path.clone()))
-        };
-        self.drop_ins(unit).iter().filter_map(property).collect()
+        let settings = self.drop_ins(unit).into_iter().filter_map(|path| Some((set_at_runtime(&path)?, path)));
+        settings.collect()
     }
+}
+
+/// The property that a drop-in of `set-property` sets until the next boot; `None`: it is another's.
+fn set_at_runtime(drop_in: &Path) -> Option<String> {
+    let directory = drop_in.parent().and_then(Path::parent)?;
+    let is_control = ["system.control", "user.control", "transient"].iter().any(|own| directory.ends_with(own));
+    let name = drop_in.file_name()?.to_str()?.strip_prefix("50-")?.strip_suffix(".conf")?;
+    (is_control && drop_in.starts_with("/run")).then(|| name.to_owned())
 }
 
 impl Manager for Bus {

@@ -7,7 +7,7 @@ use crate::error::{Fault, fault};
 
 use super::super::cgroup::{CgroupMode, CgroupPaths};
 use super::expect::{Expectation, Want};
-use super::{Found, Manager, Place, Subject, read};
+use super::{Found, Manager, Place, Subject, read, set_at_runtime};
 
 /// An error of the system without its number.
 pub(super) fn plain(error: &io::Error) -> String {
@@ -57,7 +57,9 @@ pub(super) fn different(
     let asked = asked(&found.want);
     let line = format!("{} is not in force: asked {asked}, found {} {place}", expectation.asked, found.text);
     let user = if subject.user { " --user" } else { "" };
-    if let Some(files) = named(&manager.drop_ins(subject.unit), expectation) {
+    let mut drop_ins = manager.drop_ins(subject.unit);
+    drop_ins.retain(|path| !subject.changed || set_at_runtime(path).is_none());
+    if let Some(files) = named(&drop_ins, expectation) {
         let hint = format!("systemctl{user} cat {}", subject.unit);
         return fault(format!("{line}: a drop-in says otherwise: {files}")).hint(hint);
     }
