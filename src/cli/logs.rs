@@ -26,12 +26,11 @@ pub(super) struct Arguments {
 
 /// Runs it; returns only when journalctl cannot be run.
 pub(super) fn main(arguments: &Arguments) -> Result<u8> {
-    let mut command = Command::new("journalctl");
+    let mut command = journalctl();
     command.args(matches(&arguments.name)?);
     command.args(arguments.follow.then_some("--follow"));
     command.args(arguments.lines.map(|lines| format!("--lines={lines}")));
-    let error = command.exec();
-    Err(fault(format!("run journalctl: {error}")).status(exit::NOT_FOUND).hint("it is part of systemd").into())
+    Err(cannot(command.exec()))
 }
 
 fn matches(name: &str) -> Result<Vec<String>> {
@@ -44,7 +43,27 @@ fn matches(name: &str) -> Result<Vec<String>> {
     match living::look_up(name)? {
         Some(named) => Ok(vec![unit(named.unit(), named.manager())]),
         // It may be over, with its lines still there.
-        None if name.ends_with(".scope") || name.ends_with(".service") => Ok(vec![unit(name, own)]),
-        None => Ok(vec![unit(&format!("{name}.scope"), own), unit(&format!("{name}.service"), own)]),
+        None if name.ends_with(".scope") || name.ends_with(".service") => known(name, vec![unit(name, own)]),
+        None => known(name, vec![unit(&format!("{name}.scope"), own), unit(&format!("{name}.service"), own)]),
     }
+}
+
+/// Nothing is written under a name that is mistyped, and `--follow` would wait for it for ever.
+fn known(name: &str, units: Vec<String>) -> Result<Vec<String>> {
+    let found = journalctl().args(&units).args(["--lines=1", "--quiet", "--output=cat"]).output().map_err(cannot)?;
+    if !found.status.success() || !found.stdout.is_empty() {
+        return Ok(units);
+    }
+    let line = format!("{name}: no sandbox that lives, and nothing in the journal that you may read");
+    Err(fault(line)
+        .hint("`sandbox ps` lists those that live; `journalctl --list-boots` tells how far back the journal goes")
+        .into())
+}
+
+fn journalctl() -> Command {
+    Command::new("journalctl")
+}
+
+fn cannot(error: std::io::Error) -> anyhow::Error {
+    fault(format!("run journalctl: {error}")).status(exit::NOT_FOUND).hint("it is part of systemd").into()
 }

@@ -195,14 +195,22 @@ fn usage(error: &clap::Error) -> Result<u8> {
     let mut hint = None;
     for line in lines.take_while(|line| !line.starts_with("Usage:")) {
         match line.strip_prefix("tip: ") {
+            // That a mistyped flag could be a value is seldom what is meant.
+            Some(tip) if tip.starts_with("to pass") => {}
             Some(tip) => hint = hint.or(Some(tip.to_owned())),
             None if line.starts_with('[') => message = format!("{message} {line}"),
             None if !line.starts_with("For more") => message = format!("{message} {line}"),
             None => {}
         }
     }
-    let hint = hint.unwrap_or_else(|| "sandbox --help and sandbox run --help list every flag".to_owned());
+    let hint = hint.unwrap_or_else(|| format!("{} --help lists what is accepted", meant(&text)));
     Err(crate::error::fault(message).hint(hint).into())
+}
+
+/// The command whose usage is told: `sandbox image ls`.
+fn meant(usage: &str) -> String {
+    let words = usage.lines().find_map(|line| line.trim().strip_prefix("Usage: ")).unwrap_or("sandbox").split(' ');
+    words.take_while(|word| word.starts_with(|c: char| c.is_ascii_lowercase())).collect::<Vec<_>>().join(" ")
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ use super::differ::Differ;
 use super::{Base, Kept};
 use crate::error::{Result, fault};
 use crate::image::lookup::Merged;
+use crate::image::unpack::tree;
 use crate::image::{self, Marks, ResolvedImage, Roots};
 
 /// What the init layer has of every sandbox's own: never part of a diff, a commit or an apply.
@@ -82,6 +83,14 @@ impl Kept {
                 Err(rustix::io::Errno::NOENT) => continue,
                 Err(errno) => return Err(fault(format!("{}: {errno}", upper.display())).into()),
             };
+            // A plain user's sandbox has an overlay for each directory of /, also for one that it may not even list.
+            let closed =
+                |path: &PathBuf| matches!(fs::open(path, flags, Mode::empty()), Err(rustix::io::Errno::ACCESS));
+            let nothing =
+                tree::names(&root).map_err(|errno| fault(format!("{}: {errno}", upper.display())))?.is_empty();
+            if nothing && lowers.iter().any(closed) {
+                continue;
+            }
             let left_out = INIT_FILES.map(|file| [b"/", file].concat());
             let mut differ =
                 Differ { lower: Merged::open(&lowers, marks)?, at: &at, upper: &upper, left_out, found: Vec::new() };

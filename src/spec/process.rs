@@ -18,7 +18,7 @@ pub(super) fn process(layer: &Layer, own: Vec<OwnSetting>) -> Result<ProcessSpec
         group: layer.gid.clone(),
         environment: layer.setenv.iter().map(|text| variable(text)).collect::<Result<_>>()?,
         directory: layer.working_directory.as_deref().map(|d| absolute("--working-directory", d)).transpose()?,
-        as_pid1: layer.as_pid1.unwrap_or(false) && !layer.init.unwrap_or(false),
+        as_pid1: layer.init != Some(true) && layer.as_pid1.unwrap_or(layer.init == Some(false)),
         terminal: terminal(layer),
         rlimits: Vec::new(),
         nice: None,

@@ -123,6 +123,12 @@ impl Bed {
         self.keep(tempfile::Builder::new().permissions(Permissions::from_mode(0o755)).tempdir_in("/srv"))
     }
 
+    /// A directory of / that nobody but root may list.
+    pub(crate) fn closed_dir(&self) -> PathBuf {
+        let mode = Permissions::from_mode(0o700);
+        self.keep(tempfile::Builder::new().prefix("sbt-").permissions(mode).tempdir_in("/"))
+    }
+
     /// A directory of `tester`'s on the root file system.
     pub(crate) fn user_dir(&self) -> PathBuf {
         let dir = self.disk_dir();

@@ -27,6 +27,7 @@ pub(crate) fn tests() -> Vec<Test> {
         test("daily/pause_needs_cgroup2", needs![root, systemd, cgroup1], pause_needs_cgroup2),
         test("daily/pause", needs![root, systemd, cgroup2], pause),
         test("daily/set_property", needs![root, systemd], set_property),
+        test("daily/set_property_refused", needs![root, systemd], set_property_refused),
         test("daily/rm", needs![root, systemd], rm),
         test("daily/failed_by_name", needs![root, systemd], failed_by_name),
         test("daily/logs", needs![root, systemd], logs),
@@ -333,6 +334,19 @@ fn set_property(bed: &Bed) {
     }
 }
 
+/// What the kernel does not take is set back, for `systemctl show` would tell it as if it were so, and no drop-in of our own is blamed.
+fn set_property_refused(bed: &Bed) {
+    let v2 = bed.facts.has(&crate::facts::need::cgroup2()).is_ok();
+    let (_running, scope) = bed.live(["-m", "64M"], "head -c 20M /dev/zero >/tmp/held; echo ready; exec cat");
+    // Before v2 the kernel refuses a limit below what is in use; with it only CPUs that are not there remain to ask for.
+    let (asked, property) = if v2 { ("AllowedCPUs=999", "AllowedCPUs") } else { ("MemoryMax=8M", "MemoryLimit") };
+    let before = unit::property(&scope, property);
+    let refused = bed.sandbox(["set-property", &scope, asked]).output().refused(125, [asked, "is not in force"]);
+    assert!(!refused.errors().contains("drop-in"), "{}", refused.errors());
+    assert_eq!(unit::property(&scope, property), before);
+    assert_eq!(unit::property(&scope, "MemoryMax"), "67108864");
+}
+
 fn rm(bed: &Bed) {
     let failed = detached(bed, "f", &[], "exit 5");
     bed.poll("its failure", || unit::property(&failed, "ActiveState") == "failed");
@@ -379,6 +393,7 @@ fn logs(bed: &Bed) {
     });
     bed.sandbox(["stop", &unit]).output().succeeded();
     assert!(read(&[&unit]).contains("two"), "when it is over, too");
+    bed.sandbox(["logs", "-f", "never-there"]).output().refused(125, ["never-there"]);
 }
 
 /// Without the head that journalctl writes before 250.
