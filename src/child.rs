@@ -294,7 +294,7 @@ impl Payload<'_> {
         if let Some(terminal) = terminal {
             terminal::take(terminal, identity.uid)?;
         } else if identity.uid != 0 {
-            streams::give(identity.uid, identity.gid);
+            streams::let_open();
         }
         match origin {
             Origin::Vfork(_) => sys::default_actions(),

@@ -22,9 +22,9 @@ use crate::part::terminal;
 use crate::pid1;
 use crate::relay::Relay;
 use crate::signals::Signals;
-use crate::state::{Entry, Process, Record};
+use crate::state::{Entry, Found, Process, Record};
 use crate::sync::{self, ChildEnd, Failure, ParentEnd, ToChild, ToParent};
-use crate::sys::{self, Side};
+use crate::sys::{self, Rlimit, Side};
 use crate::systemd::{CgroupMode, UnitOfProcess, join_cgroups};
 
 /// Runs a process in a sandbox until its end; the exit status is its own.
@@ -35,7 +35,8 @@ pub(crate) fn enter(sandbox: &Sandbox, process: &ProcessPlan) -> Result<u8> {
     let record = &sandbox.found.record;
     let capabilities = Capabilities::parse(&record.entry.capabilities, &["ALL".to_owned()], &record.entry.ambient)?;
     let signals = Signals::block()?;
-    let target = Target::open(record)?;
+    record.await_start()?;
+    let target = Target::open(&sandbox.found)?;
     let (end, child_end) = sync::pair().context("make a socket pair")?;
     let (pid, pidfd) = match sys::clone_process(0).context("start the process that enters")? {
         Side::Child => {
@@ -58,6 +59,7 @@ pub(crate) fn enter(sandbox: &Sandbox, process: &ProcessPlan) -> Result<u8> {
     drop((child_end, target));
     let mut entered = Entered { end, pidfd, ended: false };
     join_unit(sandbox, pid)?;
+    process.apply_from_outside(pid)?;
     entered.end.send(&ToChild::Go).context("tell the child")?;
     let master = match entered.end.receive()? {
         Some(ToParent::Ready(master)) => master,
@@ -113,7 +115,8 @@ struct Target {
 }
 
 impl Target {
-    fn open(record: &Record) -> Result<Target> {
+    fn open(found: &Found) -> Result<Target> {
+        let record = &found.record;
         let gone = || fault(format!("{} has just ended", record.name));
         // The stub is hidden from plain users, whose the payload is.
         let is_root = rustix::process::geteuid().is_root();
@@ -123,7 +126,7 @@ impl Target {
         if !source.lives() || !record.leader.lives() {
             return Err(gone().into());
         }
-        check_is_apart(record, source)?;
+        check_is_apart(found, source)?;
         let namespaces = record.entry.namespaces.clone();
         let open = |namespace, name: &str| {
             let open =
@@ -165,12 +168,12 @@ impl Target {
 }
 
 /// Another user's word is not enough for root to enter: what says that it has a user namespace must have one.
-fn check_is_apart(record: &Record, source: Process) -> Result<()> {
+fn check_is_apart(found: &Found, source: Process) -> Result<()> {
+    let record = &found.record;
     let namespace = |process: &str| std::fs::read_link(format!("/proc/{process}/ns/user")).ok();
-    let foreign = record.manager.is_some_and(|uid| uid != rustix::process::geteuid().as_raw());
     let apart = record.entry.namespaces.contains(&Namespace::User)
         && namespace(&source.pid.to_string()).is_some_and(|theirs| Some(theirs) != namespace("self"));
-    if foreign && !apart {
+    if !found.ours && !apart {
         return Err(fault(format!("{}: its processes are not in a user namespace of their own", record.name)).into());
     }
     Ok(())
@@ -229,6 +232,10 @@ fn attend(target: &Target, payload: Payload<'_>, end: &ChildEnd) -> Result<u8> {
     }
     // Processes inside are not to look into this one or its child while they have the caller's memory.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("hide the child's memory")?;
+    if rustix::process::geteuid().is_root() && !payload.process.can_set_groups {
+        // In a plain user's map root's own groups would stay.
+        nix::unistd::setgroups(&[]).context("leave the caller's groups")?;
+    }
     target.enter_first()?;
     pid1::attend(end, |report| match become_it(target, payload, end, report) {
         Ok(never) => match never {},
@@ -290,11 +297,15 @@ pub(crate) fn process(entry: &Entry, asked: &Asked) -> ProcessPlan {
         directories: asked.directory.clone().map_or_else(|| entry.directories.clone(), |directory| vec![directory]),
         as_pid1: false,
         terminal: asked.terminal,
-        rlimits: Vec::new(),
-        nice: None,
-        oom_score_adjust: None,
+        rlimits: entry
+            .rlimits
+            .iter()
+            .map(|(resource, soft, hard)| (*resource, Rlimit { soft: *soft, hard: *hard }))
+            .collect(),
+        nice: entry.nice,
+        oom_score_adjust: entry.oom_score_adjust,
         umask: entry.umask,
-        affinity: None,
+        affinity: entry.affinity.clone(),
         can_set_groups: entry.can_set_groups,
         group_ids: entry
             .group_ids

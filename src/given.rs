@@ -44,6 +44,11 @@ impl Provenance {
         Provenance { whole: whole.clone(), under, ..self }
     }
 
+    /// The image that was asked for.
+    pub(crate) fn image(&self) -> Option<&str> {
+        self.whole.image.as_deref()
+    }
+
     /// Each setting.
     fn list(&self) -> Vec<Given> {
         let sources = Sources { flags: settings(&self.flags), origins: &self.origins, under: &self.under };

@@ -12,6 +12,7 @@ use rustix::buffer::spare_capacity;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::retry_on_intr;
 
+mod entries;
 pub(crate) mod network;
 
 use crate::error::Result;
@@ -19,6 +20,8 @@ use crate::part::account;
 use crate::part::service::{Listen, OwnService};
 use crate::spec::network::NetworkSpec;
 use crate::systemd::CgroupMode;
+pub(crate) use entries::Kind;
+use entries::entries;
 use network::NetworkFacts;
 
 /// What was read of this machine.
@@ -42,7 +45,7 @@ pub(crate) struct Host {
     pub(crate) systemd: Option<u16>,
     /// The mounts that a path can reach, sorted by where they are; see [`visible`].
     pub(crate) mounts: Vec<Mount>,
-    /// Standard input and output are both terminals.
+    /// Standard input and output are both terminals, which this process may read.
     pub(crate) terminal: bool,
     /// The caller's environment.
     pub(crate) environment: BTreeMap<OsString, OsString>,
@@ -107,19 +110,6 @@ pub(crate) struct Mount {
     pub(crate) super_options: String,
 }
 
-/// What an entry of a directory is, without following a symbolic link.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Kind {
-    /// A directory.
-    Directory,
-    /// A symbolic link to this.
-    Link(PathBuf),
-    /// A regular file.
-    File,
-    /// A device, fifo or socket.
-    Special,
-}
-
 /// Files and directories of the host that its view as a root is made of.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct HostView {
@@ -158,7 +148,9 @@ impl Host {
             systemd: installed_systemd(),
             booted_by_systemd: is_booted_by_systemd(),
             mounts: visible(&parse_mountinfo(&mounts)),
-            terminal: std::io::stdin().is_terminal() && std::io::stdout().is_terminal(),
+            terminal: std::io::stdin().is_terminal()
+                && std::io::stdout().is_terminal()
+                && crate::relay::is_in_foreground(),
             service: OwnService::read(&environment),
             listen: Listen::read(&environment),
             journal_streams: journal_streams(environment.get(OsStr::new("JOURNAL_STREAM"))),
@@ -221,7 +213,15 @@ impl Host {
             directories.extend(mount.point.ancestors().skip(1).map(Path::to_path_buf));
         }
         let files = |path: &Path| self.is_local(path) && self.mount_of(path).is_some_and(|m| !is_kernel(&m.fstype));
-        directories.into_iter().filter(|d| files(d)).filter_map(|d| entries(&d).map(|list| (d, list))).collect()
+        // One that this user may not list is empty inside: with mounts below it could not be shown at all.
+        directories
+            .into_iter()
+            .filter(|d| files(d))
+            .map(|d| {
+                let list = entries(&d).unwrap_or_default();
+                (d, list)
+            })
+            .collect()
     }
 }
 
@@ -283,30 +283,6 @@ pub(crate) fn visible(mounts: &[Mount]) -> Vec<Mount> {
     }
     visible.sort_by(|a, b| a.point.cmp(&b.point));
     visible
-}
-
-fn entries(directory: &Path) -> Option<Vec<(OsString, Kind)>> {
-    let mut list = Vec::new();
-    for entry in std::fs::read_dir(directory).ok()?.flatten() {
-        let Ok(file_type) = entry.file_type() else {
-            continue;
-        };
-        let kind = if file_type.is_dir() {
-            Kind::Directory
-        } else if file_type.is_symlink() {
-            match std::fs::read_link(entry.path()) {
-                Ok(target) => Kind::Link(target),
-                Err(_) => continue,
-            }
-        } else if file_type.is_file() {
-            Kind::File
-        } else {
-            Kind::Special
-        };
-        list.push((entry.file_name(), kind));
-    }
-    list.sort_by(|a, b| a.0.cmp(&b.0));
-    Some(list)
 }
 
 /// File systems whose server may be dead or elsewhere: touching one can hang for ever, so nothing below one is ever looked at.

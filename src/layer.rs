@@ -204,7 +204,9 @@ pub(crate) struct Layer {
     #[arg(long, value_name = "DST[:SIZE]", help_heading = "Root")]
     #[serde(deserialize_with = "crate::profile::texts", serialize_with = "crate::given::shown_texts")]
     pub(crate) tmpfs: Vec<OsString>,
-    /// Nothing of the root can be written; binds and tmpfs can
+    /// Nothing of the root can be written; binds and what is in memory can
+    ///
+    /// In memory are /tmp, /var/tmp, /run, /dev/shm, of the view of the host also /home and /root, and each --tmpfs.
     #[arg(long, help_heading = "Root", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL", hide_possible_values = true)]
     pub(crate) read_only: Option<bool>,
     /// Where writes to the root go: memory, gone at the end, or a directory that keeps them [default: tmpfs]
@@ -223,7 +225,7 @@ pub(crate) struct Layer {
     /// Namespaces to share with the host, comma-separated [default: none, all are its own]
     #[arg(long, value_name = "NS,…", value_enum, value_delimiter = ',', help_heading = "Isolation")]
     pub(crate) share: Vec<Namespace>,
-    /// How IDs inside relate to IDs outside, for root [default: auto]
+    /// How IDs inside relate to IDs outside; a plain user's has with identity that user's own ID alone [default: auto]
     #[arg(long, value_name = "HOW", value_enum, help_heading = "Isolation")]
     pub(crate) userns: Option<Userns>,
     /// Hostname inside [default: the sandbox's name]
@@ -234,7 +236,9 @@ pub(crate) struct Layer {
     /// /proc/{cpuinfo,diskstats,loadavg,meminfo,pressure,stat,swaps,uptime,vmstat} and the CPUs in /sys/devices/system/cpu.
     #[arg(long, value_name = "BOOL", value_enum, help_heading = "Isolation")]
     pub(crate) procview: Option<Procview>,
-    /// Keep a capability that is taken away by default, such as SYS_NICE; or ALL
+    /// Keep a capability that is taken away by default, such as NET_ADMIN; or ALL
+    ///
+    /// It counts for what is the sandbox's own. Those over the whole machine (SYS_NICE, SYS_TIME …) have an effect with --userns host only.
     #[arg(long, value_name = "CAP", value_delimiter = ',', help_heading = "Isolation")]
     pub(crate) cap_add: Vec<String>,
     /// Take a capability away; or ALL

@@ -165,7 +165,7 @@ impl Plan {
         let circumstances = Circumstances::new(spec, host.kernel);
         let seccomp = Filter::plan(&spec.seccomp, circumstances, &mut warnings)?;
         let names = unit.as_ref().map(|unit| (unit.name.as_str(), unit.user));
-        let log = journal::plan(spec, host, names, process.terminal);
+        let log = journal::plan(spec, host, names, process.terminal)?;
         Ok(Plan {
             name: spec.name.clone(),
             log,

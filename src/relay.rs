@@ -17,6 +17,8 @@ use crate::sync::{ParentEnd, ToChild, ToParent};
 
 mod terminal;
 
+pub(crate) use terminal::is_in_foreground;
+
 use terminal::Terminal;
 
 /// A second SIGINT within this time kills.

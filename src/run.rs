@@ -70,7 +70,7 @@ pub(crate) fn run(plan: &Arc<Plan>, leases: &[BorrowedFd<'_>], begun: Begun, tim
         Side::Child => {
             let upper = upper.as_ref().map(|upper| upper.lock.as_fd());
             let claimed = claim.iter().map(|claim| claim.lock().as_fd());
-            let locks = claimed.chain(upper).chain(leases.iter().copied());
+            let locks = claimed.chain(upper).chain(leases.iter().copied()).filter(|_| !may_trace_the_stub(plan));
             let kept: Vec<_> = locks.chain(sys::listen_fds(listen)).collect();
             child::enter(plan, &child_end, &streams, &kept)
         }
@@ -105,6 +105,12 @@ pub(crate) fn run(plan: &Arc<Plan>, leases: &[BorrowedFd<'_>], begun: Begun, tim
             None => running.first_failure(error),
         }),
     }
+}
+
+/// With SYS_PTRACE over the machine the payload could go by the stub's descriptors to where they are on the host; then the launcher
+/// alone holds the locks.
+fn may_trace_the_stub(plan: &Plan) -> bool {
+    plan.users == UserPlan::Host && plan.capabilities.keeps("SYS_PTRACE")
 }
 
 /// The error of a start that a signal ended.
@@ -229,8 +235,8 @@ impl Running<'_> {
         // The last process of this one is made: from here on it has a second thread.
         self.start_helper(claim)?;
         timings.mark("helper");
-        if let Some(claim) = claim {
-            streams::give(claim.base, claim.base);
+        if claim.is_some() {
+            streams::let_open();
         }
         self.plan.process.apply_from_outside(self.pid)?;
         // While systemd works.

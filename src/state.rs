@@ -17,7 +17,7 @@ use rustix::process::Pid;
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
-use crate::error::Result;
+use crate::error::{Result, fault};
 use crate::host::read_of_kernel;
 use crate::layer::Namespace;
 use crate::part::label::Label;
@@ -26,7 +26,7 @@ use crate::part::network::publish::Publish;
 use crate::part::rootfs::{Operation, RootPlan};
 use crate::plan::{Plan, UnitKind, UnitPlan};
 use crate::seccomp::Filter;
-use crate::systemd::KeptSetting;
+use crate::systemd::{KeptSetting, UnitOfProcess};
 
 /// Root's directory.
 const ROOT: &str = "/run/sandbox";
@@ -107,6 +107,18 @@ pub(crate) struct Entry {
     pub(crate) directories: Vec<PathBuf>,
     /// File mode creation mask.
     pub(crate) umask: u32,
+    /// Resource limits: number of getrlimit(2), soft, hard.
+    #[serde(default)]
+    pub(crate) rlimits: Vec<(u32, u64, u64)>,
+    /// Nice value.
+    #[serde(default)]
+    pub(crate) nice: Option<i32>,
+    /// OOM score adjustment.
+    #[serde(default)]
+    pub(crate) oom_score_adjust: Option<i32>,
+    /// CPUs by sched_setaffinity(2).
+    #[serde(default)]
+    pub(crate) affinity: Option<Vec<u32>>,
     /// setgroups(2) works.
     pub(crate) can_set_groups: bool,
     /// Ranges of group IDs that exist inside: first, count.
@@ -166,7 +178,7 @@ impl Record {
             slice: unit.slice.clone(),
             service: matches!(unit.kind, UnitKind::Own { .. }),
             manager: unit.user.then(|| rustix::process::geteuid().as_raw()),
-            root: root(plan.root.as_ref()),
+            root: plan.given.image().map_or_else(|| root(plan.root.as_ref()), str::to_owned),
             launcher: Process::read(rustix::process::getpid())?,
             leader: Process::read(leader)?,
             as_pid1: plan.process.as_pid1,
@@ -180,6 +192,62 @@ impl Record {
             plan: serde_json::to_value(plan).ok()?,
         })
     }
+}
+
+impl Record {
+    /// Waits until the payload runs, for ten seconds at most. Before that the first process is on its way from the host's mounts to its
+    /// own, and whoever joins its namespaces could be anywhere.
+    ///
+    /// # Errors
+    /// When it takes longer, or the sandbox ends.
+    pub(crate) fn await_start(&self) -> Result<()> {
+        for _ in 0..2000 {
+            if self.has_started() {
+                return Ok(());
+            }
+            if !self.leader.lives() {
+                return Err(fault(format!("{} has just ended", self.name)).into());
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        Err(fault(format!("{} is still starting", self.name)).into())
+    }
+
+    /// The stub's only children are the payload and what that left behind; without a stub the first process executes the payload.
+    fn has_started(&self) -> bool {
+        let leader = self.leader.pid;
+        if !self.as_pid1 {
+            let children = std::fs::read_to_string(format!("/proc/{leader}/task/{leader}/children"));
+            return children.is_ok_and(|children| !children.trim().is_empty());
+        }
+        let program =
+            |pid: i32| std::fs::metadata(format!("/proc/{pid}/exe")).map(|meta| (meta.dev(), meta.ino())).ok();
+        program(leader).is_some_and(|payload| Some(payload) != program(self.launcher.pid))
+    }
+
+    /// Whether it is what the main process of a unit of the system's would have written that runs as this user. Others can read of
+    /// processes what is in such a file, but not be the parent of one in that unit.
+    fn is_of_a_service_of(&self, owner: u32) -> bool {
+        let launcher = self.launcher.pid;
+        let unit = UnitOfProcess::read(&launcher.to_string());
+        let is_in_unit = unit.is_some_and(|place| place.user.is_none() && place.unit == self.unit);
+        let is_owners = || user(launcher) == Some(owner);
+        self.service && self.manager.is_none() && is_in_unit && is_owners() && parent(self.leader.pid) == Some(launcher)
+    }
+}
+
+/// The real user ID of a process.
+fn user(pid: i32) -> Option<u32> {
+    let status = read_of_kernel(format!("/proc/{pid}/status")).ok()?;
+    let status = String::from_utf8_lossy(&status).into_owned();
+    status.lines().find_map(|line| line.strip_prefix("Uid:"))?.split_ascii_whitespace().next()?.parse().ok()
+}
+
+/// The parent of a process: field 4 of /proc/PID/stat.
+fn parent(pid: i32) -> Option<i32> {
+    let stat = read_of_kernel(format!("/proc/{pid}/stat")).ok()?;
+    let stat = String::from_utf8_lossy(&stat).into_owned();
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
 fn now() -> u64 {
@@ -207,6 +275,10 @@ fn entry(plan: &Plan) -> Entry {
         group: process.group.clone(),
         directories: process.directories.clone(),
         umask: process.umask,
+        rlimits: process.rlimits.iter().map(|(resource, limit)| (*resource, limit.soft, limit.hard)).collect(),
+        nice: process.nice,
+        oom_score_adjust: process.oom_score_adjust,
+        affinity: process.affinity.clone(),
         can_set_groups: process.can_set_groups,
         group_ids: process.group_ids.iter().map(|range| (range.first, range.count)).collect(),
         host_view: process.host_view,
@@ -321,10 +393,14 @@ fn is_same(path: &Path, file: &File) -> bool {
     (there.dev(), there.ino()) == (ours.dev(), ours.ino())
 }
 
-/// Names of units are unique in one service manager; root may use its own beside the system's.
+/// Names of units are unique in one service manager; who may use two of them has the other one's marked.
 fn file_name(unit: &UnitPlan) -> String {
-    let own = unit.user && rustix::process::geteuid().is_root();
-    format!("{}{}.json", if own { "user:" } else { "" }, unit.name)
+    let other = match (unit.user, rustix::process::geteuid().is_root()) {
+        (true, true) => "user:",
+        (false, false) => "system:",
+        (true, false) | (false, true) => "",
+    };
+    format!("{other}{}.json", unit.name)
 }
 
 fn create(directory: &Path, path: &Path) -> std::io::Result<File> {
@@ -350,7 +426,8 @@ pub(crate) struct Found {
     pub(crate) record: Record,
     path: PathBuf,
     file: File,
-    ours: bool,
+    /// The caller has written it.
+    pub(crate) ours: bool,
 }
 
 impl Found {
@@ -412,8 +489,8 @@ fn open(path: &Path, owner: u32, ours: bool) -> Option<Found> {
         return None;
     }
     let record: Record = serde_json::from_str(read(&file)?.lines().next()?).ok()?;
-    // A plain user has no sandboxes in units of the system's service manager, nor in another user's.
-    let believed = owner == 0 || record.service && record.manager.is_none() || record.manager == Some(owner);
+    // A plain user has no sandboxes in another user's units, nor in the system's but where one of those runs this program as that user.
+    let believed = owner == 0 || record.manager == Some(owner) || record.is_of_a_service_of(owner);
     believed.then(|| Found { record, path: path.to_owned(), file, ours })
 }
 
@@ -451,6 +528,10 @@ mod tests {
                 group: None,
                 directories: vec!["/".into()],
                 umask: 0o22,
+                rlimits: vec![(7, 77, 99)],
+                nice: Some(7),
+                oom_score_adjust: None,
+                affinity: None,
                 can_set_groups: true,
                 group_ids: vec![(0, 65536)],
                 host_view: true,

@@ -2,7 +2,8 @@
 
 use std::fs::File;
 use std::os::fd::BorrowedFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::process::Pid;
@@ -12,7 +13,9 @@ use crate::host;
 use crate::layer::Manager;
 use crate::plan::{UnitKind, UnitPlan};
 use crate::spec::Spec;
-use crate::systemd::{self, Bus, CgroupMode, PendingScope, Report, ScopeRequest, Setting, Subject, UnitOfProcess};
+use crate::systemd::{
+    self, Bus, CgroupMode, Changes, PendingScope, Report, ScopeRequest, Setting, Subject, UnitOfProcess,
+};
 
 /// A unit that is being started, and then runs.
 #[derive(Debug)]
@@ -27,6 +30,8 @@ pub(crate) struct Unit<'a> {
     /// systemd has made it, so it is nobody else's.
     stands: bool,
     memory_events: Option<File>,
+    /// The directory of its cgroup, and the inode that it had.
+    cgroup: Option<(PathBuf, u64)>,
 }
 
 impl<'a> Unit<'a> {
@@ -47,7 +52,7 @@ impl<'a> Unit<'a> {
             UnitKind::Own { .. } => None,
             UnitKind::Scope | UnitKind::Service => Some(bus.begin_scope(&request(plan, pid, beside, Some(pidfd)))?),
         };
-        Ok(Unit { plan, pid, beside, bus: Some(bus), pending, stands: false, memory_events: None })
+        Ok(Unit { plan, pid, beside, bus: Some(bus), pending, stands: false, memory_events: None, cgroup: None })
     }
 
     /// Waits until the process is in the unit.
@@ -78,7 +83,10 @@ impl<'a> Unit<'a> {
         if let Some(beside) = self.beside {
             check_member(beside, name)?;
         }
-        let subject = Subject { pid: self.pid, unit: name, settings, mode: *cgroup, user: *user, changed: false };
+        // Made with every property of the request, it starts again with what was changed since.
+        let again = self.plan.kind == UnitKind::Own { complete: true };
+        let changes = if again { Changes::Hold } else { Changes::Differ };
+        let subject = Subject { pid: self.pid, unit: name, settings, mode: *cgroup, user: *user, changes };
         let mut bus = self.bus.take().map_or_else(|| connect(self.plan), Ok)?;
         let mut warnings = Vec::new();
         if self.plan.kind == (UnitKind::Own { complete: false }) {
@@ -86,6 +94,7 @@ impl<'a> Unit<'a> {
         }
         let mut report = systemd::verify(&mut bus, &subject)?;
         report.warnings.append(&mut warnings);
+        self.cgroup = inode(&report.cgroup).map(|inode| (report.cgroup.clone(), inode));
         // Held open, because the file is gone from the tree as soon as systemd sees the unit empty.
         let name = if *cgroup == CgroupMode::Unified { "memory.events" } else { "memory.oom_control" };
         self.memory_events = report.memory.as_ref().and_then(|directory| File::open(directory.join(name)).ok());
@@ -113,7 +122,9 @@ impl<'a> Unit<'a> {
     }
 
     fn stop_if(&self, wanted: impl FnOnce(&mut Bus) -> bool) {
-        if !self.stands {
+        // A scope ends by itself with its last process, and the name may be another's since.
+        let is_gone = self.cgroup.as_ref().is_some_and(|(path, own)| inode(path) != Some(*own));
+        if !self.stands || is_gone {
             return;
         }
         let wait = Duration::from_micros(self.plan.timeout_stop_usec) + Duration::from_secs(5);
@@ -122,6 +133,10 @@ impl<'a> Unit<'a> {
             log::debug!("{error:#}");
         }
     }
+}
+
+fn inode(path: &Path) -> Option<u64> {
+    std::fs::metadata(path).ok().map(|meta| meta.ino())
 }
 
 /// The process is in the unit, so that its limits hold for it and it ends with it.
@@ -142,8 +157,10 @@ fn apply(bus: &mut Bus, plan: &UnitPlan) -> Result<Vec<String>> {
     }
     // Stop settings are properties of the kind of unit, the rest of all units.
     let mut differs = |setting: &&Setting| {
-        let mut is =
-            |interface| bus.unit_property(&plan.name, interface, &setting.name).is_ok_and(|v| v == setting.value);
+        let mut is = |interface| {
+            let found = bus.unit_property(&plan.name, interface, &setting.name);
+            found.is_ok_and(|found| found.has(&setting.value))
+        };
         !is("Service") && !is("Unit")
     };
     let line = |setting: &Setting| {

@@ -47,7 +47,7 @@ pub(super) struct Arguments {
     /// Group inside, by name or number [default: the user's]
     #[arg(long, value_name = "GROUP")]
     gid: Option<String>,
-    /// The sandbox: its name, its unit, or so much of sandbox-NAME-ID as no other has
+    /// The sandbox: its name, its unit, or sandbox-NAME- and the beginning of its ID
     #[arg(value_name = "NAME")]
     name: String,
     /// The command and its arguments

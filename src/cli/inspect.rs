@@ -10,7 +10,7 @@ use crate::error::{Result, line};
 use crate::living::{self, Sandbox};
 use crate::part::network::publish::Publish;
 use crate::state::Record;
-use crate::systemd::{self, Bus, CgroupMode, KeptSetting, Limit, Subject, Usage};
+use crate::systemd::{self, Assignment, Bus, CgroupMode, Changes, KeptSetting, Limit, Setting, Subject, Usage};
 
 const AFTER_HELP: &str = "\
 JSON: one object with
@@ -37,7 +37,7 @@ pub(super) struct Arguments {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// The sandbox: its name, its unit, or so much of sandbox-NAME-ID as no other has
+    /// The sandbox: its name, its unit, or sandbox-NAME- and the beginning of its ID
     #[arg(value_name = "NAME")]
     name: String,
 }
@@ -82,6 +82,7 @@ pub(super) fn main(arguments: &Arguments) -> Result<u8> {
     let record = &sandbox.found.record;
     let mode = CgroupMode::read()?;
     let mut bus = sandbox.manager()?;
+    let asked_for = settings(&mut bus, record, mode);
     let report = Report {
         name: &record.name,
         unit: &record.unit,
@@ -97,7 +98,7 @@ pub(super) fn main(arguments: &Arguments) -> Result<u8> {
         command: &record.command,
         arguments: &record.arguments,
         ports: &record.ports,
-        limits: record.settings.iter().filter_map(|setting| asked(&mut bus, &sandbox, setting, mode)).collect(),
+        limits: asked_for.into_iter().filter_map(|setting| asked(&mut bus, &sandbox, setting, mode)).collect(),
         usage: sandbox.usage(mode),
         given: record.plan.get("given").unwrap_or(&serde_json::Value::Null),
         plan: &record.plan,
@@ -107,12 +108,33 @@ pub(super) fn main(arguments: &Arguments) -> Result<u8> {
     Ok(0)
 }
 
-fn asked(bus: &mut Bus, sandbox: &Sandbox, kept: &KeptSetting, mode: CgroupMode) -> Option<Asked> {
+/// The settings that the unit was made with, then what `set-property` added.
+fn settings(bus: &mut Bus, record: &Record, mode: CgroupMode) -> Vec<Setting> {
+    let mut settings: Vec<Setting> = record.settings.iter().filter_map(KeptSetting::setting).collect();
+    for (name, path) in bus.runtime_settings(&record.unit) {
+        if settings.iter().any(|setting| setting.is_called(&name)) {
+            continue;
+        }
+        let text = std::fs::read_to_string(path).unwrap_or_default();
+        let assignments = text.lines().filter(|line| line.starts_with(&name)).map(Assignment::parse);
+        let Ok(assignments) = assignments.collect::<Result<Vec<_>>>() else { continue };
+        settings.extend(systemd::translate(&assignments, mode).map_or_else(|_| Vec::new(), |found| found.settings));
+    }
+    settings
+}
+
+fn asked(bus: &mut Bus, sandbox: &Sandbox, setting: Setting, mode: CgroupMode) -> Option<Asked> {
     let record = &sandbox.found.record;
-    let settings = [kept.setting()?];
+    let settings = [setting];
     let pid = record.leader.pid()?;
-    let subject =
-        Subject { pid, unit: &record.unit, settings: &settings, mode, user: record.manager.is_some(), changed: false };
+    let subject = Subject {
+        pid,
+        unit: &record.unit,
+        settings: &settings,
+        mode,
+        user: record.manager.is_some(),
+        changes: Changes::Differ,
+    };
     let asked = settings.iter().map(|setting| setting.asked.clone()).collect();
     Some(match systemd::verify(bus, &subject) {
         Ok(report) => Asked { asked, limits: report.limits, error: None, changed: false },

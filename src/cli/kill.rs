@@ -25,7 +25,7 @@ pub(super) struct Arguments {
     /// To every process of the unit, not to the command alone
     #[arg(long, short = 'a')]
     all: bool,
-    /// The sandbox: its name, its unit, or so much of sandbox-NAME-ID as no other has
+    /// The sandbox: its name, its unit, or sandbox-NAME- and the beginning of its ID
     #[arg(value_name = "NAME", required = true)]
     names: Vec<String>,
 }

@@ -19,7 +19,7 @@ pub(super) struct Arguments {
     /// Only the last lines
     #[arg(long, short = 'n', value_name = "N", visible_alias = "tail")]
     lines: Option<u32>,
-    /// The sandbox: its name, its unit, or so much of sandbox-NAME-ID as no other has; the unit's name also when it is over
+    /// The sandbox: its name, its unit, or sandbox-NAME- and the beginning of its ID; also when it is over, as far as the journal goes back
     #[arg(value_name = "NAME")]
     name: String,
 }
@@ -44,7 +44,12 @@ fn matches(name: &str) -> Result<Vec<String>> {
         Some(named) => Ok(vec![unit(named.unit(), named.manager())]),
         // It may be over, with its lines still there.
         None if name.ends_with(".scope") || name.ends_with(".service") => known(name, vec![unit(name, own)]),
-        None => known(name, vec![unit(&format!("{name}.scope"), own), unit(&format!("{name}.service"), own)]),
+        None => {
+            let id = "[0-9a-f]".repeat(6);
+            let stems = [name.to_owned(), format!("sandbox-{name}-{id}")];
+            let kinds = |stem: &String| ["scope", "service"].map(|kind| unit(&format!("{stem}.{kind}"), own));
+            known(name, stems.iter().flat_map(kinds).collect())
+        }
     }
 }
 

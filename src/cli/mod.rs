@@ -114,8 +114,7 @@ enum Command {
     Doctor(doctor::Arguments),
     /// Make systemd units from profiles
     Unit(unit::Arguments),
-    /// Write man pages or shell completions, for packages
-    #[command(hide = true)]
+    /// Write man pages or shell completions
     Generate(generate::Arguments),
 }
 
@@ -203,14 +202,20 @@ fn usage(error: &clap::Error) -> Result<u8> {
             None => {}
         }
     }
-    let hint = hint.unwrap_or_else(|| format!("{} --help lists what is accepted", meant(&text)));
+    let hint = hint.unwrap_or_else(|| format!("{} --help lists what is accepted", meant(std::env::args_os())));
     Err(crate::error::fault(message).hint(hint).into())
 }
 
-/// The command whose usage is told: `sandbox image ls`.
-fn meant(usage: &str) -> String {
-    let words = usage.lines().find_map(|line| line.trim().strip_prefix("Usage: ")).unwrap_or("sandbox").split(' ');
-    words.take_while(|word| word.starts_with(|c: char| c.is_ascii_lowercase())).collect::<Vec<_>>().join(" ")
+/// The command that these words name: `sandbox image ls`.
+fn meant(words: impl Iterator<Item = std::ffi::OsString>) -> String {
+    let mut command = Arguments::command();
+    let mut meant = "sandbox".to_owned();
+    for word in words.skip(1) {
+        let Some(next) = command.find_subcommand(&word).cloned() else { break };
+        meant = format!("{meant} {}", next.get_name());
+        command = next;
+    }
+    meant
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ pub(super) struct Arguments {
     /// Stop one that runs
     #[arg(long, short = 'f')]
     force: bool,
-    /// The sandbox: its name, its unit, or so much of sandbox-NAME-ID as no other has
+    /// The sandbox: its name, its unit, or sandbox-NAME- and the beginning of its ID
     #[arg(value_name = "NAME", required = true)]
     names: Vec<String>,
 }

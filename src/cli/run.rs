@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use crate::error::Result;
+use crate::error::{Result, fault};
 use crate::given::Provenance;
 use crate::host::Host;
 use crate::image::ResolvedImage;
@@ -84,6 +84,13 @@ pub(super) fn main(arguments: Arguments) -> Result<u8> {
     })
 }
 
+fn check_entrypoint(layer: &Layer, image: Option<&ResolvedImage>) -> Result<()> {
+    if image.is_none() && layer.entrypoint.is_some() {
+        return Err(fault("--entrypoint stands for an image's, and there is no image").hint("--image REF").into());
+    }
+    Ok(())
+}
+
 fn start(arguments: Arguments) -> Result<u8> {
     let mut timings = Timings::begin();
     let profile = arguments.profile.as_deref().map(Profile::load).transpose()?;
@@ -93,6 +100,7 @@ fn start(arguments: Arguments) -> Result<u8> {
         None => arguments.layer,
     };
     let Choice { layer, image, kept } = kept::choose(layer)?;
+    check_entrypoint(&layer, image.as_ref())?;
     let given = given.of(&layer, below(image.as_ref(), kept.as_ref()));
     let spec = Spec::from_layer(layer).map_err(|error| match &profile {
         Some(profile) => profile.blame(error),

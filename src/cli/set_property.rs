@@ -5,13 +5,13 @@ use clap::Args;
 
 use crate::error::{Result, fault, line};
 use crate::living::{self, Sandbox};
-use crate::systemd::{self, Assignment, CgroupMode, Setting, Subject};
+use crate::systemd::{self, Assignment, CgroupMode, Changes, Setting, Subject};
 
 const AFTER_HELP: &str = "\
 Each limit is read back from the kernel, as at the start; one that is not in
 force then is an error, and what is no list is set back to what it was.
-The change lasts as long as the unit, for one of a unit file until the next
-boot.
+The change lasts as long as the unit. For one of a unit file that is until
+the next boot, but what its profile says counts again from its next start.
 
 Examples:
   sandbox set-property toptest MemoryMax=1G CPUWeight=50
@@ -21,7 +21,7 @@ Examples:
 #[derive(Debug, Args)]
 #[command(max_term_width = 100, after_help = AFTER_HELP)]
 pub(super) struct Arguments {
-    /// The sandbox: its name, its unit, or so much of sandbox-NAME-ID as no other has
+    /// The sandbox: its name, its unit, or sandbox-NAME- and the beginning of its ID
     #[arg(value_name = "NAME")]
     name: String,
     /// Properties of systemd.resource-control(5)
@@ -48,7 +48,8 @@ fn change(sandbox: &Sandbox, settings: &[Setting], mode: CgroupMode) -> Result<(
     let before = bus.values(&record.unit, settings);
     bus.set_properties(&record.unit, true, settings)?;
     let pid = record.leader.pid().ok_or_else(|| fault(format!("{} has just ended", record.name)))?;
-    let subject = Subject { pid, unit: &record.unit, settings, mode, user: record.manager.is_some(), changed: true };
+    let subject =
+        Subject { pid, unit: &record.unit, settings, mode, user: record.manager.is_some(), changes: Changes::Asked };
     match systemd::verify(&mut bus, &subject) {
         Ok(report) => {
             report.warnings.iter().for_each(|warning| log::warn!("{warning}"));

@@ -11,7 +11,7 @@ use crate::living::{self, Named};
 #[derive(Debug, Args)]
 #[command(max_term_width = 100)]
 pub(super) struct Arguments {
-    /// The sandbox: its name, its unit, or so much of sandbox-NAME-ID as no other has
+    /// The sandbox: its name, its unit, or sandbox-NAME- and the beginning of its ID
     #[arg(value_name = "NAME", required = true)]
     names: Vec<String>,
 }

@@ -12,13 +12,14 @@ use crate::living::{self, Named, Sandbox};
 
 const AFTER_HELP: &str = "\
 Prints the exit status of each sandbox's command, one a line, when it has ended:
-its own, or 128+n when signal n ended it.";
+its own, or 128+n when signal n ended it. That of one which is over already is
+known only where it failed: systemd forgets what ended well.";
 
 // Flags of `sandbox wait`.
 #[derive(Debug, Args)]
 #[command(max_term_width = 100, after_help = AFTER_HELP)]
 pub(super) struct Arguments {
-    /// The sandbox: its name, its unit, or so much of sandbox-NAME-ID as no other has
+    /// The sandbox: its name, its unit, or sandbox-NAME- and the beginning of its ID
     #[arg(value_name = "NAME", required = true)]
     names: Vec<String>,
 }

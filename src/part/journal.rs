@@ -12,7 +12,7 @@ use anyhow::Context;
 use rustix::net::sockopt;
 use serde::Serialize;
 
-use crate::error::Result;
+use crate::error::{Result, fault};
 use crate::host::Host;
 use crate::layer::Log;
 use crate::spec::Spec;
@@ -44,7 +44,10 @@ pub(crate) struct LogPlan {
 }
 
 /// Decides what goes to the journal: what was asked, and in a service what goes there anyway, so that output and errors differ.
-pub(crate) fn plan(spec: &Spec, host: &Host, unit: Option<(&str, bool)>, terminal: bool) -> Option<LogPlan> {
+///
+/// # Errors
+/// When it was asked and there is no unit.
+pub(crate) fn plan(spec: &Spec, host: &Host, unit: Option<(&str, bool)>, terminal: bool) -> Result<Option<LogPlan>> {
     let asked = spec.unit.log == Some(Log::Journal);
     let inherited = host.service.is_some() && spec.unit.log.is_none();
     let streams = match (asked, inherited) {
@@ -52,16 +55,18 @@ pub(crate) fn plan(spec: &Spec, host: &Host, unit: Option<(&str, bool)>, termina
         (false, true) => host.journal_streams,
         (false, false) => (false, false),
     };
-    let (unit, user) = unit?;
+    let Some((unit, user)) = unit else {
+        return if asked { Err(without_unit()) } else { Ok(None) };
+    };
     if streams == (false, false) {
-        return None;
+        return Ok(None);
     }
     let namespace = host.environment.get(std::ffi::OsStr::new("LOG_NAMESPACE")).filter(|_| host.service.is_some());
     let sockets = match namespace.and_then(|name| name.to_str()) {
         Some(name) => format!("/run/systemd/journal.{name}"),
         None => "/run/systemd/journal".to_owned(),
     };
-    Some(LogPlan {
+    Ok(Some(LogPlan {
         identifier: spec.name.clone(),
         unit: unit.to_owned(),
         user,
@@ -69,7 +74,13 @@ pub(crate) fn plan(spec: &Spec, host: &Host, unit: Option<(&str, bool)>, termina
         error: streams.1 && !terminal,
         terminal: terminal && asked,
         sockets: sockets.into(),
-    })
+    }))
+}
+
+fn without_unit() -> anyhow::Error {
+    fault("--log journal writes under the unit's name, and there is no unit")
+        .hint("leave --log out; what starts it can log: systemd-cat sandbox run …")
+        .into()
 }
 
 impl std::fmt::Display for LogPlan {

@@ -171,9 +171,11 @@ pub(crate) fn plan(spec: &Spec, host: &Host) -> Result<(UserPlan, Option<String>
 fn plan_rootless(userns: Userns, host: &Host) -> Result<UserPlan> {
     let own = |inside, outside| MapLine { inside, outside, count: 1 };
     match (userns, host.subordinate_ids) {
-        (Userns::Host, _) => Err(fault("--userns host: a plain user has no other namespaces without a user namespace")
-            .hint("run as root: sudo sandbox run …")
-            .into()),
+        (Userns::Host, _) => {
+            Err(fault("--userns host, or --share user: a plain user has no other namespaces without a user namespace")
+                .hint("run as root: sudo sandbox run …")
+                .into())
+        }
         (Userns::Identity, _) => {
             Ok(UserPlan::Maps { uid: vec![own(host.uid, host.uid)], gid: vec![own(host.gid, host.gid)] })
         }

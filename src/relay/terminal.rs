@@ -71,7 +71,7 @@ fn open_output() -> Option<OwnedFd> {
 }
 
 /// Whether the caller's terminal is this process's to set: it would be stopped for it in the background, tcsetattr(3).
-fn is_in_foreground() -> bool {
+pub(crate) fn is_in_foreground() -> bool {
     rustix::termios::tcgetpgrp(rustix::stdio::stdin()).map_or(true, |group| group == rustix::process::getpgrp())
 }
 
@@ -94,9 +94,12 @@ impl Terminal {
         terminal.follow_size();
         if std::io::stdin().is_terminal() {
             let before = rustix::termios::tcgetattr(rustix::stdio::stdin()).context("read the terminal's settings")?;
-            set_raw(&before, OptionalActions::Flush).context("set the terminal to raw mode")?;
+            // In the background it is left to whoever has it, until this process comes to the front ([`Terminal::resume`]).
+            terminal.raw = is_in_foreground();
+            if terminal.raw {
+                set_raw(&before, OptionalActions::Flush).context("set the terminal to raw mode")?;
+            }
             terminal.before = Some(before);
-            terminal.raw = true;
         }
         Ok(terminal)
     }

@@ -105,6 +105,17 @@ pub(crate) struct UnitOfProcess {
     pub(crate) path: PathBuf,
 }
 
+/// The name of the unit that has a directory of this name: systemd puts `_` before those that the kernel could take for files of
+/// its own (`memory.scope`), and before one that begins with `_` (`cg_escape`).
+fn unescaped(name: &str) -> &str {
+    name.strip_prefix('_').unwrap_or(name)
+}
+
+/// Whether the cgroup at `path` is that of the unit.
+pub(super) fn is_of_unit(path: &Path, unit: &str) -> bool {
+    path.file_name().and_then(|name| name.to_str()).is_some_and(|name| unescaped(name) == unit)
+}
+
 impl UnitOfProcess {
     /// Reads it; `None` where the process is gone or in no unit.
     pub(crate) fn read(process: &str) -> Option<UnitOfProcess> {
@@ -117,7 +128,7 @@ impl UnitOfProcess {
     }
 
     fn of_path(path: &Path) -> Option<UnitOfProcess> {
-        let names: Vec<&str> = path.iter().filter_map(|name| name.to_str()).collect();
+        let names: Vec<&str> = path.iter().filter_map(|name| name.to_str().map(unescaped)).collect();
         let manager = |name: &str| name.strip_prefix("user@")?.strip_suffix(".service")?.parse::<u32>().ok();
         let start = names.iter().rposition(|name| manager(name).is_some());
         let is_unit = |name: &&str| name.ends_with(".service") || name.ends_with(".scope");
@@ -127,7 +138,7 @@ impl UnitOfProcess {
             unit: (*names.get(at)?).to_owned(),
             slice: slice.map_or("-.slice", |name| *name).to_owned(),
             user: start.filter(|start| *start < at).and_then(|start| manager(names.get(start)?)),
-            path: names.iter().take(at + 1).collect(),
+            path: path.iter().take(at + 1).collect(),
         })
     }
 }
@@ -154,6 +165,8 @@ mod tests {
     fn units_of_processes() {
         let table = [
             ("test.slice/a.scope", Some(("a.scope", "test.slice", None, "test.slice/a.scope"))),
+            ("_a.slice/_memory.scope", Some(("memory.scope", "a.slice", None, "_a.slice/_memory.scope"))),
+            ("__x.scope", Some(("_x.scope", "-.slice", None, "__x.scope"))),
             ("a.service/below/it", Some(("a.service", "-.slice", None, "a.service"))),
             (
                 "user.slice/user-7.slice/user@7.service/app.slice/b.service",

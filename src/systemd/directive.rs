@@ -52,11 +52,25 @@ impl Directive {
         let name = if renamed { sent.name.trim_end_matches("Scale") } else { name };
         let value = match &sent.value {
             Value::U64(_) | Value::Devices(_) if renamed && sent.value != asked.value => shown(&sent.value),
+            Value::U64(u64::MAX) => "infinity".to_owned(),
+            Value::U64(_) | Value::Devices(_) if !is_time(name) && !is_systemds(value) => shown(&sent.value),
             _ if is_percentage(&asked.value, &asked.name) => value.to_owned(),
             _ => value.replace('%', "%%"),
         };
         Ok(Some(Directive { of_every_unit: of_every_unit(asked.property), name: name.to_owned(), value }))
     }
+}
+
+/// Times are read by both alike.
+fn is_time(name: &str) -> bool {
+    name.ends_with("Sec") || name.ends_with("USec")
+}
+
+/// Whether systemd reads what stands at the end as the number that we read: of sizes it knows `K` to `E` only, no `m`, `kB` or `MiB`.
+fn is_systemds(value: &str) -> bool {
+    let number = value.rsplit_once(' ').map_or(value, |(_, number)| number);
+    let digits = number.trim_end_matches(['K', 'M', 'G', 'T', 'P', 'E']);
+    number.len() - digits.len() <= 1 && digits.bytes().all(|b| b.is_ascii_digit() || b == b'.' || b == b'%')
 }
 
 /// A value where systemd reads `%` as it is; elsewhere it begins a specifier, systemd.unit(5).
@@ -77,6 +91,13 @@ mod tests {
             ("MemoryLimit=50%", CgroupMode::Unified, "MemoryMax=50%"),
             ("MemoryMax=infinity", CgroupMode::Unified, "MemoryMax=infinity"),
             ("CPUQuota=20%", CgroupMode::Unified, "CPUQuota=20%"),
+            ("MemoryMax=512m", CgroupMode::Unified, "MemoryMax=536870912"),
+            ("MemoryMax=1.5G", CgroupMode::Unified, "MemoryMax=1.5G"),
+            ("MemoryHigh=64MiB", CgroupMode::Unified, "MemoryHigh=67108864"),
+            ("TasksMax=unlimited", CgroupMode::Unified, "TasksMax=infinity"),
+            ("IOReadBandwidthMax=/dev/vda 10m", CgroupMode::Unified, "IOReadBandwidthMax=/dev/vda 10000000"),
+            ("IOReadBandwidthMax=/dev/vda 10M", CgroupMode::Unified, "IOReadBandwidthMax=/dev/vda 10M"),
+            ("TimeoutStopSec=unlimited", CgroupMode::Unified, "TimeoutStopSec=infinity"),
             ("TimeoutStopSec=1min 30s", CgroupMode::Unified, "TimeoutStopSec=1min 30s"),
             ("AllowedCPUs=0-3,5", CgroupMode::Unified, "AllowedCPUs=0-3,5"),
             ("BlockIODeviceWeight=/dev/vda 500", CgroupMode::Unified, "IODeviceWeight=/dev/vda 100"),

@@ -8,7 +8,7 @@ use zbus::{OwnedObjectPath, Variant};
 use crate::error::Result;
 
 use super::bus::{Bus, interface, object_call, unit_path};
-use super::cgroup::{CgroupMode, CgroupPaths};
+use super::cgroup::{CgroupMode, CgroupPaths, is_of_unit};
 use super::property::Value;
 
 /// One unit, as systemd lists it.
@@ -194,7 +194,7 @@ impl Usage {
         let paths = CgroupPaths::parse(&text);
         let directory = |controller: &str| -> Option<PathBuf> {
             let path = paths.path(mode, Some(controller))?;
-            let unit = path.ancestors().find(|part| part.file_name().is_some_and(|name| name == unit))?;
+            let unit = path.ancestors().find(|part| is_of_unit(part, unit))?;
             Some(Path::new("/sys/fs/cgroup").join(mode.hierarchy(Some(controller))).join(unit))
         };
         let text = |controller: &str, file: &str| std::fs::read_to_string(directory(controller)?.join(file)).ok();

@@ -39,4 +39,4 @@ pub(crate) use reach::Socket;
 pub(crate) use scope::{PendingScope, ScopeRequest};
 pub(crate) use service::{HINT, ServiceRequest};
 pub(crate) use translate::translate;
-pub(crate) use verify::{Limit, Report, Subject, verify};
+pub(crate) use verify::{Changes, Limit, Report, Subject, verify};

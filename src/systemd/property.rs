@@ -48,6 +48,15 @@ pub(crate) enum Value {
 }
 
 impl Value {
+    /// Whether what a unit has (systemd adds to a list, of its own accord, too) has what was asked.
+    pub(crate) fn has(&self, asked: &Value) -> bool {
+        match (self, asked) {
+            (Value::Texts(found), Value::Texts(asked)) => asked.iter().all(|text| found.contains(text)),
+            (Value::Conditions(found), Value::Conditions(asked)) => asked.iter().all(|row| found.contains(row)),
+            (found, asked) => found == asked,
+        }
+    }
+
     /// Says whether systemd appends such a value to what was given before, so that a property may be given often.
     pub(super) fn is_list(&self) -> bool {
         !matches!(
@@ -218,11 +227,12 @@ pub(super) use table::Reach;
 
 fn unknown(name: &str) -> anyhow::Error {
     let names = table::PROPERTIES.iter().map(|known| known.name).chain(own::names());
-    let message = format!("`{name}` is not a property that a scope takes");
+    let message = format!("`{name}` is not a property that a sandbox takes");
     match nearest(name, names) {
         Some(near) => fault(message).hint(format!("did you mean {near}=?")).into(),
         None => fault(format!(
-            "{message}: accepted are those of systemd.resource-control(5), systemd.kill(5) and systemd.scope(5)"
+            "{message}: accepted are those of systemd.resource-control(5), systemd.kill(5) and systemd.scope(5), and of \
+             systemd.exec(5) limits and their like"
         ))
         .into(),
     }

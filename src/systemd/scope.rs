@@ -304,7 +304,7 @@ impl Bus {
     }
 
     /// Ends what a failed start may have left; its own failure changes nothing for the user.
-    fn clean_up(&mut self, unit: &str) {
+    pub(super) fn clean_up(&mut self, unit: &str) {
         let deadline = Deadline::after(CLEANUP_WAIT);
         let stop: Exchange<OwnedObjectPath> = self.wire.call(&manager_call("StopUnit"), &(unit, "replace"), deadline);
         let reset: Exchange<()> = self.wire.call(&manager_call("ResetFailedUnit"), &(unit,), deadline);
@@ -479,6 +479,12 @@ fn value(found: &Variant<'_>) -> Option<Value> {
         }
         Variant::Array(array) if array.element_signature().to_string() == "y" => {
             Value::Bytes(found.try_clone().ok()?.try_into().ok()?)
+        }
+        Variant::Array(array) if array.element_signature().to_string() == "(sbbsi)" => {
+            let rows: Vec<(String, bool, bool, String, i32)> = found.try_clone().ok()?.try_into().ok()?;
+            Value::Conditions(
+                rows.into_iter().map(|(name, trigger, negate, text, _)| (name, trigger, negate, text)).collect(),
+            )
         }
         _ => return None,
     })

@@ -111,7 +111,17 @@ impl Request for ServiceRequest<'_> {
     }
 
     fn explain(&self, bus: &mut Bus, result: &str) -> Option<anyhow::Error> {
-        (result == "failed").then(|| self.failure(bus))
+        (result == "failed").then(|| {
+            let error = self.failure(bus);
+            // One that failed stays to be looked at. With Restart= it has not, and would be tried again behind its caller's back.
+            if bus
+                .unit_property(self.name, "Unit", "ActiveState")
+                .is_ok_and(|state| state != Value::Text("failed".into()))
+            {
+                bus.clean_up(self.name);
+            }
+            error
+        })
     }
 
     fn patience(&self) -> u64 {

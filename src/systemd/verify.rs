@@ -23,11 +23,11 @@ use crate::host::read_of_kernel;
 use crate::sys;
 
 use super::bus::Bus;
-use super::cgroup::{CgroupMode, CgroupPaths};
+use super::cgroup::{CgroupMode, CgroupPaths, is_of_unit};
 use super::property::{Setting, Value};
 use compare::{Verdict, compare};
 use expect::{Expectation, Machine, QUOTA_V1, Want, expectations};
-use explain::{absent, different, named, not_in_unit, outside, plain};
+use explain::{absent, different, named, not_in_unit, outside, plain, set_since};
 
 /// What is verified.
 #[derive(Debug, Clone, Copy)]
@@ -42,8 +42,19 @@ pub(crate) struct Subject<'a> {
     pub(crate) mode: CgroupMode,
     /// Whether the unit belongs to a user's service manager.
     pub(crate) user: bool,
-    /// `set-property` has just set them: its drop-ins say the same.
-    pub(crate) changed: bool,
+    /// What a drop-in of `set-property` means here.
+    pub(crate) changes: Changes,
+}
+
+/// What it means that `set-property`, or `systemctl set-property --runtime`, has set something otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Changes {
+    /// The setting that is verified is not in force.
+    Differ,
+    /// They are what is verified: set just now.
+    Asked,
+    /// They hold: the unit is a service that starts again.
+    Hold,
 }
 
 /// A limit that is in force.
@@ -70,6 +81,8 @@ pub(crate) struct Report {
     pub(crate) warnings: Vec<String>,
     /// The directory of the unit's memory cgroup (memory.events on v2), where it has one.
     pub(crate) memory: Option<PathBuf>,
+    /// The directory of its cgroup in systemd's own hierarchy.
+    pub(crate) cgroup: PathBuf,
 }
 
 /// Verifies that the process is in its unit and each setting in force; asks systemd for drop-ins only where one is not as asked.
@@ -160,10 +173,10 @@ impl Kernel {
         let file = self.proc.join(subject.pid.as_raw_nonzero().to_string()).join("cgroup");
         let paths = read(&file).with_context(|| format!("read {}", file.display()))?;
         let paths = CgroupPaths::parse(&paths.unwrap_or_default());
-        if self.place(subject, &paths, None).is_none() {
+        let Some(own) = self.place(subject, &paths, None) else {
             return Err(not_in_unit(subject, &paths).into());
-        }
-        let mut report = Report::default();
+        };
+        let mut report = Report { cgroup: own.mount.join(own.unit), ..Report::default() };
         for expectation in expectations(subject.settings, subject.mode, &self.machine) {
             let Some(place) = self.place(subject, &paths, expectation.controller) else {
                 return Err(outside(subject, &paths, &expectation).into());
@@ -178,7 +191,7 @@ impl Kernel {
     /// Finds the unit's cgroup in the hierarchy of a controller; the process may be in one below it.
     fn place<'a>(&self, subject: &Subject<'_>, paths: &'a CgroupPaths, controller: Option<&str>) -> Option<Place<'a>> {
         let path = paths.path(subject.mode, controller)?;
-        let unit = path.ancestors().find(|part| part.file_name().is_some_and(|name| name == subject.unit))?;
+        let unit = path.ancestors().find(|part| is_of_unit(part, subject.unit))?;
         Some(Place { mount: self.cgroup.join(subject.mode.hierarchy(controller)), unit })
     }
 
@@ -203,6 +216,10 @@ impl Kernel {
         match found.verdict {
             // v1 takes no quota above one further up, and that one holds.
             Verdict::Looser if found.file == QUOTA_V1 && limit.effective.is_some() => {}
+            Verdict::Looser if subject.changes == Changes::Hold && set_since(subject, expectation, manager) => {
+                let line = "was changed by a set-property, which holds until the unit is stopped";
+                report.warnings.push(format!("{}: {} has {}, it {line}", expectation.asked, found.file, found.text));
+            }
             Verdict::Looser => return Err(different(subject, expectation, &found, manager).into()),
             Verdict::Tighter => {
                 let by = named(&manager.drop_ins(subject.unit), expectation)
@@ -313,10 +330,10 @@ impl Kernel {
         };
         match want {
             Want::Cpus(_) => tighter(want, place.mount.join(place.unit).join(format!("{file}.effective"))),
-            Want::Most(_) | Want::Share(_) | Want::Quota(..) => {
+            Want::Most(_) | Want::Share(_) | Want::ShareOfTasks(_) | Want::Quota(..) => {
                 let ancestors = place.unit.ancestors().skip(1).filter(|path| !path.as_os_str().is_empty());
                 let mut want = match want {
-                    Want::Share(most) => Want::Most(*most),
+                    Want::Share(most) | Want::ShareOfTasks(most) => Want::Most(*most),
                     other => other.clone(),
                 };
                 let mut tightest = None;

@@ -16,6 +16,8 @@ pub(crate) fn tests() -> Vec<Test> {
         test("daily/exec_ten_at_once", needs![root, systemd], exec_ten_at_once),
         test("daily/exec_ends_with_its_caller", needs![root, systemd], exec_ends_with_its_caller),
         test("daily/exec_as_pid1", needs![root, systemd], exec_as_pid1),
+        test("daily/exec_while_it_starts", needs![root, systemd], exec_while_it_starts),
+        test("daily/exec_with_its_limits", needs![root, systemd], exec_with_its_limits),
         test("daily/ps", needs![root, systemd], ps),
         test("daily/ps_stale_file", needs![root, systemd], ps_stale_file),
         test("daily/ps_unit_vanished", needs![root, systemd], ps_unit_vanished),
@@ -28,6 +30,8 @@ pub(crate) fn tests() -> Vec<Test> {
         test("daily/pause", needs![root, systemd, cgroup2], pause),
         test("daily/set_property", needs![root, systemd], set_property),
         test("daily/set_property_refused", needs![root, systemd], set_property_refused),
+        test("daily/set_property_of_another_period", needs![root, systemd], set_property_of_another_period),
+        test("daily/ps_forged", needs![root, systemd, user_manager], ps_forged),
         test("daily/rm", needs![root, systemd], rm),
         test("daily/failed_by_name", needs![root, systemd], failed_by_name),
         test("daily/logs", needs![root, systemd], logs),
@@ -140,6 +144,42 @@ fn exec_as_pid1(bed: &Bed) {
     assert_eq!(lines[1], lines[2]);
 }
 
+/// Until a sandbox is in its root, its first process has the host's mounts: whoever joins it then waits.
+fn exec_while_it_starts(bed: &Bed) {
+    let dir = bed.dir();
+    fs::write(dir.join("secret"), "secret").unwrap();
+    let mut flags = vec!["--userns".to_owned(), "host".to_owned(), format!("--unit={}", bed.unit())];
+    for n in 0..200 {
+        let source = dir.join(format!("d{n}"));
+        fs::create_dir(&source).unwrap();
+        flags.push(format!("--bind={}:/mnt/d{n}", source.display()));
+    }
+    for round in 0..3 {
+        let more = if round == 2 { "--as-pid1" } else { "--init" };
+        let flags = flags.iter().map(String::as_str).chain([more]);
+        let _running = bed.run(flags, "exec sleep 1000").spawn();
+        let unit = format!("{}.scope", bed.unit());
+        bed.poll("an answer", || {
+            let outcome =
+                bed.sandbox(["exec", &unit, "cat", "/proc/1/comm", dir.join("secret").to_str().unwrap()]).output();
+            assert!(!outcome.text().contains("secret"), "{}", outcome.text());
+            let first = if round == 2 { "sleep" } else { "sandbox" };
+            assert!(outcome.status == 125 || outcome.text() == first, "{}: {}", outcome.text(), outcome.errors());
+            outcome.status == 1
+        });
+        bed.sandbox(["kill", "-s", "KILL", &unit]).output().succeeded();
+        bed.poll("its end", || unit::is_gone(&unit));
+    }
+}
+
+fn exec_with_its_limits(bed: &Bed) {
+    let flags = ["--ulimit", "nofile=77", "-p", "Nice=7", "-p", "OOMScoreAdjust=300", "-p", "CPUAffinity=0"];
+    let script = "ulimit -n; nice; cat /proc/self/oom_score_adj; grep Cpus_allowed_list /proc/self/status";
+    let (_running, scope) = bed.live(flags, &format!("{script}; echo ready; exec cat"));
+    let text = bed.sandbox(["exec", &scope, "sh", "-c", script]).output().succeeded().text();
+    assert_eq!(text.split_whitespace().collect::<Vec<_>>(), ["77", "7", "300", "Cpus_allowed_list:", "0"]);
+}
+
 fn json(bed: &Bed, words: &[&str]) -> Value {
     serde_json::from_str(&bed.sandbox(words).output().succeeded().text()).unwrap()
 }
@@ -212,6 +252,42 @@ fn ps_unit_vanished(bed: &Bed) {
         assert!(row.is_none(), "{other}");
     }
     assert!(listed(bed, &[], &scope).is_some());
+}
+
+/// A plain user writes what is in such a file of a service of the machine's: nobody takes that user's word for it.
+fn ps_forged(bed: &Bed) {
+    let victim = format!("{}-v.service", bed.id());
+    let (_running, scope) = bed.live([""; 0], "echo ready; exec cat");
+    bed.command("systemd-run", ["-q", "--unit", &victim, "sleep", "1000"]).output().succeeded();
+    let pid: u64 = unit::property(&victim, "MainPID").parse().unwrap();
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    let started: u64 = stat.rsplit(')').next().unwrap().split_whitespace().nth(19).unwrap().parse().unwrap();
+    let mut record: Value = serde_json::from_str(&fs::read_to_string(state_file(&scope)).unwrap()).unwrap();
+    record["unit"] = victim.clone().into();
+    record["service"] = true.into();
+    record["as_pid1"] = true.into();
+    record["entry"]["namespaces"] = Value::Array(Vec::new());
+    for who in ["launcher", "leader"] {
+        record[who]["pid"] = pid.into();
+        record[who]["started"] = started.into();
+    }
+    let directory = std::path::PathBuf::from(format!("/run/user/{}/sandbox", crate::facts::TESTER));
+    let file = directory.join(format!("{}.json", bed.id()));
+    bed.command("mkdir", ["-p", directory.to_str().unwrap()]).user().output().succeeded();
+    let script = "cat > \"$1\"";
+    bed.command("sh", ["-c", script, "sh", file.to_str().unwrap()])
+        .user()
+        .stdin(record.to_string())
+        .output()
+        .succeeded();
+    let row = listed(bed, &[], &victim);
+    let outcomes = ["exec", "stop"]
+        .map(|command| bed.sandbox([command, &victim]).args((command == "exec").then_some("true")).output());
+    let active = unit::is_active(&victim);
+    fs::remove_file(&file).unwrap();
+    bed.command("systemctl", ["stop", &victim]).output().succeeded();
+    assert!(row.is_none() && active, "{row:?}");
+    outcomes.into_iter().for_each(|outcome| drop(outcome.refused(125, [&victim])));
 }
 
 fn names(bed: &Bed) {
@@ -347,6 +423,13 @@ fn set_property_refused(bed: &Bed) {
     assert_eq!(unit::property(&scope, "MemoryMax"), "67108864");
 }
 
+/// A quota is what it leaves of a CPU: the unit's period need not be that of systemd.
+fn set_property_of_another_period(bed: &Bed) {
+    let (_running, scope) = bed.live(["--cpu-quota", "20000", "--cpu-period", "50000"], "echo ready; exec cat");
+    bed.sandbox(["set-property", &scope, "CPUQuota=50%"]).output().succeeded();
+    assert_eq!(unit::property(&scope, "CPUQuotaPerSecUSec"), "500ms");
+}
+
 fn rm(bed: &Bed) {
     let failed = detached(bed, "f", &[], "exit 5");
     bed.poll("its failure", || unit::property(&failed, "ActiveState") == "failed");
@@ -393,6 +476,13 @@ fn logs(bed: &Bed) {
     });
     bed.sandbox(["stop", &unit]).output().succeeded();
     assert!(read(&[&unit]).contains("two"), "when it is over, too");
+    // Also by the name alone, of one whose unit was called after it.
+    let name = format!("{}n", bed.id());
+    bed.sandbox(["run", "--detach", "--name", &name, "--", "echo", "said"]).output().succeeded();
+    bed.poll("its line", || {
+        let outcome = bed.sandbox(["logs", &name]).output();
+        outcome.status == 0 && outcome.text().contains("said")
+    });
     bed.sandbox(["logs", "-f", "never-there"]).output().refused(125, ["never-there"]);
 }
 

@@ -38,6 +38,7 @@ pub(crate) fn tests() -> Vec<Test> {
         test("escape/around_the_filter", needs![root, systemd], kernel::around_the_filter),
         test("escape/setuid_on_a_bind", needs![root, systemd], files::setuid_on_a_bind),
         test("escape/cgroups", needs![root, systemd], kernel::cgroups),
+        test("escape/descriptors_of_the_stub", needs![root, systemd, disk], files::descriptors_of_the_stub),
         test("escape/symlink_bomb", needs![root, systemd], files::symlink_bomb),
     ]
 }

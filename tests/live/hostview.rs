@@ -21,12 +21,23 @@ pub(crate) fn tests() -> Vec<Test> {
         test("hostview/empty_directories", needs![root, systemd], empty_directories),
         test("hostview/secrets", needs![root, systemd], secrets),
         test("hostview/read_only", needs![root, systemd], read_only),
+        test(
+            "hostview/read_only_of_a_user",
+            needs![root, systemd, user_manager, kernel_min(5, 11)],
+            read_only_of_a_user,
+        ),
         test("hostview/mounts", needs![root, systemd], mounts),
         test("hostview/no_mount_outside", needs![root, systemd], no_mount_outside),
         test("hostview/dev", needs![root, systemd], dev),
         test("hostview/proc", needs![root, systemd], proc),
         test("hostview/sys", needs![root, systemd], sys),
         test("hostview/size_of_upper", needs![root, systemd], size_of_upper),
+        alone("hostview/mounted_secrets", needs![root, systemd], mounted_secrets),
+        alone(
+            "hostview/mount_in_a_closed_directory",
+            needs![root, systemd, user_manager, kernel_min(5, 11)],
+            mount_in_a_closed_directory,
+        ),
         alone("hostview/resolv_conf_behind_a_link", needs![root, systemd], resolv_conf_behind_a_link),
     ]
 }
@@ -173,6 +184,61 @@ fn read_only(bed: &Bed) {
     assert_eq!(text.matches("Read-only file system").count(), 4, "{text}");
     assert!(text.ends_with("writable"), "{text}");
     bed.run(["--read-only"], "! mount -o remount,rw / 2>/dev/null && ! touch /x 2>/dev/null").output().succeeded();
+}
+
+/// A mount that ends with the test.
+struct Mounted<'a>(&'a Bed, String);
+
+impl Drop for Mounted<'_> {
+    fn drop(&mut self) {
+        self.0.command("umount", ["--lazy", &self.1]).output();
+    }
+}
+
+fn mounted<'a>(bed: &'a Bed, flags: &[&str], at: &str) -> Mounted<'a> {
+    bed.command("mount", flags.iter().copied().chain([at])).output().succeeded();
+    Mounted(bed, at.to_owned())
+}
+
+/// What is hidden, and what every sandbox has of its own, is so also where something is mounted at that very place.
+fn mounted_secrets(bed: &Bed) {
+    let dir = bed.dir();
+    fs::write(dir.join("file"), "mounted\n").unwrap();
+    let file = dir.join("file");
+    let bind = ["--bind", file.to_str().unwrap()];
+    let _mounts = [
+        mounted(bed, &bind, "/etc/shadow"),
+        mounted(bed, &bind, "/etc/hostname"),
+        mounted(bed, &["-t", "tmpfs", "tmpfs"], "/var/log"),
+    ];
+    let script = "ls /etc/shadow /var/log 2>&1; cat /etc/hostname; grep -c there /etc/hosts";
+    let flags = ["--name", "inner", "--add-host", "there:192.0.2.1"];
+    let text = bed.run(flags, script).output().succeeded().text();
+    assert_eq!(text, "ls: cannot access '/etc/shadow': No such file or directory\n/var/log:\ninner\n1");
+    let has = |need| bed.facts.has(&need).is_ok();
+    if has(crate::facts::need::user_manager()) && has(crate::facts::need::kernel_min(5, 11)) {
+        let script = "cat /etc/hostname; grep -c there /etc/hosts";
+        assert_eq!(bed.run(flags, script).user().output().succeeded().text(), "inner\n1");
+    }
+}
+
+/// Another user's stick, say.
+fn mount_in_a_closed_directory(bed: &Bed) {
+    let closed = bed.closed_dir();
+    let inner = closed.join("stick");
+    fs::create_dir(&inner).unwrap();
+    let _mount = mounted(bed, &["-t", "tmpfs", "tmpfs"], inner.to_str().unwrap());
+    let script = format!("ls -A {} && echo works", closed.display());
+    assert_eq!(bed.run([""; 0], &script).user().output().succeeded().text(), "works");
+}
+
+/// A plain user's view has a / that is none of the host's directories.
+fn read_only_of_a_user(bed: &Bed) {
+    let script = "touch /x 2>&1; mkdir /d 2>&1; rm -r /etc 2>&1 | head -n1; ls -d /etc; touch /tmp/x /dev/shm/x && echo writable";
+    let text = bed.run(["--read-only"], script).user().output().succeeded().text();
+    assert_eq!(text.matches("Read-only file system").count(), 3, "{text}");
+    assert!(text.ends_with("/etc\nwritable"), "{text}");
+    assert_eq!(bed.run([""; 0], "touch /x && echo written").user().output().succeeded().text(), "written");
 }
 
 /// mount point → (options, type) of the mount table that a script shows.

@@ -16,6 +16,7 @@ pub(crate) fn tests() -> Vec<Test> {
         test("kept/diff_and_commit", needs![root, systemd, disk], diff_and_commit),
         test("kept/in_use", needs![root, systemd, disk], in_use),
         test("kept/stands_on_one_thing", needs![root, systemd, disk], stands_on_one_thing),
+        test("kept/mount_points", needs![root, systemd, disk], mount_points),
         test("kept/plain_user", needs![root, systemd, user_manager, disk, kernel_min(5, 11)], plain_user),
         test("kept/apply", needs![root, systemd, disk], apply),
         test("kept/apply_refused", needs![root, systemd, disk], apply_refused),
@@ -118,6 +119,28 @@ fn diff_and_commit(bed: &Bed) {
     // The kept root goes on as before, on what it stood on.
     assert_eq!(kept.run(&[], "cat /srv/f").succeeded().text(), "new");
     kept.does("commit", &["web:3", "--change=RUN x"]).refused(125, ["RUN x", "CMD"]);
+}
+
+/// Where something is mounted is no change of what is below.
+fn mount_points(bed: &Bed) {
+    let low = root_dir(bed);
+    tree::fill(&low, [("etc/there", "")]);
+    let kept = root(bed, store_of(bed, &[low], "{}", "web:1"));
+    let dir = bed.dir();
+    let source = bed.dir().join("f");
+    fs::write(&source, "bound").unwrap();
+    let binds = [
+        format!("{}:/data/in", dir.display()),
+        format!("{}:/new/file", source.display()),
+        format!("{}:/etc/there", source.display()),
+    ];
+    let flags = ["--image", "web:1", "--keep", "--tmpfs", "/tt", "-v", &binds[0], "-v", &binds[1], "-v", &binds[2]];
+    let text =
+        kept.run(&flags, "cat /new/file /etc/there; touch /tt/x /data/in/y; echo z > /data/z").succeeded().text();
+    assert_eq!(text, "boundbound");
+    assert_eq!(kept.does("diff", &[]).succeeded().text(), "A /data\nA /data/z");
+    assert!(dir.join("y").exists());
+    assert_eq!(kept.run(&[], "ls / /data").succeeded().text().matches("tt\n").count(), 0, "the next run goes without");
 }
 
 fn in_use(bed: &Bed) {

@@ -14,6 +14,7 @@ pub(crate) fn tests() -> Vec<Test> {
         test("services/detach_refusals", needs![root, systemd], detach_refusals),
         test("services/caller_of_detach", needs![root, systemd], caller_of_detach),
         test("services/restart", needs![root, systemd], restart),
+        test("services/restart_with_more", needs![root, systemd], restart_with_more),
         test("services/runtime_max", needs![root, systemd], runtime_max),
         test("services/watchdog", needs![root, systemd], watchdog),
         test("services/stop_when_term_is_ignored", needs![root, systemd], stop_when_term_is_ignored),
@@ -85,6 +86,11 @@ fn detach_that_fails(bed: &Bed) {
     let hinted = start("/home/x/y").refused(127, ["/home/x/y"]);
     assert!(hinted.hint().contains("--bind"), "{}", hinted.errors());
     start("/etc/passwd").refused(126, ["/etc/passwd"]);
+    // With Restart= it would be tried again and again, and by whom nobody knows.
+    let again =
+        ["run", "-q", "-d", "--unit", &format!("{}r", bed.unit()), "-p", "Restart=always", "-p", "RestartSec=1"];
+    bed.sandbox(again).args(["--", "/no/such"]).output().refused(127, ["/no/such"]);
+    assert_eq!(unit::property(&format!("{}r.service", bed.unit()), "ActiveState"), "inactive");
     bed.sandbox(["run", "-d", "--unit", &bed.unit(), "--", "sleep", "1000"]).output().succeeded();
     assert_eq!(unit::property(&unit, "ActiveState"), "active", "the next start of its name takes its place");
     start("true").refused(125, ["exists already"]);
@@ -117,6 +123,21 @@ fn restart(bed: &Bed) {
     bed.poll("two restarts", || unit::property(&unit, "NRestarts").parse::<u32>().is_ok_and(|count| count >= 2));
     bed.sandbox(["stop", &unit]).output().succeeded();
     bed.poll("its end", || !matches!(unit::property(&unit, "ActiveState").as_str(), "active" | "activating"));
+}
+
+/// What set-property raised holds for the next run of the unit, too: that it is no more what was asked at first is no failure.
+fn restart_with_more(bed: &Bed) {
+    let flags = ["-m", "64M", "-p", "Restart=on-failure", "-p", "RestartSec=50ms"];
+    let unit = detached(bed, "a", &flags, "exec sleep 1000");
+    bed.sandbox(["set-property", &unit, "MemoryMax=96M", "TasksMax=50"]).output().succeeded();
+    let shown = bed.sandbox(["inspect", &unit]).output().succeeded().text();
+    assert!(shown.contains("TasksMax=50") && shown.contains("pids.max 50"), "{shown}");
+    bed.sandbox(["kill", "-s", "KILL", &unit]).output().succeeded();
+    bed.poll("the restart", || {
+        unit::property(&unit, "NRestarts") == "1" && unit::property(&unit, "SubState") == "running"
+    });
+    assert_eq!(unit::property(&unit, "MemoryMax"), "100663296");
+    bed.sandbox(["stop", &unit]).output().succeeded();
 }
 
 fn runtime_max(bed: &Bed) {

@@ -15,6 +15,8 @@ pub(crate) fn tests() -> Vec<Test> {
         test("streams/reader_leaves", needs![root, systemd], reader_leaves),
         test("streams/files", needs![root, systemd], files),
         test("streams/dev_stdout", needs![root, systemd], dev_stdout),
+        test("streams/shared_pipe", needs![root, systemd], shared_pipe),
+        test("streams/in_the_background", needs![root, systemd], in_the_background),
         test("streams/pty", needs![root, systemd], pty),
         test("streams/pty_by_default", needs![root, systemd], pty_by_default),
         test("streams/pty_keys", needs![root, systemd], pty_keys),
@@ -31,6 +33,32 @@ pub(crate) fn tests() -> Vec<Test> {
 fn bytes(count: usize) -> Vec<u8> {
     // Every byte, in an order that no terminal setting leaves as it is.
     (0..count).map(|n| u8::try_from((n * 7 + n / 256) % 256).unwrap()).collect()
+}
+
+/// Sandboxes with IDs of their own, at one pipe, as in a log of `make -j`.
+fn shared_pipe(bed: &Bed) {
+    let program = bed::sandbox_binary();
+    let program = program.display();
+    let script = format!(
+        "{{ {program} run -q -- sh -c 'echo a1 >/dev/stderr; sleep 1; echo a2 >/dev/stderr' & sleep 0.5; \
+         {program} run -q -- sh -c 'echo b1 >/dev/stderr'; wait; }} 2>&1 | cat"
+    );
+    let text = bed.sh(&script).output().succeeded().text();
+    let mut lines: Vec<&str> = text.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(lines, ["a1", "a2", "b1"]);
+}
+
+/// A shell's `sandbox run … &`: the terminal is somebody else's, who would stop it.
+fn in_the_background(bed: &Bed) {
+    let program = bed::sandbox_binary();
+    let program = program.display();
+    let script = format!(
+        "set -m; {program} run -q -- sh -c 'test -t 1 && echo on it' & wait $!; {program} run -q -t -- tty & wait $!; echo $?"
+    );
+    let outcome = bed.command("bash", ["-c", &script]).pty(24, 80).output().succeeded();
+    let text = outcome.text();
+    assert!(text.contains("on it") && text.contains("/dev/pts/0") && text.ends_with('0'), "{text}");
 }
 
 fn binary(bed: &Bed) {

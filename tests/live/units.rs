@@ -12,6 +12,8 @@ pub(crate) fn tests() -> Vec<Test> {
         test("units/name_of_another_kind", needs![root, systemd], name_of_another_kind),
         test("units/existing_name", needs![root, systemd], existing_name),
         test("units/same_name_again", needs![root, systemd], same_name_again),
+        test("units/same_name_after_shared_pids", needs![root, systemd], same_name_after_shared_pids),
+        test("units/named_like_a_controller", needs![root, systemd], named_like_a_controller),
         test("units/stopped_while_it_starts", needs![root, systemd], stopped_while_it_starts),
         test("units/empty_leftover_gives_way", needs![root, systemd], empty_leftover_gives_way),
         test("units/failed_leftover_gives_way", needs![root, systemd], failed_leftover_gives_way),
@@ -97,6 +99,32 @@ fn same_name_again(bed: &Bed) {
         let outcome = bed.run(["--unit", &bed.unit()], &format!("exit {round}")).output();
         outcome.exited(round);
     }
+}
+
+/// What shares the host's PIDs stops its scope at the end, which may be another's by then.
+fn same_name_after_shared_pids(bed: &Bed) {
+    for _ in 0..12 {
+        let first = bed.run(["--share", "pid", "--unit", &bed.unit()], "sleep 0.3").spawn();
+        bed.poll("the first one", || unit::is_active(&format!("{}.scope", bed.unit())));
+        bed.poll("the second one", || {
+            let outcome = bed.run(["--unit", &bed.unit()], "sleep 0.2; exit 7").output();
+            let taken = outcome.status == 125 && outcome.errors().contains("exists already");
+            assert!(taken || outcome.status == 7, "{}: {}", outcome.status, outcome.errors());
+            !taken
+        });
+        first.finish().succeeded();
+    }
+}
+
+/// systemd puts `_` before a cgroup whose name the kernel could take for a file of its own.
+fn named_like_a_controller(bed: &Bed) {
+    let outcome = bed.run(["--unit=memory", "-m", "64M"], "echo ran").output();
+    assert_eq!(outcome.succeeded().text(), "ran");
+    bed.sandbox(["run", "--detach", "--unit=cpu.x", "-m", "64M", "--", "sleep", "1000"]).output().succeeded();
+    let listed = bed.sandbox(["ps", "--json"]).output().succeeded().text();
+    assert!(listed.contains("\"cpu.x.service\""), "{listed}");
+    bed.sandbox(["exec", "cpu.x", "true"]).output().succeeded();
+    bed.sandbox(["stop", "cpu.x"]).output().succeeded();
 }
 
 /// A stop or a signal while the sandbox starts: it ends, and at once.

@@ -55,11 +55,25 @@ pub(crate) fn assemble(plan: &RootPlan, ids: &Ids<'_>) -> Result<OwnedFd> {
     let upper = plan.upper.as_deref().map(|path| open_upper(path, ids)).transpose()?;
     let scratch = Scratch::make(plan, upper)?;
     let actor = Actor::new(ids)?;
-    let mut assembly = Assembly { plan, ids, actor, scratch, fresh: 0, root: None, overlays: Vec::new() };
+    let mount_points = mount_points(&plan.operations, &sources);
+    let mut assembly = Assembly { plan, ids, actor, scratch, fresh: 0, root: None, overlays: Vec::new(), mount_points };
     for (operation, sources) in plan.operations.iter().zip(sources) {
         assembly.add(operation, sources)?;
     }
     assembly.finish()
+}
+
+/// Every place where something is mounted, and whether that is a directory.
+fn mount_points<'a>(operations: &'a [Operation], sources: &[Vec<Source>]) -> Vec<(&'a Path, bool)> {
+    let is_directory = |source: &Source| FileType::from_raw_mode(source.stat.st_mode) == FileType::Directory;
+    let point = |(operation, sources): (&'a Operation, &Vec<Source>)| match operation {
+        Operation::Directory(_) | Operation::Link { .. } | Operation::File { .. } => None,
+        Operation::Bind(bind) => Some((bind.at.as_path(), is_directory(sources.first()?))),
+        Operation::Overlay(_) | Operation::Tmpfs(_) | Operation::Sysfs | Operation::Copy { .. } => {
+            Some((operation.at(), true))
+        }
+    };
+    operations.iter().zip(sources).filter_map(point).collect()
 }
 
 /// The mounts that an operation shows, detached and, where asked, idmapped; with the directory's own owner and mode on disk.
@@ -86,7 +100,9 @@ fn sources(operation: &Operation, ids: &Ids<'_>) -> Result<Vec<Source>> {
             let stat = rustix::fs::fstat(&mount).context("look at sysfs")?;
             Ok(vec![Source { mount, stat }])
         }
-        Operation::Tmpfs(_) | Operation::Directory(_) | Operation::Link { .. } => Ok(Vec::new()),
+        Operation::Tmpfs(_) | Operation::Directory(_) | Operation::Link { .. } | Operation::File { .. } => {
+            Ok(Vec::new())
+        }
         Operation::Copy { source, .. } => {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
             let context = || format!("open {}", source.display());
@@ -227,6 +243,8 @@ pub(super) struct Assembly<'a> {
     root: Option<OwnedFd>,
     /// Overlays that become read-only at the end, when every mount point in them exists.
     pub(super) overlays: Vec<OwnedFd>,
+    /// Where something is mounted, and whether that is a directory.
+    pub(super) mount_points: Vec<(&'a Path, bool)>,
 }
 
 impl Assembly<'_> {
@@ -244,6 +262,7 @@ impl Assembly<'_> {
             Operation::Directory(at) => self.target(at, Make::Directory).map(drop),
             Operation::Sysfs => sources.iter().try_for_each(|source| self.attach(&source.mount, at, Make::Directory)),
             Operation::Link { at, target } => self.link(at, target),
+            Operation::File { at, content } => self.file(at, content),
             Operation::Copy { at, .. } => self.copy(at, &sources),
         };
         step.with_context(|| format!("make {} in the root", at.display()))
@@ -336,6 +355,11 @@ impl Assembly<'_> {
         Ok(())
     }
 
+    fn file(&self, at: &Path, content: &str) -> Result<()> {
+        let file = self.target(at, Make::File)?;
+        Ok(std::fs::write(format!("/proc/self/fd/{}", file.as_raw_fd()), content)?)
+    }
+
     fn link(&self, at: &Path, target: &Path) -> Result<()> {
         let (Some(directory), Some(name)) = (at.parent(), at.file_name()) else {
             return Ok(());
@@ -364,12 +388,13 @@ impl Assembly<'_> {
         own(path, uid, gid, mode)
     }
 
-    /// Makes overlays read-only where asked, and takes the finished tree out of this namespace.
+    /// Makes the root read-only where asked, and takes the finished tree out of this namespace.
     fn finish(self) -> Result<OwnedFd> {
         let root = self.root.ok_or_else(|| fault("the plan has no root"))?;
         if self.plan.read_only {
-            for overlay in &self.overlays {
-                mounts::restrict(overlay.as_fd(), sys::attr::RDONLY | sys::attr::NODEV, false)?;
+            // A plain user's view of the host is a tmpfs, with an overlay for each directory in it.
+            for mount in self.overlays.iter().chain([&root]) {
+                mounts::restrict(mount.as_fd(), sys::attr::RDONLY | sys::attr::NODEV, false)?;
             }
         }
         let flags = OpenTreeFlags::OPEN_TREE_CLONE

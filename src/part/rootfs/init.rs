@@ -8,7 +8,7 @@ use anyhow::Context;
 use rustix::fs::{CWD, FileType, Mode, Stat, XattrFlags};
 
 use super::assemble::Assembly;
-use super::{InitEntry, InitKind};
+use super::{InitEntry, InitKind, Overlay};
 use crate::error::Result;
 use crate::image::unpack::tree::is_whiteout;
 
@@ -79,6 +79,23 @@ impl Assembly<'_> {
                 Ok(rustix::fs::setxattr(at, format!("{prefix}.overlay.opaque"), b"y", XattrFlags::empty())?)
             }
         }
+    }
+
+    /// The places in an overlay where something will be mounted and nothing is yet: they are no change of the sandbox's.
+    pub(super) fn mount_points_in(&self, overlay: &Overlay, lowers: &[PathBuf]) -> Vec<InitEntry> {
+        let at = overlay.at.as_path();
+        let is_there =
+            |path: &Path| overlay.init.iter().any(|entry| entry.path == path) || find(lowers, path).is_some();
+        let nearest = |point: &Path| {
+            let above = point.parent().into_iter().flat_map(Path::ancestors);
+            above.into_iter().find(|above| self.mount_points.iter().any(|(other, _)| other == above)) == Some(at)
+        };
+        let entry = |(point, directory): &(&Path, bool)| {
+            let path = point.strip_prefix(at).ok()?.to_path_buf();
+            let what = if *directory { InitKind::Directory } else { InitKind::File(String::new()) };
+            (!path.as_os_str().is_empty() && !is_there(&path)).then_some(InitEntry { path, what })
+        };
+        self.mount_points.iter().filter(|(point, _)| nearest(point)).filter_map(entry).collect()
     }
 
     /// Makes a directory with the owner and mode of one seen through a layer, which is idmapped already; else it is root's.

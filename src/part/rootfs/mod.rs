@@ -4,9 +4,9 @@ mod actor;
 pub(crate) mod assemble;
 mod init;
 mod overlay;
+mod show;
 mod view;
 
-use std::fmt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -54,6 +54,13 @@ pub(crate) enum Operation {
     Directory(PathBuf),
     /// /sys of the network namespace that is joined, read-only.
     Sysfs,
+    /// A file of the sandbox's own.
+    File {
+        /// Where it is.
+        at: PathBuf,
+        /// What it says.
+        content: String,
+    },
     /// A symbolic link in a directory that was just made.
     Link {
         /// Where it is.
@@ -179,6 +186,7 @@ pub(crate) fn plan(
     let mut operations = match &spec.root.source {
         RootSource::HostView => {
             warnings.extend(view::degraded(spec, host, owners));
+            warnings.extend(not_kept(spec, host));
             view::operations(spec, host, owners)
         }
         RootSource::Layers(layers) => {
@@ -225,6 +233,13 @@ pub(crate) fn plan(
         userxattr: rootless || spec.root.user_marks,
         many_layers: host.kernel >= (6, 5),
         scratch: ["/tmp", "/mnt", "/run", "/usr"].map(PathBuf::from).to_vec(),
+    })
+}
+
+/// A plain user's view of the host is made of parts, each with an upper of its own; what they are in has none.
+fn not_kept(spec: &Spec, host: &Host) -> Option<String> {
+    (host.uid != 0 && matches!(spec.root.upper, Upper::Directory(_))).then(|| {
+        "what is written in / itself is not kept, only what is below /etc, /usr and so on: a plain user's view of the host is made of parts".into()
     })
 }
 
@@ -314,6 +329,9 @@ fn require_idmap(host: &Host, path: &Path, what: &str) -> Result<()> {
 }
 
 /// /etc/hosts, /etc/hostname and /etc/resolv.conf.
+/// The files that every sandbox has of its own.
+const INIT_FILES: [&str; 3] = ["etc/hostname", "etc/hosts", "etc/resolv.conf"];
+
 fn init_files(spec: &Spec, host: &Host) -> Vec<InitEntry> {
     let name = &spec.hostname;
     let own = format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n127.0.1.1\t{name}\n");
@@ -324,7 +342,8 @@ fn init_files(spec: &Spec, host: &Host) -> Vec<InitEntry> {
     let file = |path: &str, content: String| InitEntry { path: path.into(), what: InitKind::File(content) };
     let hosts = hosts + &names::hosts(&spec.network, host);
     let resolv_conf = names::resolv_conf(&spec.network, host);
-    vec![file("etc/hostname", format!("{name}\n")), file("etc/hosts", hosts), file("etc/resolv.conf", resolv_conf)]
+    let [hostname_file, hosts_file, resolv_file] = INIT_FILES;
+    vec![file(hostname_file, format!("{name}\n")), file(hosts_file, hosts), file(resolv_file, resolv_conf)]
 }
 
 fn with_newline(text: &str) -> String {
@@ -423,67 +442,10 @@ impl Operation {
             Operation::Bind(bind) => &bind.at,
             Operation::Tmpfs(tmpfs) => &tmpfs.at,
             Operation::Sysfs => Path::new("/sys"),
-            Operation::Directory(at) | Operation::Link { at, .. } | Operation::Copy { at, .. } => at,
-        }
-    }
-
-    /// The files of the sandbox's own that it makes: path inside, and content.
-    pub(crate) fn files(&self) -> impl Iterator<Item = (PathBuf, &str)> {
-        let overlay = match self {
-            Operation::Overlay(overlay) => Some(overlay),
-            _ => None,
-        };
-        overlay.into_iter().flat_map(|overlay| {
-            overlay.init.iter().filter_map(|entry| match &entry.what {
-                InitKind::File(content) => Some((overlay.at.join(&entry.path), content.as_str())),
-                _ => None,
-            })
-        })
-    }
-}
-
-impl RootPlan {
-    /// Where the writes of the payload go, and what becomes of them.
-    pub(crate) fn writes(&self) -> String {
-        match (&self.upper, self.memory) {
-            _ if self.read_only => "nowhere but to what is mounted writable: the root is read-only".to_owned(),
-            (Some(upper), _) if self.temporary => format!("to {}, removed at the end", upper.display()),
-            (Some(upper), _) => format!("to {}, and stay there", upper.display()),
-            (None, Some(size)) => format!("to memory, {size} bytes at most, gone at the end"),
-            (None, None) => "to memory, half of the machine's at most, gone at the end".to_owned(),
-        }
-    }
-}
-
-impl fmt::Display for Operation {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let at = self.at().display();
-        match self {
-            Operation::Overlay(overlay) => {
-                let layers: Vec<String> = overlay.layers.iter().map(|l| l.display().to_string()).collect();
-                write!(f, "{at}: overlay of {}{}", layers.join(", "), if overlay.idmap { ", idmapped" } else { "" })?;
-                let hidden = |entry: &&InitEntry| matches!(entry.what, InitKind::Absent | InitKind::Empty);
-                let hidden: Vec<String> =
-                    overlay.init.iter().filter(hidden).map(|e| e.path.display().to_string()).collect();
-                if hidden.is_empty() { Ok(()) } else { write!(f, "; hidden: {}", hidden.join(" ")) }
-            }
-            Operation::Bind(bind) => {
-                let mode = if bind.read_only { "read-only" } else { "writable" };
-                write!(
-                    f,
-                    "{at}: bind of {}, {mode}{}",
-                    bind.source.display(),
-                    if bind.idmap { ", idmapped" } else { "" }
-                )
-            }
-            Operation::Tmpfs(tmpfs) => match tmpfs.size {
-                Some(size) => write!(f, "{at}: tmpfs of {size} bytes"),
-                None => write!(f, "{at}: tmpfs"),
-            },
-            Operation::Directory(_) => write!(f, "{at}: directory"),
-            Operation::Sysfs => write!(f, "{at}: of the network that is joined, read-only"),
-            Operation::Link { target, .. } => write!(f, "{at}: link to {}", target.display()),
-            Operation::Copy { source, .. } => write!(f, "{at}: copies of the files in {}, read-only", source.display()),
+            Operation::Directory(at)
+            | Operation::File { at, .. }
+            | Operation::Link { at, .. }
+            | Operation::Copy { at, .. } => at,
         }
     }
 }

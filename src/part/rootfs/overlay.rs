@@ -26,7 +26,11 @@ impl Assembly<'_> {
             lowers.push(place);
         }
         let init = Path::new("init").join(&number);
-        self.init_layer(&init, &overlay.init, &lowers, &top)?;
+        let mut entries = overlay.init.clone();
+        if self.scratch.kept {
+            entries.extend(self.mount_points_in(overlay, &lowers));
+        }
+        self.init_layer(&init, &entries, &lowers, &top)?;
         lowers.push(init);
         let (upper, work) = self.upper_and_work(overlay, &number, &top)?;
         let mount = self.mount_overlay(&number, &lowers, &upper, &work)?;

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{BindPlan, InitEntry, InitKind, Operation, Overlay, Owners, Tmpfs, can_idmap, init_files};
+use super::{BindPlan, INIT_FILES, InitEntry, InitKind, Operation, Overlay, Owners, Tmpfs, can_idmap, init_files};
 use crate::host::{Host, Kind, Mount, is_below, is_kernel};
 use crate::spec::Spec;
 
@@ -63,15 +63,25 @@ impl<'a> View<'a> {
         self.host.mounts.iter().filter(|mount| !self.left_out(mount)).map(|mount| self.mount(mount)).collect()
     }
 
+    /// Nothing of the mount is to be seen: a secret is mounted there, or what the sandbox has a file of its own for.
+    fn is_covered(&self, mount: &Mount) -> bool {
+        self.is_hidden(&mount.point) || is_init_file(&mount.point)
+    }
+
     fn left_out(&self, mount: &Mount) -> bool {
-        let hidden = self.secrets.iter().any(|(path, directory)| *directory && is_below(&mount.point, path));
-        hidden || is_elsewhere(&mount.point) || !self.host.is_local(&mount.point) || is_kernel(&mount.fstype)
+        self.is_covered(mount)
+            || is_elsewhere(&mount.point)
+            || !self.host.is_local(&mount.point)
+            || is_kernel(&mount.fstype)
     }
 
     fn mount(&self, mount: &Mount) -> Operation {
         let idmap = self.owners == Owners::Mapped && can_idmap(mount, self.host.kernel);
         let root = mount.point == Path::new("/");
-        if root || (self.is_layer(mount) && self.is_usable(mount)) {
+        // It is the overlay that hides, also on what is read-only.
+        let hides = || !self.init_below(&mount.point).is_empty();
+        let is_layer = self.is_layer(mount) || (self.can_be_layer(mount) && hides());
+        if root || (is_layer && self.is_usable(mount)) {
             return self.overlay(&mount.point, idmap);
         }
         Operation::Bind(BindPlan {
@@ -86,8 +96,12 @@ impl<'a> View<'a> {
     }
 
     fn is_layer(&self, mount: &Mount) -> bool {
+        self.can_be_layer(mount) && !mount.read_only
+    }
+
+    fn can_be_layer(&self, mount: &Mount) -> bool {
         let is_file = self.host.view.file_mounts.contains(&mount.point);
-        LAYERS.contains(&mount.fstype.as_str()) && !mount.read_only && !is_file
+        LAYERS.contains(&mount.fstype.as_str()) && !is_file
     }
 
     /// Without the map root inside would be nobody on it: then a layer that can be written makes no sense.
@@ -118,7 +132,14 @@ impl<'a> View<'a> {
     /// Where the overlay is that shows `path`.
     fn overlay_of(&self, path: &Path) -> PathBuf {
         if self.host.uid == 0 {
-            return self.host.mount_of(path).map_or_else(|| "/".into(), |mount| mount.point.clone());
+            let mut path = path;
+            while let Some(mount) = self.host.mount_of(path) {
+                match mount.point.parent().filter(|_| self.is_covered(mount)) {
+                    Some(above) => path = above,
+                    None => return mount.point.clone(),
+                }
+            }
+            return "/".into();
         }
         let composed = |ancestor: &&Path| ancestor.parent().is_some_and(|p| self.host.view.entries.contains_key(p));
         path.ancestors().find(composed).map_or_else(|| "/".into(), Path::to_path_buf)
@@ -134,13 +155,29 @@ impl<'a> View<'a> {
             }
             for (name, kind) in entries {
                 let at = directory.join(name);
-                if !is_elsewhere(&at) && !FRESH.iter().any(|(fresh, _)| at == Path::new(fresh)) {
+                // What a link leads to is made anew then.
+                let is_link = matches!(kind, Kind::Link(_)) && FRESH.iter().any(|(fresh, _)| at == Path::new(fresh));
+                if is_link || !is_elsewhere(&at) {
                     operations.extend(self.entry(at, kind));
                 }
             }
         }
         operations.sort_by_key(|operation| operation.at().components().count());
+        operations.extend(self.own_files());
         operations
+    }
+
+    /// The sandbox's own files that are in no overlay, because something of the host's is mounted beside them.
+    fn own_files(&self) -> Vec<Operation> {
+        let file = |entry: InitEntry| match entry.what {
+            InitKind::File(content) => Some((Path::new("/").join(entry.path), content)),
+            _ => None,
+        };
+        let files = init_files(self.spec, self.host).into_iter().filter_map(file);
+        files
+            .filter(|(at, _)| self.overlay_of(at) == *at)
+            .map(|(at, content)| Operation::File { at, content })
+            .collect()
     }
 
     fn is_hidden(&self, path: &Path) -> bool {
@@ -149,6 +186,9 @@ impl<'a> View<'a> {
 
     fn entry(&self, at: PathBuf, kind: &Kind) -> Option<Operation> {
         let mount = self.host.mount_of(&at)?;
+        if is_init_file(&at) {
+            return None;
+        }
         if !self.host.is_local(&at) || is_kernel(&mount.fstype) {
             return Some(Operation::Directory(at));
         }
@@ -169,6 +209,10 @@ impl<'a> View<'a> {
             Kind::File | Kind::Special => None,
         }
     }
+}
+
+fn is_init_file(path: &Path) -> bool {
+    INIT_FILES.iter().any(|file| path.strip_prefix("/") == Ok(Path::new(file)))
 }
 
 /// Whether something at `path` would be under a directory that is made anew.

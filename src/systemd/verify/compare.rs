@@ -2,7 +2,7 @@
 
 use crate::value::{CpuSet, INFINITY};
 
-use super::expect::Want;
+use super::expect::{PERIOD, Want};
 
 /// How a value found compares with the value asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,7 +23,8 @@ pub(super) fn compare(want: &Want, text: &str, device: Option<&str>) -> (Verdict
     let text = text.trim();
     match want {
         Want::Most(most) => upper(*most, number(text), text),
-        Want::Share(most) => share(*most, number(text), text),
+        Want::Share(most) => share(*most, 1 << 16, number(text), text),
+        Want::ShareOfTasks(most) => share(*most, 1, number(text), text),
         Want::Least(least) => lower(*least, number(text), text),
         Want::Exactly(exactly) => {
             let verdict = if number(text) == Some(*exactly) { InForce } else { Looser };
@@ -65,10 +66,10 @@ fn upper(want: u64, found: Option<u64>, text: &str) -> (Verdict, String) {
     (verdict, text.to_owned())
 }
 
-/// systemd may see less memory than we do when it runs in a container itself, never more; a page or so is rounding.
-fn share(want: u64, found: Option<u64>, text: &str) -> (Verdict, String) {
+/// systemd may see less memory than we do when it runs in a container itself, never more; `slack` is rounding: some pages, or a task.
+fn share(want: u64, slack: u64, found: Option<u64>, text: &str) -> (Verdict, String) {
     let verdict = match found {
-        Some(found) if found > want.saturating_add(1 << 16) => Looser,
+        Some(found) if found > want.saturating_add(slack) => Looser,
         Some(found) if found < want - want / 50 => Tighter,
         Some(_) => InForce,
         None => Looser,
@@ -91,10 +92,18 @@ fn quotas(quota: u64, period: u64, text: &str) -> (Verdict, String) {
     let verdict = match (number(found), number(found_period)) {
         (Some(found), Some(found_period)) if (found, found_period) == (quota, period) => InForce,
         (Some(INFINITY), _) if quota == INFINITY => InForce,
+        // No period was asked, and the unit has one from elsewhere.
+        (Some(found), Some(found_period)) if period == PERIOD && same(found, found_period, quota, period) => InForce,
         (Some(found), Some(found_period)) if found != INFINITY && less(found, found_period, quota, period) => Tighter,
         _ => Looser,
     };
     (verdict, text.to_owned())
+}
+
+/// Whether two quotas leave the same of a CPU, but for the microsecond that the kernel counts in.
+fn same(quota: u64, period: u64, other: u64, other_period: u64) -> bool {
+    let (one, two) = (u128::from(quota) * u128::from(other_period), u128::from(other) * u128::from(period));
+    quota != INFINITY && other != INFINITY && one.abs_diff(two) <= u128::from(period.max(other_period))
 }
 
 /// Compares two quotas by what they leave of a CPU.
@@ -165,7 +174,13 @@ mod tests {
             (Want::Weight(50), "default 50\n8:0 10\n", InForce),
             (Want::Weight(50), "default 100\n", Looser),
             (Want::Weight(50), "10\n", Tighter),
+            (Want::ShareOfTasks(1927), "1927\n", InForce),
+            (Want::ShareOfTasks(1927), "60000\n", Looser),
             (Want::Quota(1_000, 200_000), "1000 200000\n", InForce),
+            (Want::Quota(50_000, 100_000), "25000 50000\n", InForce),
+            (Want::Quota(33_333, 100_000), "16666 50000\n", InForce),
+            (Want::Quota(50_000, 100_000), "25010 50000\n", Looser),
+            (Want::Quota(25_000, 50_000), "50000 100000\n", Looser),
             (Want::Quota(20_000, 100_000), "max 100000\n", Looser),
             (Want::Quota(20_000, 100_000), "10000 100000\n", Tighter),
             (Want::Quota(20_000, 100_000), "10000 20000\n", Looser),

@@ -38,8 +38,10 @@ pub(crate) struct Expectation {
 pub(crate) enum Want {
     /// An upper limit; [`INFINITY`] is written `max`, and on v1 −1 or a number near 2⁶³.
     Most(u64),
-    /// An upper limit that systemd computes from a percentage.
+    /// An upper limit that systemd computes from a percentage of the memory.
     Share(u64),
+    /// The same of the tasks.
+    ShareOfTasks(u64),
     /// A protection: what lies below is kept.
     Least(u64),
     /// A number that is taken as it is.
@@ -63,7 +65,7 @@ pub(crate) enum Want {
 }
 
 /// systemd's period where none was asked (`CGROUP_CPU_QUOTA_DEFAULT_PERIOD_USEC`), microseconds.
-const PERIOD: u64 = 100_000;
+pub(super) const PERIOD: u64 = 100_000;
 
 /// Where v1 shows a quota; the period beside it is read with it.
 pub(super) const QUOTA_V1: &str = "cpu.cfs_quota_us";
@@ -199,7 +201,7 @@ fn memory(value: &Value, protection: bool, machine: &Machine) -> Want {
 
 fn tasks(value: &Value, machine: &Machine) -> Want {
     match value {
-        Value::U32(share) => Want::Share(value::unscale(*share, machine.tasks)),
+        Value::U32(share) => Want::ShareOfTasks(value::unscale(*share, machine.tasks)),
         Value::U64(tasks) => Want::Most(*tasks),
         _ => Want::Most(INFINITY),
     }
@@ -327,7 +329,7 @@ mod tests {
             (&["MemorySwapMax=0"], "memory: memory.swap.max Most(0)"),
             (&["MemoryLow=8192"], "memory: memory.low Least(8192)"),
             (&["TasksMax=7"], "pids: pids.max Most(7)"),
-            (&["TasksMax=10%"], "pids: pids.max Share(1000)"),
+            (&["TasksMax=10%"], "pids: pids.max ShareOfTasks(1000)"),
             (&["AllowedCPUs=0-1,5"], "cpuset: cpuset.cpus Cpus(CpuSet([0, 1, 5]))"),
             (&["IOWeight=50"], "io: io.weight Weight(50) | io.bfq.weight Weight(50)"),
             (&["IOWeight=1000"], "io: io.weight Weight(1000) | io.bfq.weight Weight(181)"),

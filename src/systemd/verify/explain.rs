@@ -1,13 +1,13 @@
 //! Why a setting is not in force, in one line, and what mends it.
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Fault, fault};
 
 use super::super::cgroup::{CgroupMode, CgroupPaths};
 use super::expect::{Expectation, Want};
-use super::{Found, Manager, Place, Subject, read, set_at_runtime};
+use super::{Changes, Found, Manager, Place, Subject, read, set_at_runtime};
 
 /// An error of the system without its number.
 pub(super) fn plain(error: &io::Error) -> String {
@@ -15,15 +15,23 @@ pub(super) fn plain(error: &io::Error) -> String {
     text.split(" (os error").next().unwrap_or(&text).to_owned()
 }
 
+/// Whether a drop-in names the property.
+fn names(path: &Path, expectation: &Expectation) -> bool {
+    let sent = expectation.sent.trim_end_matches("Scale").trim_end_matches("PerSecUSec");
+    let text = read(path).ok().flatten().unwrap_or_default();
+    text.lines().any(|line| line.trim_start().starts_with(sent) || line.trim_start().starts_with(expectation.property))
+}
+
+/// Whether it is `set-property`, and nobody else, that says otherwise.
+pub(super) fn set_since(subject: &Subject<'_>, expectation: &Expectation, manager: &mut dyn Manager) -> bool {
+    let drop_ins = manager.drop_ins(subject.unit);
+    let mut naming = drop_ins.iter().filter(|path| names(path, expectation)).peekable();
+    naming.peek().is_some() && naming.all(|path| set_at_runtime(path).is_some())
+}
+
 /// The drop-ins that name the property, else all: `None` when there are none.
 pub(super) fn named(drop_ins: &[PathBuf], expectation: &Expectation) -> Option<String> {
-    let sent = expectation.sent.trim_end_matches("Scale").trim_end_matches("PerSecUSec");
-    let names = |path: &&PathBuf| {
-        let text = read(path).ok().flatten().unwrap_or_default();
-        text.lines()
-            .any(|line| line.trim_start().starts_with(sent) || line.trim_start().starts_with(expectation.property))
-    };
-    let naming: Vec<_> = drop_ins.iter().filter(names).collect();
+    let naming: Vec<_> = drop_ins.iter().filter(|path| names(path, expectation)).collect();
     let chosen = if naming.is_empty() { drop_ins.iter().collect() } else { naming };
     let list = chosen.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join(", ");
     (!list.is_empty()).then_some(list)
@@ -33,7 +41,12 @@ pub(super) fn named(drop_ins: &[PathBuf], expectation: &Expectation) -> Option<S
 fn asked(want: &Want) -> String {
     match want {
         Want::Most(u64::MAX) | Want::Least(u64::MAX) => "max".to_owned(),
-        Want::Most(n) | Want::Share(n) | Want::Least(n) | Want::Exactly(n) | Want::Weight(n) => n.to_string(),
+        Want::Most(n)
+        | Want::Share(n)
+        | Want::ShareOfTasks(n)
+        | Want::Least(n)
+        | Want::Exactly(n)
+        | Want::Weight(n) => n.to_string(),
         Want::Quota(u64::MAX, period) => format!("max {period}"),
         Want::Quota(quota, period) => format!("{quota} {period}"),
         Want::Cpus(cpus) => cpus.to_string(),
@@ -58,7 +71,7 @@ pub(super) fn different(
     let line = format!("{} is not in force: asked {asked}, found {} {place}", expectation.asked, found.text);
     let user = if subject.user { " --user" } else { "" };
     let mut drop_ins = manager.drop_ins(subject.unit);
-    drop_ins.retain(|path| !subject.changed || set_at_runtime(path).is_none());
+    drop_ins.retain(|path| subject.changes != Changes::Asked || set_at_runtime(path).is_none());
     if let Some(files) = named(&drop_ins, expectation) {
         let hint = format!("systemctl{user} cat {}", subject.unit);
         return fault(format!("{line}: a drop-in says otherwise: {files}")).hint(hint);

@@ -53,7 +53,7 @@ impl Fixture {
         let settings = translate(&assignments, self.mode).map(|t| t.settings).unwrap_or_default();
         assert_eq!(settings.len(), texts.len());
         let pid = Pid::from_raw(PID).unwrap_or(Pid::INIT);
-        let subject = Subject { pid, unit: UNIT, settings: &settings, mode: self.mode, user, changed: false };
+        let subject = Subject { pid, unit: UNIT, settings: &settings, mode: self.mode, user, changes: Changes::Differ };
         let mut manager = Answers(drop_ins.iter().map(|name| path(name)).collect());
         let result = kernel.verify(&subject, &mut manager);
         let text = match result {

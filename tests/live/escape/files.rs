@@ -40,6 +40,19 @@ pub(super) fn working_directory_of_an_upper(bed: &Bed) {
     }
 }
 
+/// Who may trace the stub could go by its descriptors, one of which may be of a directory of the host.
+pub(super) fn descriptors_of_the_stub(bed: &Bed) {
+    let dir = bed.disk_dir();
+    fs::write(dir.join("secret"), "secret").unwrap();
+    let script =
+        "for fd in $(seq 3 40); do cat /proc/1/fd/$fd/../secret /proc/1/cwd/../secret 2>/dev/null; done; echo seen";
+    for userns in USERNS {
+        let upper = dir.join(userns);
+        let flags = ["--userns", userns, "--cap-add", "SYS_PTRACE", "--upper", upper.to_str().unwrap()];
+        assert_eq!(bed.run(flags, script).output().succeeded().text(), "seen", "--userns {userns}");
+    }
+}
+
 fn by_descriptor(bed: &Bed, flags: &str) {
     let program = bed::sandbox_binary();
     for descriptor in 3..24 {
