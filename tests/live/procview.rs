@@ -223,7 +223,10 @@ fn time(bed: &Bed) {
     let text = bed.run([""; 0], script).output().succeeded().text();
     let number = |name: &str| value(&text, name).parse::<i64>().unwrap();
     assert!(number("least") <= 1 && number("most") >= -1, "{text}");
-    assert!((number("up") - 2..=number("later") + 2).contains(&number("age")), "{text}");
+    // Before 5.11 the kernel tells the start of a process by the host's clock, so ps calls each as old as nothing.
+    if bed.facts.kernel >= (5, 11) {
+        assert!((number("up") - 2..=number("later") + 2).contains(&number("age")), "{text}");
+    }
     let host: f64 = fs::read_to_string("/proc/uptime").unwrap().split(' ').next().unwrap().parse().unwrap();
     assert!((number("up") as f64) < host, "{text}");
     assert_eq!(number("busybox"), 1, "{text}");
