@@ -59,7 +59,10 @@ pub(crate) fn enter(sandbox: &Sandbox, process: &ProcessPlan) -> Result<u8> {
     drop((child_end, target));
     let mut entered = Entered { end, pidfd, ended: false };
     join_unit(sandbox, pid)?;
-    process.apply_from_outside(pid)?;
+    // Another user's file is no reason to give a process of root's more than it has.
+    if sandbox.found.ours {
+        process.apply_from_outside(pid)?;
+    }
     entered.end.send(&ToChild::Go).context("tell the child")?;
     let master = match entered.end.receive()? {
         Some(ToParent::Ready(master)) => master,

@@ -196,6 +196,18 @@ fn a_plain_user() {
     check("rootless-5.10", "true", &host);
 }
 
+/// Where the homes are behind a link they stay hidden; what has a mount in it is made anew, with the sandbox's own files.
+#[test]
+fn a_plain_user_of_another_layout() {
+    let mut host = plain_user();
+    let top = host.view.entries.get_mut(Path::new("/")).unwrap();
+    top.push(("home".into(), Kind::Link("var/home".into())));
+    top.push(("var".into(), Kind::Directory));
+    let etc = ["hosts", "passwd", "shadow"].map(|name| (name.into(), Kind::File)).to_vec();
+    host.view.entries.insert("/etc".into(), etc);
+    check("rootless-layout", "true", &host);
+}
+
 #[test]
 fn shared_namespaces() {
     check("shared", "--network host --share pid,ipc,uts,cgroup,time --userns host true", &host());
