@@ -289,8 +289,9 @@ fn notifications(bed: &Bed) {
 fn payload_is_ready_later(bed: &Bed) {
     let dir = bed.seen_dir();
     let flags = format!("--notify=payload --bind={}", dir.display());
+    // systemd-notify waits five seconds for systemd to take it; later it is gone, and nobody knows whose word it was.
     let command = format!(
-        "sh -c 'while ! test -e {}/go; do sleep 0.05; done; systemd-notify --ready; exec sleep 1000'",
+        "sh -c 'while ! test -e {}/go; do sleep 0.05; done; until systemd-notify --ready; do :; done; exec sleep 1000'",
         dir.display()
     );
     let unit = UnitFile::new(bed, &flags, &command, "NotifyAccess=all");
