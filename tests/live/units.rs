@@ -104,10 +104,10 @@ fn same_name_again(bed: &Bed) {
 /// What shares the host's PIDs stops its scope at the end, which may be another's by then.
 fn same_name_after_shared_pids(bed: &Bed) {
     for _ in 0..12 {
-        let first = bed.run(["--share", "pid", "--unit", &bed.unit()], "sleep 0.3").spawn();
-        bed.poll("the first one", || unit::is_active(&format!("{}.scope", bed.unit())));
+        let (mut first, scope) = bed.live(["--share", "pid"], "echo ready; read x");
+        first.send("\n");
         bed.poll("the second one", || {
-            let outcome = bed.run(["--unit", &bed.unit()], "sleep 0.2; exit 7").output();
+            let outcome = bed.run(["--unit", &scope], "sleep 0.2; exit 7").output();
             let taken = outcome.status == 125 && outcome.errors().contains("exists already");
             assert!(taken || outcome.status == 7, "{}: {}", outcome.status, outcome.errors());
             !taken
