@@ -156,7 +156,12 @@ impl ServiceRequest<'_> {
         let journal = format!("journalctl{user} -b -u {}", self.name);
         if said.is_empty() {
             let result = text(bus, "Result");
-            let line = format!("{} did not start: systemd calls its result `{result}`, status {status}", self.name);
+            let result = match result.as_str() {
+                // By Restart= it has been started anew, and what was said of the first time is gone.
+                "success" => "it is to be restarted".to_owned(),
+                _ => format!("systemd calls its result `{result}`"),
+            };
+            let line = format!("{} did not start: {result}, status {status}", self.name);
             return fault(line).status(exit).hint(journal).into();
         }
         match said.strip_suffix(')').and_then(|said| said.split_once(HINT)) {

@@ -88,7 +88,7 @@ fn detach_that_fails(bed: &Bed) {
     start("/etc/passwd").refused(126, ["/etc/passwd"]);
     // With Restart= it would be tried again and again, and by whom nobody knows.
     let again =
-        ["run", "-q", "-d", "--unit", &format!("{}r", bed.unit()), "-p", "Restart=always", "-p", "RestartSec=1"];
+        ["run", "-q", "-d", "--unit", &format!("{}r", bed.unit()), "-p", "Restart=always", "-p", "RestartSec=1min"];
     bed.sandbox(again).args(["--", "/no/such"]).output().refused(127, ["/no/such"]);
     assert_eq!(unit::property(&format!("{}r.service", bed.unit()), "ActiveState"), "inactive");
     bed.sandbox(["run", "-d", "--unit", &bed.unit(), "--", "sleep", "1000"]).output().succeeded();

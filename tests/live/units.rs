@@ -146,7 +146,8 @@ fn empty_leftover_gives_way(bed: &Bed) {
     let anonymous = "sandbox-empty-0a1b2c.scope";
     for name in [scope.as_str(), anonymous] {
         let script = format!(
-            "(sleep 0 & exec sleep 5) > /dev/null 2>&1 & sleep 0.3; zombie=$(ps -o pid= --ppid $!); busctl call org.freedesktop.systemd1 \
+            "(sleep 0 & exec sleep 5) > /dev/null 2>&1 & zombie=; \
+             until [ $zombie ]; do zombie=$(ps -o stat=,pid= --ppid $! | awk '/^Z/ {{ print $2 }}'); done; busctl call org.freedesktop.systemd1 \
              /org/freedesktop/systemd1 org.freedesktop.systemd1.Manager StartTransientUnit 'ssa(sv)a(sa(sv))' {name} fail \
              1 PIDs au 1 $zombie 0"
         );
