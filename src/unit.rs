@@ -112,7 +112,10 @@ impl<'a> Unit<'a> {
     /// Stops it, with whatever is still in it. Not one that this start did not make: a name that was taken is another's unit, and one
     /// of kind `Own` ends with this process, and systemd ends the rest.
     pub(crate) fn stop(&mut self) {
-        self.stop_if(|_| true);
+        // A scope ends by itself with its last process, and then the name may be another's at once.
+        if self.cgroup.as_ref().is_none_or(|(path, _)| is_populated(path)) {
+            self.stop_if(|_| true);
+        }
     }
 
     /// The same after a start that failed, whose processes have ended: mostly it is gone then, but systemd may have missed that.
@@ -122,7 +125,6 @@ impl<'a> Unit<'a> {
     }
 
     fn stop_if(&self, wanted: impl FnOnce(&mut Bus) -> bool) {
-        // A scope ends by itself with its last process, and the name may be another's since.
         let is_gone = self.cgroup.as_ref().is_some_and(|(path, own)| inode(path) != Some(*own));
         if !self.stands || is_gone {
             return;
@@ -133,6 +135,14 @@ impl<'a> Unit<'a> {
             log::debug!("{error:#}");
         }
     }
+}
+
+/// Whether a process is in a cgroup or in one below it; not, where it is gone.
+fn is_populated(cgroup: &Path) -> bool {
+    let has_processes = std::fs::read_to_string(cgroup.join("cgroup.procs")).is_ok_and(|list| !list.is_empty());
+    let below = || std::fs::read_dir(cgroup).into_iter().flatten().flatten();
+    has_processes
+        || below().any(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()) && is_populated(&entry.path()))
 }
 
 fn inode(path: &Path) -> Option<u64> {
