@@ -52,7 +52,7 @@ impl Directive {
         let name = if renamed { sent.name.trim_end_matches("Scale") } else { name };
         let value = match &sent.value {
             Value::U64(_) | Value::Devices(_) if renamed && sent.value != asked.value => shown(&sent.value),
-            Value::U64(u64::MAX) => "infinity".to_owned(),
+            Value::U64(_) if value == "unlimited" => "infinity".to_owned(),
             Value::U64(_) | Value::Devices(_) if !is_time(name) && !is_systemds(value) => shown(&sent.value),
             _ if is_percentage(&asked.value, &asked.name) => value.to_owned(),
             _ => value.replace('%', "%%"),
@@ -70,7 +70,10 @@ fn is_time(name: &str) -> bool {
 fn is_systemds(value: &str) -> bool {
     let number = value.rsplit_once(' ').map_or(value, |(_, number)| number);
     let digits = number.trim_end_matches(['K', 'M', 'G', 'T', 'P', 'E']);
-    number.len() - digits.len() <= 1 && digits.bytes().all(|b| b.is_ascii_digit() || b == b'.' || b == b'%')
+    // Words (`idle`) are systemd's own.
+    let is_number = number.starts_with(|first: char| first.is_ascii_digit());
+    !is_number
+        || number.len() - digits.len() <= 1 && digits.bytes().all(|b| b.is_ascii_digit() || b == b'.' || b == b'%')
 }
 
 /// A value where systemd reads `%` as it is; elsewhere it begins a specifier, systemd.unit(5).
@@ -97,6 +100,8 @@ mod tests {
             ("TasksMax=unlimited", CgroupMode::Unified, "TasksMax=infinity"),
             ("IOReadBandwidthMax=/dev/vda 10m", CgroupMode::Unified, "IOReadBandwidthMax=/dev/vda 10000000"),
             ("IOReadBandwidthMax=/dev/vda 10M", CgroupMode::Unified, "IOReadBandwidthMax=/dev/vda 10M"),
+            ("CPUQuota=", CgroupMode::Unified, "CPUQuota="),
+            ("CPUWeight=idle", CgroupMode::Unified, "CPUWeight=idle"),
             ("TimeoutStopSec=unlimited", CgroupMode::Unified, "TimeoutStopSec=infinity"),
             ("TimeoutStopSec=1min 30s", CgroupMode::Unified, "TimeoutStopSec=1min 30s"),
             ("AllowedCPUs=0-3,5", CgroupMode::Unified, "AllowedCPUs=0-3,5"),
