@@ -6,6 +6,8 @@
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use rustix::process::{DumpableBehavior, Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
@@ -27,6 +29,9 @@ use crate::sync::{self, ChildEnd, Failure, ParentEnd, ToChild, ToParent};
 use crate::sys::{self, Rlimit, Side};
 use crate::systemd::{CgroupMode, UnitOfProcess, join_cgroups};
 
+/// How long a start may take whose payload is waited for.
+const START: Duration = Duration::from_secs(30);
+
 /// Runs a process in a sandbox until its end; the exit status is its own.
 ///
 /// # Errors
@@ -35,7 +40,7 @@ pub(crate) fn enter(sandbox: &Sandbox, process: &ProcessPlan) -> Result<u8> {
     let record = &sandbox.found.record;
     let capabilities = Capabilities::parse(&record.entry.capabilities, &["ALL".to_owned()], &record.entry.ambient)?;
     let signals = Signals::block()?;
-    record.await_start()?;
+    await_start(record)?;
     let target = Target::open(&sandbox.found)?;
     let (end, child_end) = sync::pair().context("make a socket pair")?;
     let (pid, pidfd) = match sys::clone_process(0).context("start the process that enters")? {
@@ -191,6 +196,44 @@ pub(crate) fn payload(record: &Record) -> Option<Process> {
     let children = std::fs::read_to_string(format!("/proc/{leader}/task/{leader}/children")).ok()?;
     let mut children = children.split_ascii_whitespace().filter_map(|pid| Pid::from_raw(pid.parse().ok()?));
     Process::read(children.next()?)
+}
+
+/// The same of a sandbox that starts, which has it only a moment later; `None` when it has ended.
+pub(crate) fn await_payload(record: &Record) -> Option<Process> {
+    await_in(record, || payload(record))
+}
+
+/// Waits until the payload runs. Before that the first process is on its way from the host's mounts to its own, and whoever joins its
+/// namespaces could be anywhere.
+///
+/// # Errors
+/// When it takes longer than [`START`], or the sandbox ends.
+pub(crate) fn await_start(record: &Record) -> Result<()> {
+    // Without a stub the first process executes the payload; else the stub has no child before.
+    let runs = || payload(record).filter(|_| !record.as_pid1 || has_executed(record));
+    if await_in(record, runs).is_some() {
+        return Ok(());
+    }
+    let why = if record.leader.lives() { "is still starting" } else { "has just ended" };
+    Err(fault(format!("{} {why}", record.name)).into())
+}
+
+/// What `look` finds, waited for as long as the sandbox lives and [`START`] at the longest.
+fn await_in<T>(record: &Record, look: impl Fn() -> Option<T>) -> Option<T> {
+    let deadline = Instant::now() + START;
+    loop {
+        let found = look();
+        if found.is_some() || !record.leader.lives() || Instant::now() > deadline {
+            return found;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The first process is no more what made it.
+fn has_executed(record: &Record) -> bool {
+    let program = |pid: i32| std::fs::metadata(format!("/proc/{pid}/exe")).map(|meta| (meta.dev(), meta.ino())).ok();
+    program(record.leader.pid).is_some_and(|payload| Some(payload) != program(record.launcher.pid))
 }
 
 /// Puts the attendant into the unit, and sees that it is there.

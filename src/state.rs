@@ -17,7 +17,7 @@ use rustix::process::Pid;
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Result, fault};
+use crate::error::Result;
 use crate::host::read_of_kernel;
 use crate::layer::Namespace;
 use crate::part::label::Label;
@@ -191,38 +191,6 @@ impl Record {
             decided: plan.to_string(),
             plan: serde_json::to_value(plan).ok()?,
         })
-    }
-}
-
-impl Record {
-    /// Waits until the payload runs, for ten seconds at most. Before that the first process is on its way from the host's mounts to its
-    /// own, and whoever joins its namespaces could be anywhere.
-    ///
-    /// # Errors
-    /// When it takes longer, or the sandbox ends.
-    pub(crate) fn await_start(&self) -> Result<()> {
-        for _ in 0..2000 {
-            if self.has_started() {
-                return Ok(());
-            }
-            if !self.leader.lives() {
-                return Err(fault(format!("{} has just ended", self.name)).into());
-            }
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
-        Err(fault(format!("{} is still starting", self.name)).into())
-    }
-
-    /// The stub's only children are the payload and what that left behind; without a stub the first process executes the payload.
-    fn has_started(&self) -> bool {
-        let leader = self.leader.pid;
-        if !self.as_pid1 {
-            let children = std::fs::read_to_string(format!("/proc/{leader}/task/{leader}/children"));
-            return children.is_ok_and(|children| !children.trim().is_empty());
-        }
-        let program =
-            |pid: i32| std::fs::metadata(format!("/proc/{pid}/exe")).map(|meta| (meta.dev(), meta.ino())).ok();
-        program(leader).is_some_and(|payload| Some(payload) != program(self.launcher.pid))
     }
 
     /// Whether it is what the main process of a unit of the system's would have written that runs as this user. Others can read of

@@ -1,7 +1,5 @@
 //! `sandbox kill`.
 
-use std::time::{Duration, Instant};
-
 use anyhow::Context;
 use clap::Args;
 use rustix::process::{PidfdFlags, Signal};
@@ -9,11 +7,7 @@ use rustix::process::{PidfdFlags, Signal};
 use crate::enter;
 use crate::error::{Result, fault};
 use crate::living::{self, Sandbox};
-use crate::state::{Process, Record};
 use crate::value;
-
-/// How long a start may take whose command is waited for.
-const START: Duration = Duration::from_secs(30);
 
 // Flags of `sandbox kill`.
 #[derive(Debug, Args)]
@@ -42,22 +36,10 @@ pub(super) fn main(arguments: &Arguments) -> Result<u8> {
     })
 }
 
-/// The command's process, which a sandbox that starts has only a moment later; `None` when it has ended.
-fn await_payload(record: &Record) -> Option<Process> {
-    let deadline = Instant::now() + START;
-    loop {
-        let payload = enter::payload(record);
-        if payload.is_some() || !record.leader.lives() || Instant::now() > deadline {
-            return payload;
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
 fn kill_payload(sandbox: &Sandbox, number: i32) -> Result<()> {
     let record = &sandbox.found.record;
     let gone = || fault(format!("{} has just ended", record.name));
-    let payload = await_payload(record).ok_or_else(gone)?;
+    let payload = enter::await_payload(record).ok_or_else(gone)?;
     let pidfd =
         rustix::process::pidfd_open(payload.pid().ok_or_else(gone)?, PidfdFlags::empty()).map_err(|_| gone())?;
     if !payload.lives() {

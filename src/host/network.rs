@@ -48,7 +48,7 @@ impl NetworkFacts {
             Network::Namespace(path) => facts.resolv_conf = of_namespace(path),
             Network::Container(name) => {
                 let record = living::find(name)?.found.record;
-                record.await_start()?;
+                enter::await_start(&record)?;
                 // The stub is hidden from plain users, whose the payload is.
                 let is_root = rustix::process::geteuid().is_root();
                 let process = if is_root { Some(record.leader) } else { enter::payload(&record) };

@@ -8,7 +8,6 @@ use std::time::SystemTime;
 use serde_json::json;
 
 pub(crate) use super::change::Instruction;
-use super::diff::INIT_FILES;
 use super::{Base, Kept, change::change};
 use crate::error::{Result, fault};
 use crate::image::digest::HashingWriter;
@@ -18,6 +17,7 @@ use crate::image::reference::Reference;
 use crate::image::store::Writer;
 use crate::image::stream::Section;
 use crate::image::{self, Arrived, clock, pack};
+use crate::part::rootfs::INIT_FILES;
 use crate::part::users;
 
 /// What a commit is told.
@@ -85,7 +85,8 @@ impl Kept {
             return Err(fault(format!("{}: nothing has run on it yet", self.name)).into());
         }
         let status = users::inside_map(&self.map()?, || {
-            pack::pack(&upper, &INIT_FILES, std::io::BufWriter::with_capacity(256 << 10, &file)).map(|()| 0)
+            pack::pack(&upper, &INIT_FILES.map(str::as_bytes), std::io::BufWriter::with_capacity(256 << 10, &file))
+                .map(|()| 0)
         })?;
         if status != 0 {
             return Err(fault(format!("{}: what it changed could not be read", self.name)).into());

@@ -14,9 +14,7 @@ use crate::error::{Result, fault};
 use crate::image::lookup::Merged;
 use crate::image::unpack::tree;
 use crate::image::{self, Marks, ResolvedImage, Roots};
-
-/// What the init layer has of every sandbox's own: never part of a diff, a commit or an apply.
-pub(super) const INIT_FILES: [&[u8]; 3] = [b"etc/hostname", b"etc/hosts", b"etc/resolv.conf"];
+use crate::part::rootfs::INIT_FILES;
 
 /// How something is not what it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -91,7 +89,7 @@ impl Kept {
             if nothing && lowers.iter().any(closed) {
                 continue;
             }
-            let left_out = INIT_FILES.map(|file| [b"/", file].concat());
+            let left_out = INIT_FILES.map(|file| format!("/{file}").into_bytes());
             let mut differ =
                 Differ { lower: Merged::open(&lowers, marks)?, at: &at, upper: &upper, left_out, found: Vec::new() };
             differ.root(&root)?;

@@ -79,14 +79,6 @@ pub(crate) struct Setting {
     pub(crate) value: Value,
 }
 
-impl Value {
-    /// Whether a setting replaces it; systemd adds to a list.
-    pub(super) fn is_replaced(&self) -> bool {
-        use Value::{Bool, Bytes, I32, Text, U32, U64};
-        matches!(self, Bool(_) | I32(_) | U32(_) | U64(_) | Text(_) | Bytes(_))
-    }
-}
-
 /// A setting as it is written down and read again.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct KeptSetting {

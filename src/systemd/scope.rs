@@ -361,7 +361,7 @@ impl Bus {
         let kind = interface(unit);
         let now = |setting: &Setting| {
             let name = setting.name.trim_end_matches("Scale");
-            let value = self.unit_property(unit, kind, name).ok().filter(Value::is_replaced)?;
+            let value = self.unit_property(unit, kind, name).ok().filter(|value| !value.is_list())?;
             Some(Setting { name: name.to_owned(), value, ..setting.clone() })
         };
         settings.iter().filter_map(now).collect()

@@ -55,7 +55,7 @@ pub(crate) fn assemble(plan: &RootPlan, ids: &Ids<'_>) -> Result<OwnedFd> {
     let upper = plan.upper.as_deref().map(|path| open_upper(path, ids)).transpose()?;
     let scratch = Scratch::make(plan, upper)?;
     let actor = Actor::new(ids)?;
-    let mount_points = mount_points(&plan.operations, &sources);
+    let mount_points = if plan.upper.is_some() { mount_points(&plan.operations, &sources) } else { Vec::new() };
     let mut assembly = Assembly { plan, ids, actor, scratch, fresh: 0, root: None, overlays: Vec::new(), mount_points };
     for (operation, sources) in plan.operations.iter().zip(sources) {
         assembly.add(operation, sources)?;
@@ -243,7 +243,7 @@ pub(super) struct Assembly<'a> {
     root: Option<OwnedFd>,
     /// Overlays that become read-only at the end, when every mount point in them exists.
     pub(super) overlays: Vec<OwnedFd>,
-    /// Where something is mounted, and whether that is a directory.
+    /// Where something is mounted, and whether that is a directory; only where the writes are kept does it matter.
     pub(super) mount_points: Vec<(&'a Path, bool)>,
 }
 

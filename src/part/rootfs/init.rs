@@ -14,7 +14,13 @@ use crate::image::unpack::tree::is_whiteout;
 
 impl Assembly<'_> {
     /// Fills the init layer. Directories on the way get the owner and mode that the layers have there.
-    pub(super) fn init_layer(&self, init: &Path, entries: &[InitEntry], lowers: &[PathBuf], top: &Stat) -> Result<()> {
+    pub(super) fn init_layer<'e>(
+        &self,
+        init: &Path,
+        entries: impl Iterator<Item = &'e InitEntry>,
+        lowers: &[PathBuf],
+        top: &Stat,
+    ) -> Result<()> {
         self.make_directory(init, self.owner(top), top.st_mode)?;
         let mut made = HashMap::new();
         for entry in entries {

@@ -329,8 +329,8 @@ fn require_idmap(host: &Host, path: &Path, what: &str) -> Result<()> {
 }
 
 /// /etc/hosts, /etc/hostname and /etc/resolv.conf.
-/// The files that every sandbox has of its own.
-const INIT_FILES: [&str; 3] = ["etc/hostname", "etc/hosts", "etc/resolv.conf"];
+/// What the init layer has of every sandbox's own: never part of a diff, a commit or an apply.
+pub(crate) const INIT_FILES: [&str; 3] = ["etc/hostname", "etc/hosts", "etc/resolv.conf"];
 
 fn init_files(spec: &Spec, host: &Host) -> Vec<InitEntry> {
     let name = &spec.hostname;

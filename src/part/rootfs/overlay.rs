@@ -26,11 +26,8 @@ impl Assembly<'_> {
             lowers.push(place);
         }
         let init = Path::new("init").join(&number);
-        let mut entries = overlay.init.clone();
-        if self.scratch.kept {
-            entries.extend(self.mount_points_in(overlay, &lowers));
-        }
-        self.init_layer(&init, &entries, &lowers, &top)?;
+        let mount_points = self.mount_points_in(overlay, &lowers);
+        self.init_layer(&init, overlay.init.iter().chain(&mount_points), &lowers, &top)?;
         lowers.push(init);
         let (upper, work) = self.upper_and_work(overlay, &number, &top)?;
         let mount = self.mount_overlay(&number, &lowers, &upper, &work)?;

@@ -49,13 +49,19 @@ struct View<'a> {
     owners: Owners,
     /// What of the host's secrets would be seen.
     secrets: Vec<&'a (PathBuf, bool)>,
+    /// Mounts of which nothing is to be seen: at a secret, or where the sandbox has a file of its own.
+    covered: Vec<&'a Path>,
 }
 
 impl<'a> View<'a> {
     fn new(spec: &'a Spec, host: &'a Host, owners: Owners) -> View<'a> {
         // What a link leads to may be where nothing of the host is seen anyway.
         let seen = |(path, _): &&(PathBuf, bool)| !spec.root.host_secrets && !is_elsewhere(path);
-        View { spec, host, owners, secrets: host.view.secrets.iter().filter(seen).collect() }
+        let secrets = host.view.secrets.iter().filter(seen).collect();
+        let mut view = View { spec, host, owners, secrets, covered: Vec::new() };
+        let points = host.mounts.iter().map(|mount| mount.point.as_path());
+        view.covered = points.filter(|point| view.is_hidden(point) || is_init_file(point)).collect();
+        view
     }
 
     /// One overlay, or read-only bind, for each mount of the host.
@@ -63,13 +69,8 @@ impl<'a> View<'a> {
         self.host.mounts.iter().filter(|mount| !self.left_out(mount)).map(|mount| self.mount(mount)).collect()
     }
 
-    /// Nothing of the mount is to be seen: a secret is mounted there, or what the sandbox has a file of its own for.
-    fn is_covered(&self, mount: &Mount) -> bool {
-        self.is_hidden(&mount.point) || is_init_file(&mount.point)
-    }
-
     fn left_out(&self, mount: &Mount) -> bool {
-        self.is_covered(mount)
+        self.covered.contains(&mount.point.as_path())
             || is_elsewhere(&mount.point)
             || !self.host.is_local(&mount.point)
             || is_kernel(&mount.fstype)
@@ -134,7 +135,7 @@ impl<'a> View<'a> {
         if self.host.uid == 0 {
             let mut path = path;
             while let Some(mount) = self.host.mount_of(path) {
-                match mount.point.parent().filter(|_| self.is_covered(mount)) {
+                match mount.point.parent().filter(|_| self.covered.contains(&mount.point.as_path())) {
                     Some(above) => path = above,
                     None => return mount.point.clone(),
                 }
