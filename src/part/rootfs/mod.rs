@@ -289,20 +289,15 @@ pub(crate) fn idmap_obstacle(spec: &Spec, host: &Host) -> Option<String> {
     if host.kernel < (5, 19) {
         return Some(format!("Linux {major}.{minor} cannot map the owners of an overlay's layers (5.19 can)"));
     }
-    let layers: Vec<&Path> = match &spec.root.source {
-        RootSource::HostView => vec![Path::new("/"), Path::new("/usr")],
-        RootSource::Layers(layers) => layers.iter().map(PathBuf::as_path).collect(),
-    };
-    layers.into_iter().find_map(|layer| {
-        let mount = host.mount_of(layer)?;
-        (!can_idmap(mount, host.kernel)).then(|| {
-            format!(
-                "the owners of files on {} ({}) cannot be mapped on Linux {major}.{minor}",
-                layer.display(),
-                mount.fstype
-            )
-        })
-    })
+    let (layer, mount) = match &spec.root.source {
+        RootSource::HostView => view::obstacle(spec, host).map(|mount| (mount.point.as_path(), mount)),
+        RootSource::Layers(layers) => layers.iter().find_map(|layer| {
+            let mount = host.mount_of(layer)?;
+            (!can_idmap(mount, host.kernel)).then_some((layer.as_path(), mount))
+        }),
+    }?;
+    let (layer, fstype) = (layer.display(), &mount.fstype);
+    Some(format!("the owners of files on {layer} ({fstype}) cannot be mapped on Linux {major}.{minor}"))
 }
 
 /// Whether the writes of an overlay can be kept at `path`.

@@ -15,8 +15,10 @@ const FRESH: &[(&str, u32)] =
 const OTHERS: &[&str] = &["/dev", "/proc", "/sys"];
 
 /// File systems that serve as a layer.
-const LAYERS: &[&str] =
-    &["ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs", "bcachefs", "overlay", "tmpfs", "ramfs", "rootfs"];
+const LAYERS: &[&str] = &[
+    "ext2", "ext3", "ext4", "xfs", "btrfs", "f2fs", "zfs", "bcachefs", "overlay", "tmpfs", "ramfs", "rootfs",
+    "squashfs", "erofs", "iso9660",
+];
 
 /// What makes the host view.
 pub(super) fn operations(spec: &Spec, host: &Host, owners: Owners) -> Vec<Operation> {
@@ -27,20 +29,32 @@ pub(super) fn operations(spec: &Spec, host: &Host, owners: Owners) -> Vec<Operat
     operations
 }
 
-/// One line for each mount of the host that could be written if its owners could be mapped.
+/// One line for each mount of the host that could be written if its owners could be mapped, and for each that is not shown since
+/// nothing can be hidden on it.
 pub(super) fn degraded(spec: &Spec, host: &Host, owners: Owners) -> Vec<String> {
     let view = View::new(spec, host, owners);
-    let mounts = host.mounts.iter().filter(|mount| host.uid == 0 && !view.left_out(mount));
-    let degraded =
-        mounts.filter(|mount| mount.point != Path::new("/") && view.is_layer(mount) && !view.is_usable(mount));
     let line = |mount: &Mount| {
-        format!(
-            "{} ({}): read-only, its owners cannot be mapped; --userns identity makes it writable",
-            mount.point.display(),
-            mount.fstype
-        )
+        let (point, fstype) = (mount.point.display(), &mount.fstype);
+        if view.cannot_hide(mount) {
+            return Some(format!("{point} ({fstype}): left out, what is secret on it cannot be hidden"));
+        }
+        let is_bound = !view.left_out(mount) && mount.point != Path::new("/") && view.is_layer(mount);
+        (is_bound && !view.is_usable(mount)).then(|| {
+            format!("{point} ({fstype}): read-only, its owners cannot be mapped; --userns identity makes it writable")
+        })
     };
-    degraded.map(line).collect()
+    host.mounts.iter().filter(|_| host.uid == 0).filter_map(line).collect()
+}
+
+/// The first mount whose owners cannot be mapped and that has to be an overlay all the same: the root and /usr, without whose files
+/// nothing runs, and wherever the overlay hides something or has a file of the sandbox's own.
+pub(super) fn obstacle<'a>(spec: &Spec, host: &'a Host) -> Option<&'a Mount> {
+    let view = View::new(spec, host, Owners::Mapped);
+    let is_needed = |mount: &Mount| {
+        let is_base = ["/", "/usr"].iter().any(|base| mount.point == Path::new(base));
+        is_base || (!view.left_out(mount) && view.can_be_layer(mount) && view.hides(mount))
+    };
+    host.mounts.iter().find(|mount| !can_idmap(mount, host.kernel) && is_needed(mount))
 }
 
 struct View<'a> {
@@ -74,14 +88,24 @@ impl<'a> View<'a> {
             || is_elsewhere(&mount.point)
             || !self.host.is_local(&mount.point)
             || is_kernel(&mount.fstype)
+            || self.cannot_hide(mount)
+    }
+
+    /// Whether something of it is to be hidden that would be seen, since it cannot be the layer of an overlay. Closed, not open.
+    fn cannot_hide(&self, mount: &Mount) -> bool {
+        let shown = !is_elsewhere(&mount.point) && self.host.is_local(&mount.point) && !is_kernel(&mount.fstype);
+        shown && mount.point != Path::new("/") && !self.can_be_layer(mount) && self.hides(mount)
+    }
+
+    /// It is the overlay that hides, also on what is read-only.
+    fn hides(&self, mount: &Mount) -> bool {
+        !self.init_below(&mount.point).is_empty()
     }
 
     fn mount(&self, mount: &Mount) -> Operation {
         let idmap = self.owners == Owners::Mapped && can_idmap(mount, self.host.kernel);
         let root = mount.point == Path::new("/");
-        // It is the overlay that hides, also on what is read-only.
-        let hides = || !self.init_below(&mount.point).is_empty();
-        let is_layer = self.is_layer(mount) || (self.can_be_layer(mount) && hides());
+        let is_layer = self.is_layer(mount) || (self.can_be_layer(mount) && self.hides(mount));
         if root || (is_layer && self.is_usable(mount)) {
             return self.overlay(&mount.point, idmap);
         }
