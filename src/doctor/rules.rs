@@ -16,6 +16,9 @@ const OLDEST_SYSTEMD: u32 = 247;
 /// The first kernel whose overlays take idmapped layers.
 const IDMAPPED_LAYERS: (u32, u32) = (5, 19);
 
+/// Layers can be given one by one to an overlay since then (`lowerdir+`); in one string they have at most 4096 bytes.
+const LAYER_BY_LAYER: (u32, u32) = (6, 5);
+
 /// The first kernel with the mount option `favordynmods`.
 const FAVORDYNMODS: (u32, u32) = (6, 0);
 
@@ -319,11 +322,15 @@ fn kernel_file_systems(facts: &Facts) -> Vec<Check> {
 }
 
 fn root(facts: &Facts) -> Check {
-    let name = "copy-on-write root";
+    let name = "overlay features";
     match &facts.trials.root {
         Ok(overlays) => {
             let plural = if *overlays == 1 { "overlay" } else { "overlays" };
-            Check::new(name, Found, format!("one was made, of {overlays} {plural}")).needed(true)
+            let marks = if facts.uid == 0 { "trusted" } else { "user" };
+            let layers = if facts.kernel < LAYER_BY_LAYER { "in one string" } else { "one by one" };
+            let found =
+                format!("one was made, of {overlays} {plural}: marks in {marks}.overlay.*, layers given {layers}");
+            Check::new(name, Found, found).needed(true)
         }
         Err(_) if facts.trials.user_namespace.is_err() => untried(name),
         Err(failure) => failed(name, failure),
@@ -331,10 +338,10 @@ fn root(facts: &Facts) -> Check {
 }
 
 fn owners(facts: &Facts) -> Check {
-    let name = "own range of IDs";
+    let name = "idmapped mounts";
     match &facts.trials.owners {
         Owners::Range => match &facts.trials.root {
-            Ok(_) => Check::new(name, Found, "65536 IDs for each sandbox, layers idmapped"),
+            Ok(_) => Check::new(name, Found, "layers are idmapped: a range of 65536 IDs for each sandbox"),
             Err(_) if facts.trials.user_namespace.is_err() => untried(name),
             Err(_) => {
                 Check::new(name, Missing, "not tried: no root").advice("--userns identity shares IDs with the host")

@@ -183,11 +183,11 @@ fn cgroup_versions_and_fallbacks_are_limits_not_failures() {
     facts.cgroups.mode = Some(CgroupMode::Hybrid);
     facts.trials.owners = Owners::Identity("the owners of files on / (overlay) cannot be mapped".into());
     facts.calls.openat2 = false;
-    for name in ["cgroup version", "own range of IDs", "openat2"] {
+    for name in ["cgroup version", "idmapped mounts", "openat2"] {
         assert_eq!(check(&facts, name).state, Limited, "{name}");
     }
     assert!(Report::new(&facts).ok);
-    let advice = |facts: &Facts| check(facts, "own range of IDs").advice.unwrap();
+    let advice = |facts: &Facts| check(facts, "idmapped mounts").advice.unwrap();
     assert!(advice(&facts).contains("--rootfs"));
     facts.kernel = (5, 10);
     assert!(!advice(&facts).contains("--rootfs"), "no file system helps there");
@@ -232,7 +232,7 @@ fn subordinate_ids_take_a_program_and_a_range() {
     assert!(command.starts_with("sudo usermod --add-subuids ") && command.ends_with(" me"));
     facts.person.map_tools = false;
     assert_eq!(check(&facts, "subordinate IDs").command.as_deref(), Some("sudo apt install uidmap"));
-    assert_eq!(check(&facts, "own range of IDs").state, Limited);
+    assert_eq!(check(&facts, "idmapped mounts").state, Limited);
 }
 
 #[test]
