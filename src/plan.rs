@@ -300,7 +300,8 @@ fn asked_of_unit(spec: &Spec) -> Option<String> {
     let limits = unit.assignments.iter().map(Assignment::asked).filter(|asked| !asked.starts_with(DEVICE));
     let limit = || limits.into_iter().next().map(str::to_owned);
     let user = || unit.user.map(|user| if user { "--user".to_owned() } else { "--system".to_owned() });
-    name.or_else(slice).or_else(limit).or_else(user)
+    let detach = || unit.detach.then(|| "--detach".to_owned());
+    name.or_else(slice).or_else(limit).or_else(user).or_else(detach)
 }
 
 fn unit(spec: &Spec, host: &Host, warnings: &mut Vec<String>) -> Result<(UnitPlan, Vec<String>)> {

@@ -188,9 +188,14 @@ pub(crate) fn unscale(scale: u32, total: u64) -> u64 {
 /// The lowest quota that a kernel can keep: 1 ms in its longest period of 1 s, in µs per second.
 const QUOTA_MIN: u64 = 1_000;
 
-/// Parses `CPUQuota=` (`20%`, `150%`, `0.5%`) into microseconds of CPU time per second.
+/// Parses `CPUQuota=` (`20%`, `150%`, `0.5%`) into microseconds of CPU time per second. The bus takes each of them, so four decimals of
+/// a percentage count (`12.345%`); a unit file has two.
 pub(crate) fn cpu_quota(text: &str) -> Result<u64> {
-    match permyriad_unbounded(text).ok().and_then(|n| n.checked_mul(SEC / 10_000)) {
+    let fine = || {
+        let (percent, rest) = Decimal::take(text)?;
+        (rest == "%").then(|| percent.times_exactly(SEC / 100))?
+    };
+    match permyriad_unbounded(text).ok().map_or_else(fine, |n| n.checked_mul(SEC / 10_000)) {
         Some(quota) if quota >= QUOTA_MIN => Ok(quota),
         _ => Err(wrong(text, "a CPU quota", "percentages from 0.1% (100% is one CPU, 150% one and a half)")),
     }

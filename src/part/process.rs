@@ -9,7 +9,7 @@ use rustix::process::Pid;
 use serde::{Serialize, Serializer};
 
 use crate::error::{Result, fault};
-use crate::host::{Host, IdRange};
+use crate::host::{Host, IdRange, is_below};
 use crate::part::account;
 use crate::part::service::{Listen, ServicePlan};
 use crate::part::users::UserPlan;
@@ -98,9 +98,10 @@ pub(crate) fn plan(spec: &Spec, host: &Host, users: &UserPlan, service: &Service
     // A map without root has one user and one group, which need not be the group that the account has inside.
     let only = users.only_ids();
     let host_view = spec.root.source == RootSource::HostView;
+    let is_bound = || spec.root.binds.iter().any(|bind| bind.source == bind.at && is_below(&host.cwd, &bind.at));
     let directories = match &process.directory {
         Some(asked) => vec![asked.clone()],
-        None if host_view => vec![host.cwd.clone(), "/".into()],
+        None if host_view || is_bound() => vec![host.cwd.clone(), "/".into()],
         None => vec!["/".into()],
     };
     let rlimits = process.rlimits.iter().map(|l| (l.resource, Rlimit { soft: l.soft, hard: l.hard })).collect();

@@ -33,11 +33,14 @@ pub(super) fn assignments(layer: &Layer) -> Result<(Vec<Assignment>, Vec<OwnSett
 pub(crate) fn flags(layer: &Layer) -> Result<Vec<(String, String)>> {
     let mut list = Vec::new();
     let mut flag = |flag: &str, value: &str, property: String| list.push((format!("{flag} {value}"), property));
+    // Docker's word for no limit is 0.
     if let Some(memory) = &layer.memory {
-        flag("--memory", memory, format!("MemoryMax={memory}"));
+        let bytes = if memory == "0" { "infinity" } else { memory };
+        flag("--memory", memory, format!("MemoryMax={bytes}"));
     }
     if let Some(shares) = &layer.cpu_shares {
-        flag("--cpu-shares", shares, format!("CPUShares={shares}"));
+        let weight = if shares == "0" { "" } else { shares };
+        flag("--cpu-shares", shares, format!("CPUShares={weight}"));
     }
     if let Some(cpus) = &layer.cpuset_cpus {
         flag("--cpuset-cpus", cpus, format!("AllowedCPUs={cpus}"));
@@ -103,6 +106,7 @@ fn cpu_quota(layer: &Layer) -> Result<Vec<(String, String)>> {
         (None, None, Some(period)) => {
             return Err(fault(format!("--cpu-period {period} needs --cpu-quota")).into());
         }
+        (Some(cpus), None, None) if cpus == "0" => return Ok(vec![("--cpus 0".into(), "CPUQuota=".into())]),
         (Some(cpus), None, None) => {
             let per_second = value::cpus(cpus).with_context(|| format!("--cpus {cpus}"))?;
             (per_second, format!("--cpus {cpus}"))
@@ -118,18 +122,16 @@ fn cpu_quota(layer: &Layer) -> Result<Vec<(String, String)>> {
             (micros.saturating_mul(1_000_000) / period, asked)
         }
     };
-    // CPUQuota= takes hundredths of a percent; per second that is 100 µs.
-    let permyriad = (quota / 100).max(1);
-    let mut list = vec![(asked, format!("CPUQuota={}", percent(permyriad)))];
+    let mut list = vec![(asked, format!("CPUQuota={}", percent(quota.max(1))))];
     if let Some(period) = &layer.cpu_period {
         list.push((format!("--cpu-period {period}"), format!("CPUQuotaPeriodSec={period}us")));
     }
     Ok(list)
 }
 
-/// Hundredths of a percent as a percentage. Without zeros at its end: systemd before 249 reads `50.00%` in no unit file.
-fn percent(permyriad: u64) -> String {
-    let text = format!("{}.{:02}", permyriad / 100, permyriad % 100);
+/// Microseconds per second as a percentage. Without zeros at its end: systemd before 249 reads `50.00%` in no unit file.
+fn percent(quota: u64) -> String {
+    let text = format!("{}.{:04}", quota / 10_000, quota % 10_000);
     format!("{}%", text.trim_end_matches('0').trim_end_matches('.'))
 }
 
@@ -139,7 +141,7 @@ mod tests {
 
     #[test]
     fn percentages_are_as_short_as_they_can_be() {
-        let texts: Vec<String> = [1, 10, 25, 100, 3333, 5000, 15050, 20000].map(percent).into();
-        assert_eq!(texts, ["0.01%", "0.1%", "0.25%", "1%", "33.33%", "50%", "150.5%", "200%"]);
+        let texts: Vec<String> = [1, 1_000, 2_500, 10_000, 123_450, 500_000, 1_505_000, 2_000_000].map(percent).into();
+        assert_eq!(texts, ["0.0001%", "0.1%", "0.25%", "1%", "12.345%", "50%", "150.5%", "200%"]);
     }
 }

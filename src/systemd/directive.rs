@@ -39,6 +39,11 @@ impl Directive {
                 .hint("leave it out")
                 .into());
         }
+        if name == "CPUQuota"
+            && value.split_once('.').is_some_and(|(_, decimals)| decimals.trim_end_matches('%').len() > 2)
+        {
+            return Err(fault(format!("{text}: a unit file keeps hundredths of a percent")).into());
+        }
         if only_in_a_unit_file(text) {
             let name = name.to_owned();
             return Ok(Some(Directive { of_every_unit: false, name, value: value.to_owned() }));

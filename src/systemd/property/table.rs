@@ -215,6 +215,7 @@ pub(super) const PROPERTIES: &[Property] = &[
     v2("DefaultMemoryLow", PROTECTION, 243),
     v2("DefaultMemoryMin", PROTECTION, 243),
     v2("StartupMemoryLow", PROTECTION, 254),
+    v2("DefaultStartupMemoryLow", PROTECTION, 254),
     v2("StartupMemoryHigh", CEILING, 254),
     v2("StartupMemoryMax", CEILING, 254),
     v2("StartupMemorySwapMax", LIMIT, 254),
