@@ -25,10 +25,17 @@ run_staged() {
   shift
   stage_program release
   install -m755 "$script" "$stage/script"
+  [ -z "${SANDBOX_INJECT:-}" ] || install -m755 "$SANDBOX_INJECT" "$stage/inject"
   install -m644 tests/bench/peers.sh "$stage/peers.sh"
   [ "${staged_in:-tree}" = tree ] || root=()
   tests/lab/lab.sh run "${root[@]}" --bind "$stage" -- bash "$stage/script" inside "$stage" "$@" || status=$?
   exit "$status"
+}
+
+# injector: builds the tracer of tests/inject, static, and prints its path.
+injector() {
+  RUSTFLAGS=${RUSTFLAGS:--C target-feature=+crt-static} cargo test -q --target x86_64-unknown-linux-gnu --test inject --no-run --message-format=json |
+    jq -r 'select(.executable != null and .target.name == "inject") | .executable'
 }
 
 # parse_counted HELP "WORD…" DEFAULT [NUMBER [WORD…]]: the arguments of a script that does each of some things so often: sets `number`, and

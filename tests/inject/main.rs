@@ -1,0 +1,303 @@
+//! Runs a command and, at its Nth system call, kills the process that makes it, or makes the call fail (`tests/crash.sh`).
+//!
+//! ```text
+//! inject LOG first|all count -- COMMAND…            write to LOG how many system calls COMMAND makes
+//! inject LOG first|all kill N -- COMMAND…           SIGKILL at the entry of the Nth, which is not done
+//! inject LOG first|all ENOSPC N -- COMMAND…         the Nth is not done and returns this error
+//! ```
+//! `first` counts the calls of COMMAND's own process, all its threads; `all` those of its descendants too, in the order in which they are
+//! seen. strace(1) cannot do this: its `when=N` counts each kind of call, and each thread, for itself. The command keeps the process ID, the
+//! parent and the streams that this program was given, so that a service manager sees nothing else than the command.
+//!
+//! LOG gets one line: `total N`, or `NAME of PROGRAM`, what was hit; nothing when there was no Nth call.
+//! Without arguments it tries itself.
+#![allow(clippy::print_stderr, reason = "a tool of the tests, whose errors are for who runs it")]
+
+use anyhow::{Context, Result, bail, ensure};
+use nix::errno::Errno;
+use nix::sys::ptrace::{self, Event, Options};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use std::collections::HashMap;
+use std::io::{Read, Write};
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode, Stdio};
+use std::str::FromStr;
+
+mod own_tests;
+
+/// What happens at the chosen call.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Deed {
+    Count,
+    Kill,
+    Fail(Errno),
+}
+
+/// Whose calls are counted.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Whose {
+    First,
+    All,
+}
+
+fn main() -> ExitCode {
+    let words: Vec<String> = std::env::args().skip(1).collect();
+    let result = match words.first().map(String::as_str) {
+        None => own_tests::run(),
+        // `cargo test -- FILTER`, `--nocapture` and the like.
+        Some(_) if !words.iter().any(|word| word == "--" || word == TRACER) => own_tests::run(),
+        Some(TRACER) => tracer(&words[1..]),
+        Some(_) => become_traced(&words),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("inject: {error:#}");
+            ExitCode::from(125)
+        }
+    }
+}
+
+const TRACER: &str = "--tracer";
+
+/// Starts the tracer, waits until it has this process, and becomes the command.
+fn become_traced(words: &[String]) -> Result<()> {
+    let (options, command) =
+        words.iter().position(|word| word == "--").map(|at| (&words[..at], &words[at + 1..])).context("no --")?;
+    let [program, arguments @ ..] = command else { bail!("no command") };
+    // A grandchild: the command has no child that it did not make.
+    let (mut word, end) = std::io::pipe()?;
+    let starter = Command::new("/proc/self/exe")
+        .arg(TRACER)
+        .arg(std::process::id().to_string())
+        .args(options)
+        .stdin(Stdio::null())
+        .stdout(end)
+        .spawn()?
+        .wait()?;
+    ensure!(starter.success(), "the tracer does not start");
+    let mut text = String::new();
+    word.read_to_string(&mut text)?;
+    ensure!(text == "ready", "the tracer is gone");
+    drop(word);
+    Err(Command::new(program).args(arguments).exec()).with_context(|| format!("execute {program}"))
+}
+
+/// `PID LOG WHOSE DEED [N]`: the first time it starts itself again and ends; with its environment's mark it traces.
+fn tracer(words: &[String]) -> Result<()> {
+    const AGAIN: &str = "INJECT_AGAIN";
+    if std::env::var_os(AGAIN).is_none() {
+        Command::new("/proc/self/exe").arg(TRACER).args(words).env(AGAIN, "1").stderr(Stdio::null()).spawn()?;
+        return Ok(());
+    }
+    let [pid, log, whose, deed, number @ ..] = words else { bail!("what is {words:?}?") };
+    let first = Pid::from_raw(pid.parse()?);
+    let whose = match whose.as_str() {
+        "first" => Whose::First,
+        "all" => Whose::All,
+        other => bail!("whose is {other}?"),
+    };
+    let deed = match deed.as_str() {
+        "count" => Deed::Count,
+        "kill" => Deed::Kill,
+        name => Deed::Fail(errno(name)?),
+    };
+    let at = number.first().map_or(Ok(0), |number| number.parse())?;
+    leave_cgroup();
+    take(first)?;
+    let mut out = std::io::stdout();
+    out.write_all(b"ready")?;
+    out.flush()?;
+    // The other end waits for the end of it.
+    rustix::stdio::dup2_stdout(std::fs::File::open("/dev/null")?)?;
+    Tracer { first, whose, deed, at, log: log.clone(), ..Tracer::default() }.follow()
+}
+
+fn errno(name: &str) -> Result<Errno> {
+    let all = [Errno::EIO, Errno::ENOSPC, Errno::ENOMEM, Errno::EPERM, Errno::EINTR];
+    all.into_iter().find(|error| format!("{error:?}") == name).with_context(|| format!("no error {name}"))
+}
+
+/// A unit whose command is traced is to hold nothing else.
+fn leave_cgroup() {
+    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    for line in groups.lines() {
+        let mut parts = line.splitn(3, ':').skip(1);
+        let controllers = parts.next().unwrap_or_default().trim_start_matches("name=");
+        for top in [format!("/sys/fs/cgroup/{controllers}"), "/sys/fs/cgroup/unified".to_owned()] {
+            // A hierarchy that is not mounted there is one that no unit is seen in.
+            let _ = std::fs::write(format!("{top}/cgroup.procs"), "0");
+        }
+    }
+}
+
+fn take(pid: Pid) -> Result<()> {
+    let options = Options::PTRACE_O_TRACESYSGOOD
+        | Options::PTRACE_O_TRACEFORK
+        | Options::PTRACE_O_TRACEVFORK
+        | Options::PTRACE_O_TRACECLONE
+        | Options::PTRACE_O_TRACEEXEC;
+    ptrace::seize(pid, options)?;
+    ptrace::interrupt(pid)?;
+    waitpid(pid, Some(WaitPidFlag::__WALL))?;
+    ptrace::syscall(pid, None)?;
+    Ok(())
+}
+
+/// Follows a process and all that comes of it.
+#[derive(Debug)]
+struct Tracer {
+    first: Pid,
+    whose: Whose,
+    deed: Deed,
+    at: u64,
+    /// Calls counted; none before the command is executed.
+    count: Option<u64>,
+    /// The thread whose call is on its way to fail.
+    failing: Option<Pid>,
+    /// It was hit; from then on every process goes its way.
+    hit: bool,
+    /// The path of the log.
+    log: String,
+    /// The process of each thread.
+    processes: HashMap<Pid, Pid>,
+}
+
+impl Default for Tracer {
+    fn default() -> Self {
+        Self {
+            first: Pid::from_raw(0),
+            whose: Whose::All,
+            deed: Deed::Count,
+            at: 0,
+            count: None,
+            failing: None,
+            hit: false,
+            log: String::new(),
+            processes: HashMap::new(),
+        }
+    }
+}
+
+impl Tracer {
+    fn follow(mut self) -> Result<()> {
+        loop {
+            let status = match waitpid(Pid::from_raw(-1), Some(WaitPidFlag::__WALL)) {
+                Err(Errno::ECHILD) => break,
+                // Real-time signals, which the library has no name for, are passed on by nobody here.
+                Err(error) => return Err(error.into()),
+                Ok(status) => status,
+            };
+            let Some(pid) = status.pid() else { continue };
+            // One that was killed meanwhile is gone; its end is waited for like any other.
+            match self.stopped(pid, status) {
+                Err(Errno::ESRCH) | Ok(()) => {}
+                Err(error) => return Err(error).with_context(|| format!("trace {pid}: {status:?}")),
+            }
+        }
+        if self.deed == Deed::Count {
+            std::fs::write(&self.log, format!("total {}\n", self.count.unwrap_or(0)))?;
+        } else if !self.hit {
+            std::fs::write(&self.log, "")?;
+        }
+        Ok(())
+    }
+
+    fn stopped(&mut self, pid: Pid, status: WaitStatus) -> nix::Result<()> {
+        match status {
+            WaitStatus::Exited(..) | WaitStatus::Signaled(..) => {
+                self.processes.remove(&pid);
+                Ok(())
+            }
+            WaitStatus::PtraceSyscall(_) => self.call(pid),
+            WaitStatus::PtraceEvent(_, _, event) => {
+                if event == Event::PTRACE_EVENT_EXEC as i32 && pid == self.first && self.count.is_none() {
+                    self.count = Some(0);
+                }
+                self.go_on(pid, None)
+            }
+            WaitStatus::Stopped(_, signal) => self.go_on(pid, Some(signal)),
+            WaitStatus::Continued(_) | WaitStatus::StillAlive => Ok(()),
+        }
+    }
+
+    fn go_on(&self, pid: Pid, signal: Option<Signal>) -> nix::Result<()> {
+        if self.hit && self.failing.is_none() { ptrace::detach(pid, signal) } else { ptrace::syscall(pid, signal) }
+    }
+
+    /// At the entry of a call, or at its exit.
+    fn call(&mut self, pid: Pid) -> nix::Result<()> {
+        let is_entry = ptrace::syscall_info(pid)?.op == libc::PTRACE_SYSCALL_INFO_ENTRY;
+        if !is_entry {
+            if self.failing == Some(pid) {
+                self.failing = None;
+                self.give_error(pid)?;
+            }
+            return self.go_on(pid, None);
+        }
+        if !self.hit && self.counts(pid) {
+            let count = self.count.map_or(0, |count| count + 1);
+            self.count = Some(count);
+            if count == self.at {
+                self.strike(pid)?;
+            }
+        }
+        self.go_on(pid, None)
+    }
+
+    fn counts(&mut self, pid: Pid) -> bool {
+        let first = self.first;
+        let process = *self.processes.entry(pid).or_insert_with(|| process_of(pid));
+        self.count.is_some() && (self.whose == Whose::All || process == first)
+    }
+
+    fn strike(&mut self, pid: Pid) -> nix::Result<()> {
+        let mut registers = ptrace::getregs(pid)?;
+        let number = registers.orig_rax;
+        let name = usize::try_from(number).ok().and_then(syscalls::Sysno::new).map_or("unknown", |call| call.name());
+        let line = format!("{name} of {}\n", program_of(pid));
+        match self.deed {
+            Deed::Count => return Ok(()),
+            Deed::Kill => kill(*self.processes.get(&pid).unwrap_or(&pid), Signal::SIGKILL)?,
+            // These do not return, or not there.
+            Deed::Fail(_) if ["exit", "exit_group", "rt_sigreturn"].contains(&name) => return Ok(()),
+            // A close that fails has closed all the same (close(2)), and no kernel loses a wake-up (futex(2)): these are done, and
+            // their result is another one. In place of the others is a call that every filter lets through.
+            Deed::Fail(_) => {
+                if !["close", "futex"].contains(&name) {
+                    registers.orig_rax = libc::SYS_getpid.cast_unsigned();
+                    ptrace::setregs(pid, registers)?;
+                }
+                self.failing = Some(pid);
+            }
+        }
+        self.hit = true;
+        // Now, since what is left of it may hang.
+        std::fs::write(&self.log, line).map_err(|_| Errno::EIO)
+    }
+
+    fn give_error(&self, pid: Pid) -> nix::Result<()> {
+        let Deed::Fail(error) = self.deed else { return Ok(()) };
+        let mut registers = ptrace::getregs(pid)?;
+        registers.rax = i64::from(-(error as i32)).cast_unsigned();
+        ptrace::setregs(pid, registers)
+    }
+}
+
+fn process_of(thread: Pid) -> Pid {
+    let status = std::fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
+    let tgid = status.lines().find_map(|line| line.strip_prefix("Tgid:")).map(str::trim);
+    tgid.and_then(|tgid| i32::from_str(tgid).ok()).map_or(thread, Pid::from_raw)
+}
+
+/// As `sandbox`, `sandbox, its process 2` and so on would be: the name, and what tells a child of it from the launcher.
+fn program_of(thread: Pid) -> String {
+    let name = std::fs::read_to_string(format!("/proc/{thread}/comm")).unwrap_or_default();
+    let status = std::fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
+    let inside =
+        status.lines().find(|line| line.starts_with("NSpid:")).is_some_and(|line| line.split('\t').count() > 2);
+    let thread_kind = if process_of(thread) == thread { "" } else { ", a thread" };
+    format!("{}{}{thread_kind}", name.trim_end(), if inside { ", inside" } else { "" })
+}
