@@ -38,7 +38,7 @@ type Row<'a> = (&'a [&'a str], &'a [(&'a str, &'a str, &'a str)]);
 #[track_caller]
 fn in_force(bed: &Bed, rows: &[Row<'_>]) {
     for (flags, files) in rows {
-        let (running, scope) = bed.live(*flags, "echo ready; exec cat");
+        let (running, scope) = bed.live_loud(*flags, "echo ready; exec cat");
         for (controller, file, expected) in *files {
             let found = unit::cgroup_file(&scope, controller, file);
             assert_eq!(found.as_deref(), Some(*expected), "{flags:?}: {file}");
@@ -212,7 +212,8 @@ fn v2_disk(bed: &Bed) {
             bed,
             &[
                 (&["-p", "IOWeight=50"], &[("io", "io.weight", "default 50")]),
-                (&["-p", "BlockIOWeight=500"], &[("io", "io.weight", "default 100")]),
+                // 500 would be 100, which every unit has.
+                (&["-p", "BlockIOWeight=1000"], &[("io", "io.weight", "default 200")]),
             ],
         );
     } else {
@@ -281,7 +282,7 @@ fn flags(bed: &Bed) {
 
 /// A percentage is of the machine's memory, in whole pages.
 fn share_of_the_machine(bed: &Bed) {
-    let (running, scope) = bed.live(["-p", "MemoryMax=50%"], "echo ready; exec cat");
+    let (running, scope) = bed.live_loud(["-p", "MemoryMax=50%"], "echo ready; exec cat");
     let file = if bed.facts.cgroup2 { "memory.max" } else { "memory.limit_in_bytes" };
     let found: u64 = unit::cgroup_file(&scope, "memory", file).unwrap().parse().unwrap();
     let text = fs::read_to_string("/proc/meminfo").unwrap();
