@@ -12,7 +12,7 @@ cd "$(dirname "$(realpath "$0")")/.."
 export SANDBOX_TEST_CACHE=${SANDBOX_TEST_CACHE:-/var/cache/sandbox-test}
 target=x86_64-unknown-linux-gnu
 all_lanes="bullseye bullseye-v1 bookworm trixie trixie-selinux sid"
-cow_areas="bed/ workflow/"        # what also runs on a copy-on-write root, where only the identity fallback is possible
+cow_areas="bed/ workflow/ hostview/ namespaces/user_fallback"   # what also runs on a copy-on-write root, where only identity is possible
 selinux_areas="bed/ labels/ confinement/ workflow/"   # what also runs under SELinux
 parts="" lanes="" filter="" fuzz_seconds=300
 peers=(skopeo umoci docker-registry podman docker.io apache2-utils)   # the tests start their own servers of these
@@ -180,7 +180,7 @@ lab_promises() {
   [ ! -e /dev/fuse ] || promises+=" fuse"
   if [ -e /sys/fs/cgroup/cgroup.controllers ]; then promises+=" cgroup2"; else promises+=" cgroup1"; fi
   kernel=$(uname -r)
-  [ "$1" != tree ] || promises+=" disk pasta"
+  if [ "$1" = tree ]; then promises+=" disk pasta"; else promises+=" overlay_root"; fi
   if [ "$1" = tree ] && new_enough 5.19 "${kernel%%-*}"; then promises+=" idmap"; fi
   echo "$promises"
 }

@@ -5,7 +5,7 @@ use crate::facts::{Facts, TESTER};
 use crate::snapshot::HostState;
 use crate::unit;
 use std::cell::{Cell, RefCell};
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -95,10 +95,24 @@ impl Bed {
     /// when it has come to where the test begins; that is waited for.
     #[track_caller]
     pub(crate) fn live<S: AsRef<OsStr>>(&self, flags: impl IntoIterator<Item = S>, script: &str) -> (Running, String) {
+        self.start(self.sandbox(["run", "-q"]).args(flags), script)
+    }
+
+    /// The same with its warnings, but for the one that a bed without idmapped mounts would owe.
+    #[track_caller]
+    pub(crate) fn live_loud<S: AsRef<OsStr>>(
+        &self,
+        flags: impl IntoIterator<Item = S>,
+        script: &str,
+    ) -> (Running, String) {
+        self.start(self.sandbox(["run", "--userns", "identity"]).args(flags), script)
+    }
+
+    #[track_caller]
+    fn start(&self, run: Cmd, script: &str) -> (Running, String) {
         let unit = format!("{}{}", self.unit(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let own = [format!("--unit={unit}"), format!("--slice={}", self.slice())].map(OsString::from);
-        let flags = own.into_iter().chain(flags.into_iter().map(|flag| flag.as_ref().to_owned()));
-        let mut running = self.run(flags, script).spawn();
+        let own = [format!("--unit={unit}"), format!("--slice={}", self.slice())];
+        let mut running = run.args(own).args(["--", "sh", "-c", script]).spawn();
         running.wait_for("ready");
         (running, format!("{unit}.scope"))
     }

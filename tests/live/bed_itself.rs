@@ -45,6 +45,7 @@ fn promises(bed: &Bed) {
         Need::Cgroup2,
         Need::Idmap,
         Need::Disk,
+        Need::OverlayRoot,
         Need::UserManager,
         Need::Fuse,
         Need::Pasta,

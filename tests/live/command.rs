@@ -89,6 +89,14 @@ impl Cmd {
             .env("LOGNAME", "tester")
     }
 
+    /// In a mount namespace of its own, once `setup`, a script that root runs, has been done there: the bed's mounts stay as they are.
+    pub(crate) fn with_mounts(mut self, setup: &str) -> Self {
+        let script = format!("{setup}\nexec \"$@\"");
+        let wrapper = ["unshare", "--mount", "sh", "-e", "-c", &script, "sh"];
+        self.argv.splice(0..0, wrapper.map(OsString::from));
+        self
+    }
+
     /// On a terminal of its own, which is its controlling one: stdin, stdout and stderr. All output is in `stdout` then.
     pub(crate) fn pty(mut self, rows: u16, columns: u16) -> Self {
         // setsid(1) becomes the session leader without a fork, as we do not put it into a process group of its own.

@@ -18,6 +18,7 @@ pub(crate) enum Need {
     Cgroup2,
     Idmap,
     Disk,
+    OverlayRoot,
     UserManager,
     Fuse,
     Pasta,
@@ -50,6 +51,9 @@ pub(crate) mod need {
     }
     pub(crate) fn disk() -> Need {
         Need::Disk
+    }
+    pub(crate) fn overlay_root() -> Need {
+        Need::OverlayRoot
     }
     pub(crate) fn user_manager() -> Need {
         Need::UserManager
@@ -89,6 +93,7 @@ impl fmt::Display for Need {
             Self::Cgroup2 => write!(f, "cgroup2"),
             Self::Idmap => write!(f, "idmap"),
             Self::Disk => write!(f, "disk"),
+            Self::OverlayRoot => write!(f, "overlay_root"),
             Self::UserManager => write!(f, "user_manager"),
             Self::Fuse => write!(f, "fuse"),
             Self::Pasta => write!(f, "pasta"),
@@ -153,6 +158,7 @@ impl Facts {
             ),
             // An overlay can neither be another one's upper nor hold its marks.
             Need::Disk => (self.root_fs != "overlay", format!("/ is {}", self.root_fs)),
+            Need::OverlayRoot => (self.root_fs == "overlay", format!("/ is {}", self.root_fs)),
             Need::UserManager => (self.user_manager, format!("no user manager of uid {TESTER} answers")),
             Need::Pasta => (Path::new("/usr/bin/pasta").exists(), "pasta is not installed".to_owned()),
             Need::Apparmor => (apparmor(), "AppArmor, or apparmor_parser, is not there".to_owned()),

@@ -1,10 +1,13 @@
 //! The root made of the host's own files: what is seen of them, and that nothing done inside reaches them.
 
+mod mounts;
+mod overlay;
+mod secrets;
+
 use crate::bed::Bed;
 use crate::tree::{self, Tree};
 use crate::{Test, alone, test};
 use rustix::fs::{XattrFlags, setxattr};
-use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
@@ -19,24 +22,33 @@ pub(crate) fn tests() -> Vec<Test> {
         test("hostview/system_files", needs![root, systemd], system_files),
         test("hostview/owners_as_on_the_host", needs![root, systemd], owners_as_on_the_host),
         test("hostview/empty_directories", needs![root, systemd], empty_directories),
-        test("hostview/secrets", needs![root, systemd], secrets),
+        test("hostview/secrets", needs![root, systemd], secrets::secrets),
         test("hostview/read_only", needs![root, systemd], read_only),
         test(
             "hostview/read_only_of_a_user",
             needs![root, systemd, user_manager, kernel_min(5, 11)],
             read_only_of_a_user,
         ),
-        test("hostview/mounts", needs![root, systemd], mounts),
-        test("hostview/no_mount_outside", needs![root, systemd], no_mount_outside),
+        test("hostview/mounts", needs![root, systemd], mounts::mounts),
+        alone("hostview/no_mount_outside", needs![root, systemd], mounts::no_mount_outside),
+        test("hostview/usr_and_home_mounted", needs![root, systemd], mounts::usr_and_home_mounted),
+        test(
+            "hostview/usr_and_home_mounted_of_a_user",
+            needs![root, systemd, user_manager, kernel_min(5, 11)],
+            mounts::usr_and_home_mounted_of_a_user,
+        ),
+        test("hostview/overlay_root", needs![root, systemd, overlay_root], overlay::root),
+        test("hostview/overlay_root_secrets", needs![root, systemd, overlay_root], overlay::root_secrets),
         test("hostview/dev", needs![root, systemd], dev),
         test("hostview/proc", needs![root, systemd], proc),
         test("hostview/sys", needs![root, systemd], sys),
         test("hostview/size_of_upper", needs![root, systemd], size_of_upper),
-        alone("hostview/mounted_secrets", needs![root, systemd], mounted_secrets),
+        alone("hostview/every_secret", needs![root, systemd], secrets::every_secret),
+        alone("hostview/mounted_secrets", needs![root, systemd], secrets::mounted_secrets),
         alone(
             "hostview/mount_in_a_closed_directory",
             needs![root, systemd, user_manager, kernel_min(5, 11)],
-            mount_in_a_closed_directory,
+            mounts::mount_in_a_closed_directory,
         ),
         alone("hostview/resolv_conf_behind_a_link", needs![root, systemd], resolv_conf_behind_a_link),
     ]
@@ -161,22 +173,6 @@ fn empty_directories(bed: &Bed) {
     bed.run(["--uid", "33"], "touch /tmp/mine && ! touch /home/x 2>/dev/null").output().succeeded();
 }
 
-fn secrets(bed: &Bed) {
-    assert!(Path::new("/etc/shadow").exists() && Path::new("/var/log").is_dir(), "the bed has something to hide");
-    let script = "for f in /etc/shadow /etc/gshadow /etc/shadow- /etc/sudoers; do test ! -e $f || echo $f is there; done; \
-        for d in /var/log /boot /etc/ssl/private /var/backups /var/lib/private /var/spool; do test ! -e $d || ls -A $d; done";
-    assert_eq!(bed.run([""; 0], script).output().succeeded().text(), "");
-    // What is hidden has the owner and mode of what it hides, so that a daemon can write its log.
-    let stat = "stat -c '%a %u:%g' /var/log";
-    assert_eq!(bed.run([""; 0], stat).output().succeeded().text(), bed.sh(stat).output().text());
-    bed.run([""; 0], "echo x > /var/log/own && echo y > /etc/shadow").output().succeeded();
-    assert!(!Path::new("/var/log/own").exists());
-    let root = bed.run(["--host-secrets"], "grep ^root: /etc/shadow; ls /var/log | wc -l").output().succeeded().text();
-    assert!(root.starts_with("root:"), "{root}");
-    let dry = bed.sandbox(["run", "--dry-run", "true"]).output().succeeded().text();
-    assert!(dry.contains("hidden:") && dry.contains("etc/shadow"), "{dry}");
-}
-
 fn read_only(bed: &Bed) {
     let script =
         "for d in / /etc /usr /srv; do touch $d/x 2>&1; done; touch /tmp/x /run/x /dev/shm/x /home/x && echo writable";
@@ -200,38 +196,6 @@ fn mounted<'a>(bed: &'a Bed, flags: &[&str], at: &str) -> Mounted<'a> {
     Mounted(bed, at.to_owned())
 }
 
-/// What is hidden, and what every sandbox has of its own, is so also where something is mounted at that very place.
-fn mounted_secrets(bed: &Bed) {
-    let dir = bed.dir();
-    fs::write(dir.join("file"), "mounted\n").unwrap();
-    let file = dir.join("file");
-    let bind = ["--bind", file.to_str().unwrap()];
-    let _mounts = [
-        mounted(bed, &bind, "/etc/shadow"),
-        mounted(bed, &bind, "/etc/hostname"),
-        mounted(bed, &["-t", "tmpfs", "tmpfs"], "/var/log"),
-    ];
-    let script = "ls /etc/shadow /var/log 2>&1; cat /etc/hostname; grep -c there /etc/hosts";
-    let flags = ["--name", "inner", "--add-host", "there:192.0.2.1"];
-    let text = bed.run(flags, script).output().succeeded().text();
-    assert_eq!(text, "ls: cannot access '/etc/shadow': No such file or directory\n/var/log:\ninner\n1");
-    let has = |need| bed.facts.has(&need).is_ok();
-    if has(crate::facts::need::user_manager()) && has(crate::facts::need::kernel_min(5, 11)) {
-        let script = "cat /etc/hostname; grep -c there /etc/hosts";
-        assert_eq!(bed.run(flags, script).user().output().succeeded().text(), "inner\n1");
-    }
-}
-
-/// Another user's stick, say.
-fn mount_in_a_closed_directory(bed: &Bed) {
-    let closed = bed.closed_dir();
-    let inner = closed.join("stick");
-    fs::create_dir(&inner).unwrap();
-    let _mount = mounted(bed, &["-t", "tmpfs", "tmpfs"], inner.to_str().unwrap());
-    let script = format!("ls -A {} && echo works", closed.display());
-    assert_eq!(bed.run([""; 0], &script).user().output().succeeded().text(), "works");
-}
-
 /// A plain user's view has a / that is none of the host's directories.
 fn read_only_of_a_user(bed: &Bed) {
     let script = "touch /x 2>&1; mkdir /d 2>&1; rm -r /etc 2>&1 | head -n1; ls -d /etc; touch /tmp/x /dev/shm/x && echo writable";
@@ -239,52 +203,6 @@ fn read_only_of_a_user(bed: &Bed) {
     assert_eq!(text.matches("Read-only file system").count(), 3, "{text}");
     assert!(text.ends_with("/etc\nwritable"), "{text}");
     assert_eq!(bed.run([""; 0], "touch /x && echo written").user().output().succeeded().text(), "written");
-}
-
-/// mount point → (options, type) of the mount table that a script shows.
-fn table(text: &str) -> BTreeMap<String, (String, String)> {
-    let row = |line: &str| {
-        let (front, back) = line.split_once(" - ")?;
-        let fields: Vec<&str> = front.split(' ').collect();
-        Some((fields[4].to_owned(), (fields[5].to_owned(), back.split(' ').next()?.to_owned())))
-    };
-    text.lines().filter_map(row).collect()
-}
-
-fn mounts(bed: &Bed) {
-    let dir = bed.seen_dir();
-    let bind = format!("{}:/mnt/bound", dir.display());
-    let text = bed
-        .run(["--bind", &bind, "--tmpfs", "/mnt/mem"], "mkdir -p /mnt; cat /proc/self/mountinfo")
-        .output()
-        .succeeded()
-        .text();
-    let mounts = table(&text);
-    assert_eq!(mounts["/"].1, "overlay");
-    let device = |point: &str| point.starts_with("/dev/") && !["/dev/shm", "/dev/mqueue"].contains(&point);
-    for (point, (options, kind)) in &mounts {
-        let has = |option: &str| options.split(',').any(|o| o == option);
-        let masked_by_device = kind == "devtmpfs" || kind == "tmpfs" && point.starts_with("/proc/");
-        assert!(device(point) || masked_by_device || has("nodev"), "{point} ({kind}) is not nodev: {options}");
-        assert!(kind == "overlay" || has("nosuid"), "{point} ({kind}) is not nosuid: {options}");
-    }
-    for point in
-        ["/mnt/bound", "/mnt/mem", "/proc", "/sys", "/dev", "/dev/pts", "/dev/shm", "/dev/mqueue", "/tmp", "/run"]
-    {
-        assert!(mounts.contains_key(point), "{point} is not a mount:\n{text}");
-    }
-    assert!(!text.contains("master:") && !text.contains("shared:"), "no mount event goes in or out:\n{text}");
-}
-
-fn no_mount_outside(bed: &Bed) {
-    let mine = |text: String| text.lines().filter(|line| line.contains("overlay") || line.contains("sandbox")).count();
-    let read = || mine(fs::read_to_string("/proc/1/mountinfo").unwrap());
-    let before = read();
-    let (running, _) = bed.live(["--tmpfs", "/mnt/mem:1M"], "echo ready; exec cat");
-    assert_eq!(read(), before, "mounts of a running sandbox are seen on the host");
-    let launcher = fs::read_to_string(format!("/proc/{}/mountinfo", running.pid())).unwrap();
-    assert_eq!(mine(launcher), before, "the launcher itself has none either");
-    running.finish().succeeded();
 }
 
 fn dev(bed: &Bed) {

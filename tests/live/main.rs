@@ -6,19 +6,19 @@
 //! test("limits/memory_max", needs![root, systemd, cgroup2], limits::memory_max),
 //! alone("leaks/two_hundred_starts", needs![root, systemd], leaks::two_hundred_starts),   // nothing else runs meanwhile
 //! ```
-//! Needs (`facts.rs`): root systemd cgroup1 cgroup2 idmap disk user_manager fuse pasta apparmor apparmor4 selinux systemd_min(N)
-//! systemd_max(N) kernel_min(A, B).
+//! Needs (`facts.rs`): root systemd cgroup1 cgroup2 idmap disk overlay_root user_manager fuse pasta apparmor apparmor4 selinux
+//! systemd_min(N) systemd_max(N) kernel_min(A, B).
 //! A need that is not met makes the test "ignored" and says so on stderr. With `SANDBOX_TEST_MUST_RUN=1` a need that the bed
 //! promised (`SANDBOX_TEST_PROMISES="root systemd …"`) and lacks is a failure.
 //!
 //! What a test has (`bed.rs`, `command.rs`, `unit.rs`, `snapshot.rs`):
 //! - `bed.unit()`, `bed.slice()`, `bed.id()`: names that no other test uses; what is left of them is stopped when the test ends.
-//! - `bed.sandbox(["run", …])`, `bed.command("systemctl", […])` → `.env() .stdin() .dir() .user() .pty(24, 80) .timeout()`, then
-//!   `.output()` → `Outcome { status, stdout, stderr, … }` with `.succeeded()`, `.exited(125)`, `.text()`, `.errors()`; or
+//! - `bed.sandbox(["run", …])`, `bed.command("systemctl", […])` → `.env() .stdin() .dir() .user() .with_mounts("mount …")
+//!   .pty(24, 80) .timeout()`, then `.output()` → `Outcome { status, stdout, stderr, … }` with `.succeeded()`, `.exited(125)`, `.text()`, `.errors()`; or
 //!   `.spawn()` → `Running` with `.pid() .wait_for("text") .signal() .send() .resize() .finish()`; dropped = killed.
 //!   `status` is the exit code, or 128+n after signal n. A command that outlives its timeout fails the test.
 //! - `bed.run(flags, script)`: `sandbox run -q FLAGS -- sh -c SCRIPT`; `bed.live(flags, script)` starts it under a unit of the test and
-//!   waits until the payload has said `ready`. `Outcome::refused(125, ["MemoryMax"])`: one error line, at most one hint.
+//!   waits until the payload has said `ready`; `bed.live_loud` the same without -q. `Outcome::refused(125, ["MemoryMax"])`: one error line, at most one hint.
 //! - `tree::Tree::take(dir)`: everything about a directory tree, to be compared; `tree::busybox(&dir)`: a small root.
 //! - `bed.poll("what", || …)`: up to 5 s; `bed.dir()` on tmpfs, `bed.disk_dir()` on the root file system, `bed.seen_dir()` the same where
 //!   the host view shows it.

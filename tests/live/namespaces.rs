@@ -1,7 +1,9 @@
 //! The eight namespaces: own by default, the host's with `--share`, and what each of them shows inside.
 
+mod ranges;
+
 use crate::bed::Bed;
-use crate::{Test, test, unit};
+use crate::{Test, alone, test, unit};
 use std::collections::BTreeSet;
 use std::fs;
 use std::time::Instant;
@@ -36,7 +38,9 @@ pub(crate) fn tests() -> Vec<Test> {
         test("namespaces/time", needs![root, systemd], time),
         test("namespaces/user_range", needs![root, systemd, idmap], user_range),
         test("namespaces/user_ranges_at_once", needs![root, systemd, idmap], user_ranges_at_once),
-        test("namespaces/user_range_avoids_subuid", needs![root, systemd, idmap], user_range_is_locked_for_nspawn),
+        test("namespaces/user_range_is_locked", needs![root, systemd, idmap], ranges::is_locked_for_nspawn),
+        test("namespaces/user_range_avoids_accounts", needs![root, systemd, idmap], ranges::avoids_accounts),
+        alone("namespaces/user_range_avoids_locks", needs![root, systemd, idmap], ranges::avoids_locks),
         test("namespaces/user_identity", needs![root, systemd], user_identity),
         test("namespaces/user_fallback", needs![root, systemd], user_fallback),
         test("namespaces/user_host", needs![root, systemd], user_host),
@@ -274,21 +278,6 @@ fn user_ranges_at_once(bed: &Bed) {
     for one in running {
         one.finish().succeeded();
     }
-}
-
-/// systemd-nspawn looks for these names, and finds a living sandbox's range locked.
-fn user_range_is_locked_for_nspawn(bed: &Bed) {
-    let (running, _) = bed.live([""; 0], "cat /proc/self/uid_map; echo ready; exec cat");
-    let base = check_range(&map(running.stdout_so_far().lines().next().unwrap()));
-    let path = format!("/run/systemd/nspawn-uid/{base}");
-    let locks = fs::read_to_string("/proc/locks").unwrap();
-    let inode = std::os::unix::fs::MetadataExt::ino(&fs::metadata(&path).unwrap());
-    assert!(
-        locks.lines().any(|line| line.contains("WRITE") && line.contains(&format!(":{inode} "))),
-        "{path} is not locked:\n{locks}"
-    );
-    running.finish().succeeded();
-    bed.poll("the lock's name is gone", || !fs::exists(&path).unwrap());
 }
 
 fn user_identity(bed: &Bed) {

@@ -17,6 +17,7 @@ pub(crate) fn tests() -> Vec<Test> {
         test("signals/only_the_payload", needs![root, systemd], only_the_payload),
         test("signals/stop_and_continue", needs![root, systemd], stop_and_continue),
         test("signals/second_interrupt_kills", needs![root, systemd], second_interrupt_kills),
+        test("signals/later_interrupt_does_not_kill", needs![root, systemd], later_interrupt_does_not_kill),
         test("signals/second_interrupt_kills_the_stopped", needs![root, systemd], second_interrupt_kills_the_stopped),
         test("signals/stalled_reader", needs![root, systemd], stalled_reader),
         test("signals/from_the_terminal_as_pid1", needs![root, systemd], from_the_terminal_as_pid1),
@@ -138,6 +139,28 @@ fn second_interrupt_kills(bed: &Bed) {
         running.signal(Signal::INT);
         running.finish().exited(137);
         bed.poll("the scope is gone", || unit::is_gone(&scope));
+    }
+}
+
+/// Who presses Ctrl-C again a while later asks again; only who does it at once wants an end.
+fn later_interrupt_does_not_kill(bed: &Bed) {
+    for flags in [&[][..], &["--as-pid1"]] {
+        let (mut running, scope) =
+            bed.live(flags, "trap 'n=$((n+1)); echo interrupted $n.' INT; echo ready; while :; do sleep 0.02; done");
+        for round in 1..=3 {
+            running.signal(Signal::INT);
+            running.wait_for(&format!("interrupted {round}."));
+            // The launcher looked at its clock before the payload heard of it.
+            std::thread::sleep(Duration::from_millis(1100));
+        }
+        assert!(!running.is_over() && unit::is_active(&scope));
+        // More often than twice: on a slow bed a second may pass between two.
+        bed.poll("it is killed", || {
+            running.signal(Signal::INT);
+            std::thread::sleep(Duration::from_millis(100));
+            running.is_over()
+        });
+        running.finish().exited(137);
     }
 }
 

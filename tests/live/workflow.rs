@@ -113,21 +113,37 @@ fn limits_v2(bed: &Bed) {
     expect(&scope, &[("cpu", "cpu.weight", "58"), ("memory", "memory.max", "524288000")]);
 }
 
-fn set_property(bed: &Bed, scope: &str, properties: &[&str]) {
-    bed.command("systemctl", ["set-property", "--runtime", scope]).args(properties).output().succeeded();
+/// What `systemctl set-property` wrote goes with the test, wherever this systemd keeps it.
+struct Reverted<'a>(&'a Bed, &'a str);
+
+impl Drop for Reverted<'_> {
+    fn drop(&mut self) {
+        self.0.command("systemctl", ["revert", self.1]).output();
+    }
+}
+
+/// For now with `--runtime`, or as the seed types it for good.
+fn set_property<'a>(bed: &'a Bed, scope: &'a str, flags: &[&str], properties: &[&str]) -> Reverted<'a> {
+    let reverted = Reverted(bed, scope);
+    bed.command("systemctl", ["set-property"]).args(flags).arg(scope).args(properties).output().succeeded();
+    reverted
 }
 
 fn set_property_v1(bed: &Bed) {
     let (running, scope) = top(bed);
-    set_property(bed, &scope, &["MemoryMax=300M", "CPUShares=512"]);
+    let _now = set_property(bed, &scope, &["--runtime"], &["MemoryMax=300M", "CPUShares=512"]);
     expect(&scope, &[("cpu", "cpu.shares", "512"), ("memory", "memory.limit_in_bytes", "314572800")]);
+    let _for_good = set_property(bed, &scope, &[], &["MemoryMax=200M", "CPUShares=256"]);
+    expect(&scope, &[("cpu", "cpu.shares", "256"), ("memory", "memory.limit_in_bytes", "209715200")]);
     assert!(!running.stderr_so_far().contains("error"), "{}", running.stderr_so_far());
 }
 
 fn set_property_v2(bed: &Bed) {
     let (running, scope) = top(bed);
-    set_property(bed, &scope, &["MemoryMax=300M", "CPUWeight=50", "TasksMax=33"]);
+    let _now = set_property(bed, &scope, &["--runtime"], &["MemoryMax=300M", "CPUWeight=50", "TasksMax=33"]);
     expect(&scope, &[("cpu", "cpu.weight", "50"), ("memory", "memory.max", "314572800"), ("pids", "pids.max", "33")]);
+    let _for_good = set_property(bed, &scope, &[], &["MemoryMax=200M", "CPUWeight=25", "TasksMax=34"]);
+    expect(&scope, &[("cpu", "cpu.weight", "25"), ("memory", "memory.max", "209715200"), ("pids", "pids.max", "34")]);
     assert!(!running.stderr_so_far().contains("error"), "{}", running.stderr_so_far());
 }
 
