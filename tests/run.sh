@@ -17,6 +17,8 @@ selinux_areas="bed/ labels/ confinement/ workflow/"   # what also runs under SEL
 parts="" lanes="" filter="" fuzz_seconds=300
 peers=(skopeo umoci docker-registry podman docker.io apache2-utils)   # the tests start their own servers of these
 rows=() total_passed=0 total_failed=0 total_ignored=0
+# shellcheck source-path=SCRIPTDIR source=rust.sh
+. tests/rust.sh
 
 die() { echo "run.sh: $*" >&2; exit 125; }
 
@@ -74,34 +76,6 @@ quietly_install() { # no service of what is installed for the tests starts, now 
   [ -z "$policy" ] || rm -f $policy
   for unit in "${units[@]}"; do systemctl --quiet disable "$unit" > /dev/null 2>&1 || true; done
   return $status
-}
-
-find_cargo() { # Rust as this user or the one who called sudo has it, else from Debian where that is new enough
-  local wanted home
-  wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
-  home=$(getent passwd "${SUDO_USER:-root}" | cut -d: -f6)
-  export PATH="$PATH:$home/.cargo/bin:/root/.cargo/bin"
-  if ! command -v cargo > /dev/null && apt-cache policy rustc | grep -q 'Candidate:' &&
-    new_enough "$wanted" "$(apt-cache policy rustc | awk '$1 == "Candidate:" { print $2 }')"; then
-    DEBIAN_FRONTEND=noninteractive apt-get -qq -y install cargo rustfmt rust-clippy < /dev/null > /dev/null
-  fi
-  command -v cargo > /dev/null ||
-    die "no cargo here, and Debian's is older than $wanted. Install Rust with rustup (a package since trixie, or https://rustup.rs), then again"
-  # With rustup the version comes from the user's own toolchain.
-  [ -z "${SUDO_USER:-}" ] || export RUSTUP_HOME="${RUSTUP_HOME:-$home/.rustup}"
-  new_enough "$wanted" "$(cargo --version | cut -d' ' -f2)" || die "$(cargo --version) is older than $wanted: rustup update stable"
-}
-
-new_enough() { [ "$(printf '%s\n' "$1" "$2" | sort -V | head -n1)" = "$1" ]; }
-
-as_owner() { # as the user of the checkout, so that a run with sudo leaves no files of root in it
-  local home
-  if [ -n "${SUDO_UID:-}" ] && [ "$SUDO_UID" != 0 ]; then
-    home=$(getent passwd "$SUDO_UID" | cut -d: -f6)
-    setpriv --reuid "$SUDO_UID" --regid "${SUDO_GID:?}" --init-groups env "HOME=$home" "$@"
-  else
-    "$@"
-  fi
 }
 
 # --- steps and their table -----------------------------------------------------------------------------------------------------------
