@@ -1,10 +1,11 @@
 #!/bin/bash
 # quickstart.sh — see `sandbox run` through systemd's own eyes; as root.
 #
-# It installs what is missing (apt), builds the release binary, starts `top` in a sandbox with two limits, and shows each
-# thing that systemd and the kernel know about it. Every step is checked: the first one that does not show what it must ends
-# the script with status 1. Where systemd does not run the machine, all this happens in the lab (tests/lab/lab.sh): a real
-# systemd in namespaces of its own. Nothing is left at the end but the packages and ./target; ^C cleans up as well.
+# It installs what is missing (apt; Rust with rustup where apt's is too old), builds the release binary, starts `top` in a
+# sandbox with two limits, and shows each thing that systemd and the kernel know about it. Every step is checked: the first
+# one that does not show what it must ends the script with status 1. Where systemd does not run the machine, all this happens
+# in the lab (tests/lab/lab.sh): a real systemd in namespaces of its own. Nothing is left at the end but what was installed
+# and ./target; ^C cleans up as well.
 set -euo pipefail
 
 slice=test unit=toptest
@@ -61,29 +62,10 @@ can_do_without_apt() { # elsewhere the programs have to be there
   say "no apt-get here, but the programs are"
 }
 
-find_cargo() { # Rust as root has it, or the one who called sudo
-  local wanted found home
-  home=$(getent passwd "${SUDO_USER:-root}" | cut -d: -f6)
-  export PATH="$PATH:$home/.cargo/bin:/root/.cargo/bin"
-  if [ -n "${SUDO_USER:-}" ] && [ -d "$home/.rustup" ]; then export RUSTUP_HOME="${RUSTUP_HOME:-$home/.rustup}"; fi
-  command -v cargo > /dev/null || die "no cargo: install Rust with rustup (https://rustup.rs, or the package rustup since Debian 13)"
-  wanted=$(sed -n 's/^rust-version = "\(.*\)"/\1/p' Cargo.toml)
-  found=$(cargo --version | cut -d' ' -f2)
-  [ "$(printf '%s\n' "$wanted" "$found" | sort -V | head -n1)" = "$wanted" ] ||
-    die "cargo $found is older than $wanted: rustup update stable"
-}
-
-as_owner() { # as the user who called sudo, so that no files of root are left in the checkout
-  local home
-  if [ "${SUDO_UID:-0}" = 0 ]; then "$@"; return; fi
-  home=$(getent passwd "$SUDO_UID" | cut -d: -f6)
-  setpriv --reuid "$SUDO_UID" --regid "${SUDO_GID:?}" --init-groups env "HOME=$home" "$@"
-}
-
 build() { # sets $binary
   local host
   find_cargo
-  host=$(rustc -vV | sed -n 's/^host: //p')
+  host=$(as_owner rustc -vV | sed -n 's/^host: //p')
   binary=$PWD/target/$host/release/sandbox
   printf '$ %s\n' "RUSTFLAGS=-Ctarget-feature=+crt-static cargo build --release --target $host"
   RUSTFLAGS=-Ctarget-feature=+crt-static as_owner cargo build --release --target "$host"
@@ -94,6 +76,8 @@ outside() {
   local here status=0 lab=()
   here=$(realpath "$0")
   cd "$(dirname "$here")/.."
+  # shellcheck source-path=SCRIPTDIR source=../tests/rust.sh
+  . tests/rust.sh
   [ "$(id -u)" = 0 ] || die "needs root: sudo examples/quickstart.sh"
   heading "Install what is missing"
   [ -d /run/systemd/system ] || lab=(libpam-systemd dbus-user-session iproute2 e2fsprogs)
@@ -250,5 +234,5 @@ steps() { # steps NUMBER-OF-THE-LAST-STEP DIRECTORY
 case "${1:-}" in
   "") outside ;;
   _steps) steps "$2" "$3" ;;
-  *) sed -n '2,7p' "$0"; exit 125 ;;
+  *) sed -n '2,8p' "$0"; exit 125 ;;
 esac

@@ -134,7 +134,7 @@ inside() { # inside STAGE ROUNDS RUNS LIVE…
   make_root
   let_crun_start
   start_peers
-  bash "$stage/bench.sh" inside "$stage" "$rounds" "$runs" || true
+  bash "$stage/bench.sh" inside "$stage" "$rounds" "$runs" || [ $? = 1 ]   # a missed bar
   steps
   family_exec
   family_inside
@@ -175,11 +175,13 @@ fetch_peers() { # fetch_peers DIR: their packages, and those that these need and
   rm -f "$status"
 }
 
+load() { cut -d' ' -f1-3 /proc/loadavg; }
+
 facts() {
   printf 'command\t%s\n' "$said"
   printf 'date\t%s\n' "$(date -u '+%F %H:%M UTC')"
   printf 'machine\t%s\n' "$(sed -n 's/^model name[^:]*: //p' /proc/cpuinfo | head -n1), $(nproc) CPUs, $(awk '/^MemTotal/ { printf "%.1f GiB", $2 / 1048576 }' /proc/meminfo)"
-  printf 'load\t%s\n' "$(cut -d' ' -f1-3 /proc/loadavg)"
+  printf 'load\t%s\n' "$(load)"
   printf 'cpus\t%s\n' "$(nproc)"
   printf 'kernel\t%s\n' "$(uname -sr), cgroup $([ -e /sys/fs/cgroup/cgroup.controllers ] && echo v2 || echo 'v1, hybrid')"
   printf 'sandbox\t%s\n' "$("$SANDBOX_BIN" --version), $(git describe --always --dirty 2> /dev/null || true)"
@@ -204,4 +206,5 @@ fetch_peers "$stage/debs"
 facts > "$stage/results/facts.tsv"
 # shellcheck disable=SC2086  # a list of numbers
 tests/lab/lab.sh run --tree --bind "$stage" -- bash "$stage/bench-report.sh" inside "$stage" "$rounds" "$runs" $live
+printf 'load after\t%s\n' "$(load)" >> "$stage/results/facts.tsv"
 python3 tests/bench/report.py "$stage/results" "$file"

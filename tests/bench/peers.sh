@@ -9,8 +9,9 @@ limits=(-p CPUWeight=58 -p MemoryMax=500M)             # ours and systemd-run's;
 container_limits=(--cpu-shares 600 --memory 500m --network none)
 
 left_out() { # left_out FAMILY NAME REASON
-  echo "$1: $2 is left out: $3"
-  printf '%s\t%s\t%s\n' "$1" "$2" "$3" >> "$results/left-out.tsv"
+  local reason=${3:-it fails without a word}
+  echo "$1: $2 is left out: $reason"
+  printf '%s\t%s\t%s\n' "$1" "$2" "${reason//$'\t'/ }" >> "$results/left-out.tsv"
 }
 
 add() { # add FAMILY NAME COMMAND: to `commands`, for hyperfine, if it works here

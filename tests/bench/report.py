@@ -19,6 +19,10 @@ OURS, FILL, OTHER = "sandbox", "#2f81f7", "#8b949e"
 # Both colours are readable on white and on black; what is written takes the reader's.
 STYLE = """<style>text{font:13px sans-serif;fill:#24292f}.g{stroke:#8b949e;stroke-opacity:.4}.t{font-weight:bold}
 @media (prefers-color-scheme:dark){text{fill:#e6edf3}}</style>"""
+# What a ratio of ours may be: beside systemd-run, without and with others alive; beside crun and Docker, inside.
+START_BAR, SCALE_BARS, INSIDE_BAR = 0.85, {0: 0.85}, 1.0
+INSIDE_PEERS = ("crun", "docker")
+SCALE_BAR, MEMORY_BAR_KIB, PS_BAR_MS = 1.0, 1024, 200
 README_MARKS = ("<!-- bench: written by tests/bench.sh --report -->\n", "<!-- bench: end -->\n")
 # What --timings says, and what is in it.
 STEPS = {
@@ -34,6 +38,8 @@ STEPS = {
     "limits verified": "Each limit, read back from the kernel.",
     "payload executed": "Cgroup namespace, vfork, capabilities, one filter, execve.",
     "ended": "The command itself (`true`), its end, and that of the processes around it.",
+    "outside --timings": "The median of a start, above, less all of these: execve of the program and the kernel's work for it before its "
+                         "first step, its own end after the last; and what two measurements differ by.",
 }
 KINDS = {
     "getppid": "system call (getppid)",
@@ -63,6 +69,11 @@ def hyperfine(pattern):
 
 def number(value):
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
+
+
+def verdict(value, bar):
+    """In three digits: 0.853 misses a bar of 0.85."""
+    return f"{value:.3f}, {'met' if value <= bar else 'missed'}"
 
 
 def bar_plot(title, groups, unit):
@@ -126,16 +137,17 @@ def svg(width, height, parts):
     return "\n".join([head, STYLE, *parts, "</svg>", ""])
 
 
-def times_table(times, unit, base):
-    """Minimum and median of each, and how many times as long as `base` it takes."""
+def times_table(times, unit, base, bar=None):
+    """Minimum and median of each, and how many times as long as `base` it takes. bar: a heading, and what is said there by name."""
     if base not in times:
         return [f"There is no figure of {base}."]
     low, middle = min(times[base]), statistics.median(times[base])
-    lines = [f"| | minimum, {unit} | median, {unit} | minimum / {base} | median / {base} |", "|---|---:|---:|---:|---:|"]
+    lines = [f"| | minimum, {unit} | median, {unit} | minimum / {base} | median / {base} |" + (f" {bar[0]} |" if bar else ""),
+             "|---|---:|---:|---:|---:|" + ("---:|" if bar else "")]
     for name, t in times.items():
         mid = statistics.median(t)
         label = f"**{name}**" if name == OURS else name
-        lines.append(f"| {label} | {number(min(t))} | {number(mid)} | {min(t) / low:.2f} | {mid / middle:.2f} |")
+        lines.append(f"| {label} | {number(min(t))} | {number(mid)} | {min(t) / low:.2f} | {mid / middle:.2f} |" + (f" {bar[1].get(name, '')} |" if bar else ""))
     return lines
 
 
@@ -167,13 +179,19 @@ class Report:
         self.say(f"## {title}", "", told)
         if not times:
             self.say("Nothing was measured.")
+            self.missing("start")
             return
         self.plot(name, bar_plot(title, [("", times)], "ms"))
-        self.say(*times_table(times, "ms", "systemd-run"))
+        said = {}
+        if OURS in times and "systemd-run" in times:
+            said[OURS] = verdict(statistics.median(times[OURS]) / statistics.median(times["systemd-run"]), START_BAR)
+        self.say(*times_table(times, "ms", "systemd-run", (f"bar: at most {START_BAR}", said)))
         self.missing("start")
         self.headline(times, title.lower(), "systemd-run", "docker")
 
     def headline(self, times, what, *others):
+        if OURS not in times:
+            return
         ours = statistics.median(times[OURS])
         for other in others:
             if other in times:
@@ -185,13 +203,17 @@ class Report:
         for start, step, at in table_of(f"{self.results}/steps.tsv"):
             took.setdefault(step, []).append(float(at) - before.get(start, 0.0))
             before[start] = float(at)
-        self.say("## What a start is spent on", "", "Back to back, by `--timings`: the steps of the launcher, one after the other, and what was done about each. The program's own",
-                 "start (execve and 0.3 ms of the kernel's work for it) comes before.")
+        self.say("## What a start is spent on", "", "Back to back, by `--timings`: the steps of the launcher, one after the other, and what was done about each.")
         if not took:
             self.say("Nothing was measured.")
             return
         medians = {step: statistics.median(times) for step, times in took.items()}
-        whole = sum(medians.values())
+        inside = sum(medians.values())
+        whole = inside
+        starts = hyperfine(f"{self.results}/start-none-*.json").get(OURS)
+        if starts:
+            whole = statistics.median(starts)
+            medians["outside --timings"] = whole - inside
         rows = [f"| {step} | {number(ms)} | {100 * ms / whole:.0f} % | {STEPS[step]} |" for step, ms in medians.items()]
         self.say("| step | median, ms | share | what is in it |", "|---|---:|---:|---|", *rows, f"| all | {number(whole)} | | |")
 
@@ -216,9 +238,34 @@ class Report:
         if os.path.exists(f"{self.results}/scale.txt"):
             with open(f"{self.results}/scale.txt", encoding="utf-8") as file:
                 self.say("```", file.read().rstrip("\n"), "```")
+        rows = self.scale_rows(series)
+        if rows:
+            self.say("| | figure | bar | |", "|---|---:|---:|---|", *rows)
         most = max(series[OURS], default=0)
         if most:
             self.headlines.append((f"start with {most} live", "systemd-run", series[OURS][most] / series["systemd-run"][most]))
+
+    def scale_rows(self, series):
+        """The bars of this family, and how it stands to each."""
+        rows = []
+        for count, ours in sorted(series[OURS].items()):
+            if count in series["systemd-run"]:
+                bar = SCALE_BARS.get(count, SCALE_BAR)
+                figure, said = verdict(ours / series["systemd-run"][count], bar).split(", ")
+                rows.append(f"| start with {count} live, beside systemd-run | {figure} | {bar} | {said} |")
+        text = ""
+        if os.path.exists(f"{self.results}/scale.txt"):
+            with open(f"{self.results}/scale.txt", encoding="utf-8") as file:
+                text = file.read()
+        for took in re.findall(r"^ *300(?: +[\d.]+){3} +([\d.]+) ", text, re.M):
+            rows.append(f"| `ps` with 300 live, ms | {took} | {PS_BAR_MS} | {'met' if float(took) <= PS_BAR_MS else 'missed'} |")
+        for worst, of, live in re.findall(r"worst (\d+), of (\d+); live: (\d+)", text):
+            said = "met" if int(worst) <= MEMORY_BAR_KIB and of == live else "missed"
+            rows.append(f"| private memory of one, the worst of {of}, KiB | {worst} | {MEMORY_BAR_KIB} | {said} |")
+        for what, before, after in re.findall(r"^(.*?)(?: ended;|:).* before: ([\d ]+), after: ([\d ]+)$", text, re.M):
+            differ = sum(a != b for a, b in zip(before.split(), after.split()))
+            rows.append(f"| {what}: counts that are not what they were | {differ} | 0 | {'met' if not differ else 'missed'} |")
+        return rows
 
     def inside(self):
         kinds = {}
@@ -230,8 +277,11 @@ class Report:
         if kinds:
             self.plot("inside", bar_plot("One operation inside", [(KINDS[kind], times) for kind, times in kinds.items()], "µs"))
         for kind, times in kinds.items():
-            self.say(f"{KINDS[kind]}:", "", *times_table(times, "µs", "no sandbox"))
-            self.headline(times, KINDS[kind], *(name for name in times if name.endswith("filter")), "docker")
+            ours = times.get(OURS)
+            ratios = {name: verdict(statistics.median(ours) / statistics.median(t), INSIDE_BAR)
+                      for name, t in times.items() if ours and name.startswith(INSIDE_PEERS)}
+            self.say(f"{KINDS[kind]}:", "", *times_table(times, "µs", "no sandbox", (f"sandbox / it, bar: at most {INSIDE_BAR}", ratios)))
+            self.headline(times, KINDS[kind], *(name for name in times if name.startswith(INSIDE_PEERS)))
         self.missing("inside")
 
     def write(self):
@@ -239,8 +289,14 @@ class Report:
         if self.busy:
             self.say(f"**The machine was busy (load average {self.facts['load']}): these figures are not to be cited.**")
         self.say("Written by this command, which makes it all again (as root):", "", "```", self.facts["command"], "```")
-        shown = [(name, value) for name, value in self.facts.items() if name not in ("command", "cpus")]
-        self.say("| | |", "|---|---|", *(f"| {'load average before' if name == 'load' else name} | {value} |" for name, value in shown))
+        named = {"load": "load average before", "load after": "load average after, with the measuring's own"}
+        shown = []
+        for name, value in self.facts.items():
+            if name not in ("command", "cpus", "load after"):
+                shown.append((name, value))
+            if name == "load" and "load after" in self.facts:
+                shown.append(("load after", self.facts["load after"]))
+        self.say("| | |", "|---|---|", *(f"| {named.get(name, name)} | {value} |" for name, value in shown))
         self.say("Plots are on a logarithmic scale: a bar ends at the median, its tick is the minimum. Every command of a family is run in",
                  "each round, one after the other, so that what drifts on the machine drifts for all. A ratio below 1 is less time.")
         told = "`true` in a full default sandbox, with a CPU and a memory limit that all but the first three have, too."
