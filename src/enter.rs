@@ -10,6 +10,7 @@ use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{DumpableBehavior, Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
 use crate::child::{self, Origin, Payload};
@@ -63,7 +64,10 @@ pub(crate) fn enter(sandbox: &Sandbox, process: &ProcessPlan) -> Result<u8> {
     };
     drop((child_end, target));
     let mut entered = Entered { end, pidfd, ended: false };
-    join_unit(sandbox, pid)?;
+    if let Err(error) = join_unit(sandbox, pid) {
+        // One that has ended is in no unit; then it has said why.
+        return Err(entered.failure().unwrap_or(error));
+    }
     // Another user's file is no reason to give a process of root's more than it has.
     if sandbox.found.ours {
         process.apply_from_outside(pid)?;
@@ -92,6 +96,16 @@ struct Entered {
 }
 
 impl Entered {
+    /// What it failed of, if it has said so already.
+    fn failure(&self) -> Option<anyhow::Error> {
+        let mut fds = [PollFd::new(&self.end, PollFlags::IN)];
+        let spoke = rustix::event::poll(&mut fds, Some(&Timespec::default())).is_ok_and(|count| count > 0);
+        match spoke.then(|| self.end.receive()) {
+            Some(Ok(Some(ToParent::Failed(failure)))) => Some(failure.into_error()),
+            _ => None,
+        }
+    }
+
     fn wait(&mut self) -> Result<u8> {
         let status = rustix::process::waitid(WaitId::PidFd(self.pidfd.as_fd()), WaitIdOptions::EXITED)
             .context("wait for the child")?;
@@ -247,7 +261,7 @@ fn join_unit(sandbox: &Sandbox, pid: Pid) -> Result<()> {
     } else {
         sandbox.manager()?.attach(&record.unit, number)?;
     }
-    let place = UnitOfProcess::read(&number.to_string());
+    let place = UnitOfProcess::try_read(&number.to_string()).context("look where the process is")?;
     if place.as_ref().is_none_or(|place| place.unit != record.unit) {
         let place = place.map_or_else(|| "in no unit".to_owned(), |place| format!("in {}", place.unit));
         return Err(fault(format!("systemd did not put the process into {}: it is {place}", record.unit)).into());

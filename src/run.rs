@@ -278,8 +278,9 @@ impl Running<'_> {
                 PollFd::from_borrowed_fd(signals.ending(), PollFlags::IN),
             ];
             // Where there is a helper, that one answers for the view's files until the child is ready.
-            if self.helper.is_none() {
-                fds.extend(self.view.iter().filter_map(View::files));
+            match &self.helper {
+                Some(helper) => fds.push(PollFd::from_borrowed_fd(helper.trouble(), PollFlags::IN)),
+                None => fds.extend(self.view.iter().filter_map(View::files)),
             }
             match rustix::event::poll(&mut fds, None) {
                 Ok(_) | Err(rustix::io::Errno::INTR) => {}
@@ -289,8 +290,10 @@ impl Running<'_> {
             if ended {
                 return Err(fault("interrupted by a signal").into());
             }
-            if let Some(view) = self.view.as_mut().filter(|_| asked) {
-                view.turn(Part::Files, PollFlags::IN);
+            match (&self.helper, &mut self.view) {
+                (Some(helper), _) if asked => helper.failure().map_or(Ok(()), Err)?,
+                (None, Some(view)) if asked => view.turn(Part::Files, PollFlags::IN),
+                _ => {}
             }
             if spoke {
                 match (self.end.receive()?, &mut self.view, &self.pasta) {

@@ -424,7 +424,14 @@ pub(crate) fn all() -> Vec<Found> {
     let uid = rustix::process::geteuid().as_raw();
     let mut list = Vec::new();
     for (directory, owner) in directories() {
-        for entry in std::fs::read_dir(&directory).into_iter().flatten().flatten() {
+        let say = |path: &Path, error: std::io::Error| {
+            // One that has just ended, or none at all; what others have in their directories is theirs.
+            if error.kind() != std::io::ErrorKind::NotFound && owner == uid {
+                log::warn!("{}: {error}", path.display());
+            }
+        };
+        let entries = std::fs::read_dir(&directory).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
+        for entry in entries.map_err(|error| say(&directory, error)).into_iter().flatten() {
             let path = entry.path();
             if owner == uid {
                 sweep_temporary(&path);
@@ -432,7 +439,14 @@ pub(crate) fn all() -> Vec<Found> {
             if path.extension().is_none_or(|extension| extension != "json") {
                 continue;
             }
-            let Some(found) = open(&path, owner, owner == uid) else { continue };
+            let found = match open(&path, owner, owner == uid) {
+                Ok(Some(found)) => found,
+                Ok(None) => continue,
+                Err(error) => {
+                    say(&path, error);
+                    continue;
+                }
+            };
             if found.record.launcher.lives() && found.record.leader.lives() { list.push(found) } else { found.sweep() }
         }
     }
@@ -448,18 +462,31 @@ fn sweep_temporary(path: &Path) {
     }
 }
 
-/// Reads one that its owner wrote; another user's word on a path or a process is not taken.
-fn open(path: &Path, owner: u32, ours: bool) -> Option<Found> {
+/// Reads one that its owner wrote; `None` for what is no such file: another user's word on a path or a process is not taken.
+///
+/// # Errors
+/// When it cannot be read.
+fn open(path: &Path, owner: u32, ours: bool) -> std::io::Result<Option<Found>> {
     let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC;
-    let file = File::options().read(true).custom_flags(flags).open(path).ok()?;
-    let meta = file.metadata().ok()?;
+    let file = match File::options().read(true).custom_flags(flags).open(path) {
+        // A link, a socket.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ELOOP | libc::ENXIO)) => return Ok(None),
+        file => file?,
+    };
+    let meta = file.metadata()?;
     if !meta.is_file() || meta.uid() != owner || meta.len() > 16 << 20 {
-        return None;
+        return Ok(None);
     }
-    let record: Record = serde_json::from_str(read(&file)?.lines().next()?).ok()?;
+    let mut text = vec![0; usize::try_from(meta.len()).unwrap_or_default()];
+    file.read_exact_at(&mut text, 0)?;
+    Ok(believed(&text, owner).map(|record| Found { record, path: path.to_owned(), file, ours }))
+}
+
+fn believed(text: &[u8], owner: u32) -> Option<Record> {
+    let record: Record = serde_json::from_slice(text.split(|byte| *byte == b'\n').next()?).ok()?;
     // A plain user has no sandboxes in another user's units, nor in the system's but where one of those runs this program as that user.
     let believed = owner == 0 || record.manager == Some(owner) || record.is_of_a_service_of(owner);
-    believed.then(|| Found { record, path: path.to_owned(), file, ours })
+    believed.then_some(record)
 }
 
 #[cfg(test)]
@@ -529,7 +556,7 @@ mod tests {
         let text = serde_json::to_vec(&record).unwrap();
         let mut state = StateFile::write_in(&sub, path.clone(), &text).unwrap();
         state.publish().unwrap();
-        let found = open(&path, uid, true).unwrap();
+        let found = open(&path, uid, true).unwrap().unwrap();
         assert_eq!((&found.record, found.status()), (&record, None));
         state.ended(143);
         drop(state);
@@ -561,11 +588,11 @@ mod tests {
         let path = directory.path().join("x.json");
         let uid = rustix::process::geteuid().as_raw();
         std::fs::write(&path, serde_json::to_vec(&record()).unwrap()).unwrap();
-        assert!(open(&path, uid + 1, false).is_none());
+        assert!(open(&path, uid + 1, false).unwrap().is_none());
         std::fs::write(&path, "{").unwrap();
-        assert!(open(&path, uid, true).is_none());
+        assert!(open(&path, uid, true).unwrap().is_none());
         std::fs::remove_file(&path).unwrap();
         std::os::unix::fs::symlink("/etc/passwd", &path).unwrap();
-        assert!(open(&path, uid, true).is_none());
+        assert!(open(&path, uid, true).unwrap().is_none());
     }
 }

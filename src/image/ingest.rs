@@ -158,25 +158,28 @@ impl Work<'_> {
         let next = AtomicUsize::new(0);
         let results: Mutex<Vec<Option<Passed>>> = Mutex::new((0..count).map(|_| None).collect());
         let first_error: Mutex<Option<anyhow::Error>> = Mutex::new(None);
+        let fail = |error| {
+            // Those that stop because of this one have an error too, later.
+            lock(&first_error).get_or_insert(error);
+            self.failed.store(true, Ordering::Relaxed);
+        };
+        let work = || {
+            loop {
+                let at = next.fetch_add(1, Ordering::Relaxed);
+                if at >= count || self.failed.load(Ordering::Relaxed) {
+                    return;
+                }
+                match self.one(at) {
+                    Ok(passed) => lock(&results)[at] = Some(passed),
+                    Err(error) => return fail(error),
+                }
+            }
+        };
         thread::scope(|scope| {
             for _ in 0..workers.min(count) {
-                scope.spawn(|| {
-                    loop {
-                        let at = next.fetch_add(1, Ordering::Relaxed);
-                        if at >= count || self.failed.load(Ordering::Relaxed) {
-                            return;
-                        }
-                        match self.one(at) {
-                            Ok(passed) => lock(&results)[at] = Some(passed),
-                            Err(error) => {
-                                // Those that stop because of this one have an error too, later.
-                                lock(&first_error).get_or_insert(error);
-                                self.failed.store(true, Ordering::Relaxed);
-                                return;
-                            }
-                        }
-                    }
-                });
+                if let Err(error) = thread::Builder::new().spawn_scoped(scope, work) {
+                    return fail(anyhow::Error::new(error).context("start a layer's thread"));
+                }
             }
         });
         if let Some(error) = first_error.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {

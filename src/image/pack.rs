@@ -8,6 +8,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::thread;
 
+use anyhow::Context;
 use rustix::fs::{self, AtFlags, FileType, Mode, OFlags, SeekFrom, Stat};
 use rustix::io::Errno;
 
@@ -23,7 +24,8 @@ const RUN_LIMIT: usize = 4096;
 pub(crate) fn stream<T>(directory: &Path, consume: impl FnOnce(io::PipeReader) -> Result<T>) -> Result<T> {
     let (reader, writer) = io::pipe()?;
     thread::scope(|scope| {
-        let packing = scope.spawn(move || pack(directory, &[], BufWriter::with_capacity(256 << 10, writer)));
+        let work = move || pack(directory, &[], BufWriter::with_capacity(256 << 10, writer));
+        let packing = thread::Builder::new().spawn_scoped(scope, work).context("start the packing thread")?;
         let consumed = consume(reader);
         let packed = packing.join().map_err(|_| fault("the packing thread panicked"))?;
         match (packed, consumed) {

@@ -17,6 +17,7 @@ use super::digest::{Digest, Hasher, HashingWriter};
 use super::progress::Meter;
 use super::tar::Input;
 use crate::error::{Result, fault};
+use anyhow::Context;
 
 /// Size of a buffer, in bytes. Larger ones cost more than they save: copies from and to the page cache then miss the
 /// second-level cache (measured: 128 KiB and up take a fifth more system time).
@@ -212,9 +213,11 @@ pub(crate) fn run<T>(
     let (give_back, returned) = channel::<Vec<u8>>();
     thread::scope(|scope| {
         let back = give_back.clone();
-        let hasher = scope.spawn(move || hash(&for_hasher, &back, repack));
+        let work = move || hash(&for_hasher, &back, repack);
+        let hasher = thread::Builder::new().spawn_scoped(scope, work).context("start the hasher's thread")?;
         let outlets = Outlets { to_consumer, to_hasher, returned };
-        let decoder = scope.spawn(move || decode(source, copy, meter, outlets));
+        let work = move || decode(source, copy, meter, outlets);
+        let decoder = thread::Builder::new().spawn_scoped(scope, work).context("start the decompressor's thread")?;
         let mut chunks = Chunks { from: from_decoder, back: give_back, now: None, at: 0, ended: false };
         let result = consume(&mut chunks).and_then(|value| chunks.drain().map(|()| value));
         // Closing the channel ends the decoder when the consumer gave up.

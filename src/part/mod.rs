@@ -19,8 +19,15 @@ pub(crate) mod terminal;
 pub(crate) mod users;
 
 /// Whether what was locked is still what is at `path`: whoever held the lock before may have removed it between open and lock.
-pub(crate) fn is_still_at(path: &std::path::Path, locked: &std::fs::File) -> bool {
+///
+/// # Errors
+/// When that cannot be seen.
+pub(crate) fn is_still_at(path: &std::path::Path, locked: &std::fs::File) -> std::io::Result<bool> {
     use std::os::unix::fs::MetadataExt;
-    let id = |meta: std::io::Result<std::fs::Metadata>| meta.ok().map(|meta| (meta.dev(), meta.ino()));
-    id(std::fs::metadata(path)).is_some_and(|there| id(locked.metadata()) == Some(there))
+    let id = |meta: std::fs::Metadata| (meta.dev(), meta.ino());
+    match std::fs::metadata(path) {
+        Ok(there) => Ok(id(there) == id(locked.metadata()?)),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
 }

@@ -2,7 +2,7 @@
 //! launcher, in a mount namespace of its own: its root, working directory, umask and file system user are its own too, and unlike a
 //! process it costs no copy of the launcher's memory.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
@@ -50,8 +50,10 @@ pub(super) struct Files {
 struct Stop {
     /// Held while requests are answered: once this is set none is taken any more.
     asked: Mutex<bool>,
-    /// Readable then.
+    /// Readable then, and when there is a failure.
     wake: OwnedFd,
+    /// Why readers of /proc get no answer any more. The child may be one of them, and hear nothing.
+    failure: Mutex<Option<anyhow::Error>>,
 }
 
 /// A helper at work. Dropping it waits for nothing.
@@ -68,7 +70,7 @@ impl Helper {
     pub(super) fn start(work: Work) -> Result<Helper> {
         let what = "start the helper that makes the root";
         let wake = rustix::event::eventfd(0, EventfdFlags::CLOEXEC).context(what)?;
-        let stop = Arc::new(Stop { asked: Mutex::new(false), wake });
+        let stop = Arc::new(Stop { asked: Mutex::new(false), wake, failure: Mutex::new(None) });
         let seen = Arc::clone(&stop);
         sys::share_heap();
         let thread = std::thread::Builder::new().spawn(move || work.run(&seen)).context(what)?;
@@ -80,6 +82,16 @@ impl Helper {
         *self.stop.asked.lock().unwrap_or_else(PoisonError::into_inner) = true;
         // Fails for a counter that is full only.
         let _ = rustix::io::write(&self.stop.wake, &1_u64.to_ne_bytes());
+    }
+
+    /// Readable when [`Helper::failure`] has something to say.
+    pub(super) fn trouble(&self) -> BorrowedFd<'_> {
+        self.stop.wake.as_fd()
+    }
+
+    /// Why it answers nobody any more.
+    pub(super) fn failure(&self) -> Option<anyhow::Error> {
+        self.stop.failure.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 
     /// Waits until it has ended and its mounts are gone, if it does not take too long.
@@ -111,8 +123,9 @@ impl Work {
         self.joined.as_ref().map_or(Ok(()), Joined::enter)?;
         let ids = Ids { base: self.base, userns: self.userns.as_ref().map(AsFd::as_fd) };
         self.end.send(&ToChild::Tree(assemble(root, &ids)?)).context("tell the child")?;
-        if let Some(files) = &mut self.files {
-            files.answer(stop)?;
+        if let Some(Err(error)) = self.files.as_mut().map(|files| files.answer(stop)) {
+            *stop.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+            let _ = rustix::io::write(&stop.wake, &1_u64.to_ne_bytes());
         }
         // Where it may not, the mount namespace ends a moment later, with the thread.
         let _ = sys::setns(host.as_fd(), libc::CLONE_NEWNS);

@@ -6,6 +6,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use anyhow::Context;
 use rustix::net::SocketAddrUnix;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -111,6 +112,20 @@ impl Bus {
             }
         }
         Err(tried.join("; "))
+    }
+
+    /// The number of a process means another one, or none, to a service manager in another PID namespace: it would put a stranger
+    /// into the unit. A descriptor is right everywhere.
+    ///
+    /// # Errors
+    /// When the manager is in one that this process does not see; `what` is what the number was for.
+    pub(super) fn check_numbers(&self, what: &str) -> Result<()> {
+        if self.wire.is_in_sight().with_context(|| format!("{what}: ask who listens on systemd's socket"))? {
+            return Ok(());
+        }
+        Err(fault(format!("{what}: systemd is in another PID namespace, and a process here has another number there"))
+            .hint("run it where systemd's own processes are seen: not in unshare --pid, not in a container")
+            .into())
     }
 
     /// From now on a wait ends with an error when `fd` becomes readable.

@@ -119,12 +119,20 @@ pub(super) fn is_of_unit(path: &Path, unit: &str) -> bool {
 impl UnitOfProcess {
     /// Reads it; `None` where the process is gone or in no unit.
     pub(crate) fn read(process: &str) -> Option<UnitOfProcess> {
-        let text = read_of_kernel(format!("/proc/{process}/cgroup")).ok()?;
+        UnitOfProcess::try_read(process).ok().flatten()
+    }
+
+    /// The same; `None` where it is in no unit.
+    ///
+    /// # Errors
+    /// When it is gone, or cannot be looked at.
+    pub(crate) fn try_read(process: &str) -> std::io::Result<Option<UnitOfProcess>> {
+        let text = read_of_kernel(format!("/proc/{process}/cgroup"))?;
         let text = String::from_utf8_lossy(&text);
         let paths = CgroupPaths::parse(&text);
         // On v1 processes are tracked in the named hierarchy; a hybrid's unified one has the same paths.
         let mode = if text.contains(":name=systemd:") { CgroupMode::Legacy } else { CgroupMode::Unified };
-        UnitOfProcess::of_path(paths.path(mode, None)?)
+        Ok(paths.path(mode, None).and_then(UnitOfProcess::of_path))
     }
 
     fn of_path(path: &Path) -> Option<UnitOfProcess> {

@@ -244,6 +244,7 @@ impl Bus {
     /// # Errors
     /// With systemd's reason.
     pub(crate) fn attach(&mut self, unit: &str, pid: i32) -> Result<()> {
+        self.check_numbers(&format!("put a process into {unit}"))?;
         let pids = vec![u32::try_from(pid).unwrap_or_default()];
         self.manager("AttachProcessesToUnit", &(unit, "", pids))
             .map_err(|failure| self.explain(&format!("put a process into {unit}"), failure))

@@ -97,6 +97,9 @@ impl Request for ScopeRequest<'_> {
 impl Bus {
     /// Sends the start and returns: what the caller does next happens while systemd works.
     pub(crate) fn begin_scope(&mut self, request: &ScopeRequest<'_>) -> Result<PendingScope> {
+        if request.pidfd.is_none() {
+            self.check_numbers(&format!("start {}", request.name))?;
+        }
         self.begin(request, WAIT)
     }
 
@@ -209,6 +212,9 @@ impl Bus {
                 let asked = |known: &str| request.settings().iter().any(|setting| setting.name == known);
                 match dispensable {
                     Some(known) if !asked(known) && !pending.left_out.contains(&known) => {
+                        if known == "PIDFDs" {
+                            self.check_numbers(&what)?;
+                        }
                         pending.left_out.push(known);
                         Ok(Attempt::Retry)
                     }

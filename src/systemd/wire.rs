@@ -188,6 +188,12 @@ impl Wire {
         Ok(wire)
     }
 
+    /// Whether the process that listens at the other end has a number in our PID namespace: unix(7), SO_PEERCRED.
+    pub(super) fn is_in_sight(&self) -> nix::Result<bool> {
+        use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
+        Ok(getsockopt(&self.socket, PeerCredentials)?.pid() != 0)
+    }
+
     /// Waits for the answers to the greeting. A daemon takes descriptors only from then on.
     pub(super) fn greeted(&mut self, deadline: Deadline) -> Exchange<()> {
         while self.greeting == Greeting::Sent {

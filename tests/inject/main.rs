@@ -60,6 +60,21 @@ fn main() -> ExitCode {
     }
 }
 
+/// Calls that do not return, or not there, and those that the manual knows no error of.
+const NEVER_FAIL: &[&str] = &[
+    "exit",
+    "exit_group",
+    "rt_sigreturn",
+    "getpid",
+    "gettid",
+    "getppid",
+    "getuid",
+    "geteuid",
+    "getgid",
+    "getegid",
+    "umask",
+];
+
 const TRACER: &str = "--tracer";
 
 /// Starts the tracer, waits until it has this process, and becomes the command.
@@ -157,6 +172,8 @@ struct Tracer {
     count: Option<u64>,
     /// The thread whose call is on its way to fail.
     failing: Option<Pid>,
+    /// And it fails by what it returns.
+    returns_error: bool,
     /// It was hit; from then on every process goes its way.
     hit: bool,
     /// The path of the log.
@@ -174,6 +191,7 @@ impl Default for Tracer {
             at: 0,
             count: None,
             failing: None,
+            returns_error: true,
             hit: false,
             log: String::new(),
             processes: HashMap::new(),
@@ -233,7 +251,9 @@ impl Tracer {
         if !is_entry {
             if self.failing == Some(pid) {
                 self.failing = None;
-                self.give_error(pid)?;
+                if self.returns_error {
+                    self.give_error(pid)?;
+                }
             }
             return self.go_on(pid, None);
         }
@@ -261,16 +281,19 @@ impl Tracer {
         match self.deed {
             Deed::Count => return Ok(()),
             Deed::Kill => kill(*self.processes.get(&pid).unwrap_or(&pid), Signal::SIGKILL)?,
-            // These do not return, or not there.
-            Deed::Fail(_) if ["exit", "exit_group", "rt_sigreturn"].contains(&name) => return Ok(()),
+            Deed::Fail(_) if NEVER_FAIL.contains(&name) => return Ok(()),
             // A close that fails has closed all the same (close(2)), and no kernel loses a wake-up (futex(2)): these are done, and
             // their result is another one. In place of the others is a call that every filter lets through.
             Deed::Fail(_) => {
-                if !["close", "futex"].contains(&name) {
-                    registers.orig_rax = libc::SYS_getpid.cast_unsigned();
-                    ptrace::setregs(pid, registers)?;
+                match name {
+                    "close" | "futex" => {}
+                    // It fails by returning the end as it is.
+                    "brk" => registers.rdi = 0,
+                    _ => registers.orig_rax = libc::SYS_getpid.cast_unsigned(),
                 }
+                ptrace::setregs(pid, registers)?;
                 self.failing = Some(pid);
+                self.returns_error = name != "brk";
             }
         }
         self.hit = true;
