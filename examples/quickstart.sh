@@ -66,9 +66,9 @@ build() { # sets $binary
   local host
   find_cargo
   host=$(as_owner rustc -vV | sed -n 's/^host: //p')
-  binary=$PWD/target/$host/release/sandbox
-  printf '$ %s\n' "RUSTFLAGS=-Ctarget-feature=+crt-static cargo build --release --target $host"
-  RUSTFLAGS=-Ctarget-feature=+crt-static as_owner cargo build --release --target "$host"
+  binary=${CARGO_TARGET_DIR:-$PWD/target}/$host/release/sandbox
+  printf '$ %s\n' "RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --target $host"
+  RUSTFLAGS='-C target-feature=+crt-static' as_owner cargo build --release --target "$host"
   [ -x "$binary" ] || fail "there is no $binary"
 }
 

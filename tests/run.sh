@@ -11,9 +11,10 @@ set -euo pipefail
 cd "$(dirname "$(realpath "$0")")/.."
 export SANDBOX_TEST_CACHE=${SANDBOX_TEST_CACHE:-/var/cache/sandbox-test}
 target=x86_64-unknown-linux-gnu
-all_lanes="bullseye bullseye-v1 bookworm trixie trixie-selinux sid"
+all_lanes="bullseye bullseye-v1 bullseye-legacy bookworm trixie trixie-selinux sid"
 cow_areas="bed/ workflow/ hostview/ namespaces/user_fallback"   # what also runs on a copy-on-write root, where only identity is possible
 selinux_areas="bed/ labels/ confinement/ workflow/"   # what also runs under SELinux
+legacy_areas="bed/ limits/ workflow/ units/ daily/"   # what also runs where there is no unified hierarchy at all
 parts="" lanes="" filter="" fuzz_seconds=300
 peers=(skopeo umoci docker-registry podman docker.io apache2-utils)   # the tests start their own servers of these
 rows=() total_passed=0 total_failed=0 total_ignored=0
@@ -122,12 +123,14 @@ image_tests() { # as root, beside the peers; one that is missing is a failure
 }
 
 build() { # leaves static binaries in $stage, where tester can run them too
-  local live
+  local name program
   as_owner cargo build --release --target "$target" || return
-  live=$(as_owner cargo test --target "$target" --test live --no-run --message-format=json |
-    jq -r 'select(.executable != null and .target.name == "live") | .executable') || return
   install -m755 "${CARGO_TARGET_DIR:-target}/$target/release/sandbox" "$stage/sandbox" || return
-  install -m755 -s "$live" "$stage/live"
+  for name in live inject; do
+    program=$(as_owner cargo test --target "$target" --test "$name" --no-run --message-format=json |
+      jq -r --arg name "$name" 'select(.executable != null and .target.name == $name) | .executable') || return
+    install -m755 -s "$program" "$stage/$name" || return
+  done
 }
 
 build_fuzz() { # $stage/fuzz: libFuzzer over the targets; rustc, a stable one, puts counters of covered code into our crate, no sanitizer
@@ -185,7 +188,10 @@ vms() { # about 40 minutes a lane under emulation, all six some two hours on two
     echo "vm-$lane: started"
     ( start=$SECONDS; status=0; filters=(${filter:+"$filter"})
       # shellcheck disable=SC2206  # a list of words
-      case "$lane" in *-selinux) [ -n "$filter" ] || filters=($selinux_areas); package= ;; esac
+      case "$lane" in
+        *-selinux) [ -n "$filter" ] || filters=($selinux_areas); package= ;;
+        *-legacy) [ -n "$filter" ] || filters=($legacy_areas); package= ;;
+      esac
       SANDBOX_TEST_SLOW=12 tests/vm/vm.sh run "$lane" -- "${filters[@]}" > "$logs/vm-$lane" 2>&1 < /dev/null || status=$?
       [ -z "$package" ] || tests/vm/vm.sh package "$lane" "$package" >> "$logs/vm-$lane" 2>&1 < /dev/null || status=$?
       echo "$status $((SECONDS - start))" > "$logs/vm-$lane.end"
@@ -249,8 +255,9 @@ if wants lab || wants vm; then
       [ -n "$filter" ] || SANDBOX_BIN=$stage/sandbox step lab-docker tests/lab/docker.sh
       [ -n "$filter" ] || SANDBOX_BIN=$stage/sandbox step lab-probe tests/lab/probe.sh
       [ -n "$filter" ] || SANDBOX_BIN=$stage/sandbox step programs tests/lab/programs.sh --if-there
-      # Every 7th system call of each; all of them take 12 minutes.
-      [ -n "$filter" ] || SANDBOX_BIN=$stage/sandbox step crash tests/crash.sh 7
+      [ -n "$filter" ] || step quickstart examples/quickstart.sh
+      # Every 17th system call of each; all of them take an hour.
+      [ -n "$filter" ] || SANDBOX_BIN=$stage/sandbox SANDBOX_INJECT=$stage/inject step crash tests/crash.sh 17
       [ -n "$filter" ] || SANDBOX_BIN=$stage/sandbox step around tests/around.sh 5
       [ -n "$filter" ] || step package tests/package.sh "$stage/sandbox" "$stage"
     fi

@@ -45,11 +45,10 @@ enum Whose {
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     let result = match words.first().map(String::as_str) {
-        None => own_tests::run(),
-        // `cargo test -- FILTER`, `--nocapture` and the like.
-        Some(_) if !words.iter().any(|word| word == "--" || word == TRACER) => own_tests::run(),
         Some(TRACER) => tracer(&words[1..]),
-        Some(_) => become_traced(&words),
+        Some(_) if words.iter().any(|word| word == "--") => become_traced(&words),
+        // By cargo.
+        _ => return own_tests::run(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

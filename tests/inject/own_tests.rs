@@ -1,12 +1,18 @@
 //! The injector on commands whose calls are known.
 
 use anyhow::{Context, Result, ensure};
+use libtest_mimic::{Arguments, Trial};
 use std::fs;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Command, Output};
+use std::process::{Command, ExitCode, Output};
 
-/// The calls of a short run of the shell's, one that starts another, and all of the errors.
-pub(crate) fn run() -> Result<()> {
+pub(crate) fn run() -> ExitCode {
+    let test = Trial::test("inject/every_call_of_a_command", || Ok(every_call_of_a_command()?));
+    libtest_mimic::run(&Arguments::from_args(), vec![test]).exit_code()
+}
+
+/// Each call of a program is hit, and none beyond the last; those of another process only when they are to be; each error is seen.
+fn every_call_of_a_command() -> Result<()> {
     let dir = tempfile::tempdir()?;
     let log = dir.path().join("log");
     let log = log.to_str().context("a path")?;

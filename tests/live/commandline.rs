@@ -1,6 +1,7 @@
 //! The command line: help, dry runs, and messages that name what is wrong.
 
 use crate::bed::Bed;
+use crate::facts::need;
 use crate::{Test, test, unit};
 use std::fs;
 
@@ -178,7 +179,21 @@ fn doctor(bed: &Bed) {
     assert!([0, 1].contains(&outcome.status), "{} {}", outcome.status, outcome.errors());
     let json = bed.sandbox(["doctor", "--json"]).output();
     assert_eq!(json.status, outcome.status);
-    serde_json::from_slice::<serde_json::Value>(&json.stdout).expect("JSON");
+    let found: serde_json::Value = serde_json::from_slice(&json.stdout).expect("JSON");
+    let checks = found["checks"].as_array().expect("a list");
+    let state = |name: &str| {
+        let check = checks.iter().find(|check| check["name"] == name);
+        check.unwrap_or_else(|| panic!("no {name} in {}", json.text()))["state"].as_str().unwrap().to_owned()
+    };
+    for name in
+        ["systemd", "controllers", "user namespaces", "time namespaces", "overlay features", "seccomp notification"]
+    {
+        assert_ne!(state(name), "missing", "{name}");
+    }
+    let has = |need| bed.facts.has(&need).is_ok();
+    assert_eq!(state("idmapped mounts") == "found", has(need::idmap()), "{}", json.text());
+    assert_eq!(state("FUSE") == "found", has(need::fuse()), "{}", json.text());
+    assert_eq!(state("cgroup version") == "found", has(need::cgroup2()), "{}", json.text());
     if let Some(version) = bed.facts.systemd {
         assert!(outcome.text().contains(&version.to_string()), "systemd {version} is not in\n{}", outcome.text());
     }

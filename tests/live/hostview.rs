@@ -32,6 +32,7 @@ pub(crate) fn tests() -> Vec<Test> {
         test("hostview/mounts", needs![root, systemd], mounts::mounts),
         alone("hostview/no_mount_outside", needs![root, systemd], mounts::no_mount_outside),
         test("hostview/usr_and_home_mounted", needs![root, systemd], mounts::usr_and_home_mounted),
+        test("hostview/secrets_on_an_overlay", needs![root, systemd, idmap], mounts::secrets_on_an_overlay),
         test(
             "hostview/usr_and_home_mounted_of_a_user",
             needs![root, systemd, user_manager, kernel_min(5, 11)],

@@ -2,7 +2,7 @@
 # vm.sh — the live tests on real Debian kernels: qemu boots a Debian tree with its own kernel and systemd, runs them, powers off.
 #   vm.sh tree SUITE…               build the image of bullseye, bookworm, trixie or sid (cached; see ../tree.sh)
 #   vm.sh run LANE [-- FILTER…]     run the live tests, those of each filter in turn; LANE is a suite, bullseye-v1 (the same tree with
-#                                   cgroup v1) or trixie-selinux (the same tree with SELinux and selinux.cil in place of AppArmor)
+#                                   cgroup v1, hybrid), bullseye-legacy (v1 alone) or trixie-selinux (the same tree with SELinux and selinux.cil in place of AppArmor)
 #   vm.sh script LANE FILE          run FILE as root in it instead, with `sandbox` in the PATH (and /payload/live where SANDBOX_LIVE is set)
 #   vm.sh package LANE FILE         install the Debian package FILE in it, use it, boot again, purge it (see ../package.sh)
 # Needs SANDBOX_BIN and, for `run`, SANDBOX_LIVE: static binaries of the program and of its live tests.
@@ -20,16 +20,16 @@ die() { echo "vm: $*" >&2; exit 125; }
 suite_of() {
   case "$1" in
     bullseye | bookworm | trixie | sid) echo "$1" ;;
-    bullseye-v1) echo bullseye ;;
+    bullseye-v1 | bullseye-legacy) echo bullseye ;;
     trixie-selinux) echo trixie ;;
-    *) die "no lane '$1' (bullseye, bullseye-v1, bookworm, trixie, trixie-selinux, sid)" ;;
+    *) die "no lane '$1' (bullseye, bullseye-v1, bullseye-legacy, bookworm, trixie, trixie-selinux, sid)" ;;
   esac
 }
 
 promises_of() { # what the live tests may rely on; a lane that lacks one of these fails
   case "$1" in
     bullseye) echo "root systemd cgroup2 disk user_manager fuse apparmor" ;;      # 5.10: no idmapped mounts
-    bullseye-v1) echo "root systemd cgroup1 disk user_manager fuse apparmor" ;;
+    bullseye-v1 | bullseye-legacy) echo "root systemd cgroup1 disk user_manager fuse apparmor" ;;
     trixie-selinux) echo "root systemd cgroup2 idmap disk user_manager fuse pasta selinux" ;;
     bookworm) echo "root systemd cgroup2 idmap disk user_manager fuse pasta apparmor" ;;
     *) echo "root systemd cgroup2 idmap disk user_manager fuse pasta apparmor apparmor4" ;;
@@ -54,7 +54,10 @@ boot() { # boot LANE DIR [DISK]: the payload in DIR; output on stdout; with DISK
   local lane=$1 dir=$2 image args=() nonce status disk=${3:-}
   # Its own process: in a function that is called with || the shell would not stop at an error.
   image=$(bash "$here/../tree.sh" image "$(suite_of "$lane")" vm) || die "no image for $lane"
-  [ "$lane" != bullseye-v1 ] || args+=(systemd.unified_cgroup_hierarchy=0)
+  case "$lane" in
+    bullseye-v1) args+=(systemd.unified_cgroup_hierarchy=0) ;;
+    bullseye-legacy) args+=(systemd.unified_cgroup_hierarchy=0 systemd.legacy_systemd_cgroup_controller=1) ;;
+  esac
   [ "$lane" != trixie-selinux ] || args+=(security=selinux)
   if [ -z "$disk" ]; then
     disk=file=$image,snapshot=on

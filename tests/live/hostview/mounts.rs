@@ -102,3 +102,22 @@ pub(super) fn usr_and_home_mounted(bed: &Bed) {
 pub(super) fn usr_and_home_mounted_of_a_user(bed: &Bed) {
     assert_eq!(partitions(bed, true), "own\n/home tmpfs\n/usr overlay\n/usr/bin/env\n/usr/share\nmine");
 }
+
+/// What is secret on a mount whose owners cannot be mapped, here one that is read-only, is hidden all the same.
+pub(super) fn secrets_on_an_overlay(bed: &Bed) {
+    let place = bed.disk_dir();
+    let place = place.display();
+    let setup = format!(
+        "mount --make-rprivate /; cp -a /etc {place}/etc; mkdir -p {place}/etc/wireguard {place}/empty {place}/var; \
+         echo key > {place}/etc/wireguard/wg0.conf; chmod 644 {place}/etc/wireguard/wg0.conf; \
+         mount -t overlay -o ro,lowerdir={place}/etc:{place}/empty etc /etc; grep -q key /etc/wireguard/wg0.conf"
+    );
+    let look = "cat /etc/wireguard/wg0.conf; cat /etc/hostname; test -e /etc/shadow; echo $?; echo mine > /etc/mine; cat /etc/mine";
+    let run = bed.sandbox(["run", "--name", "inner", "--", "sh", "-c", look]);
+    let outcome = run.with_mounts(&setup).output().succeeded();
+    assert_eq!(outcome.text(), "inner\n1\nmine");
+    assert!(
+        outcome.errors().contains("falls back to identity") && outcome.errors().contains("/etc (overlay)"),
+        "{outcome:?}"
+    );
+}
