@@ -273,7 +273,9 @@ class Report:
             kinds.setdefault(kind, {}).setdefault(peer, []).append(int(nanoseconds) / 1000)
         self.say("## What it costs inside", "",
                  "One operation of a program that runs in it. crun has what `crun spec` writes, on an overlay, without and with the filter",
-                 "that dockerd gives its runtime; all have the same limits.")
+                 "that dockerd gives its runtime; all have the same limits. Ours has besides what they have not: a user namespace with a",
+                 "range of IDs of its own, whose layers are idmapped. Each open of a file maps its owner, some 3 % of opening, reading and",
+                 "closing a small one; the filter of system calls costs what Docker's does.")
         if kinds:
             self.plot("inside", bar_plot("One operation inside", [(KINDS[kind], times) for kind, times in kinds.items()], "µs"))
         for kind, times in kinds.items():

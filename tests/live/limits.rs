@@ -21,7 +21,7 @@ pub(crate) fn tests() -> Vec<Test> {
         test("limits/share_of_the_machine", needs![root, systemd], share_of_the_machine),
         test("limits/several_at_once", needs![root, systemd], several_at_once),
         test("limits/oom_policy", needs![root, systemd, systemd_min(253)], oom_policy),
-        test("limits/oom_policy_of_old", needs![root, systemd, systemd_max(252)], oom_policy_of_old),
+        test("limits/oom_policy_of_old", needs![root, systemd, cgroup2, systemd_max(251)], oom_policy_of_old),
         test("limits/asked_twice", needs![root, systemd], asked_twice),
         test("limits/bad_values", needs![root, systemd], bad_values),
         test("limits/unknown_property", needs![root, systemd], unknown_property),
