@@ -131,7 +131,8 @@ fn own_node(path: &Path, ids: &Ids<'_>) -> Result<Source> {
     let context = || format!("device {}", path.display());
     let stat = rustix::fs::stat(path).with_context(context)?;
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    let options = [("mode", "0755".to_owned()), ("nr_inodes", "2".to_owned()), ("size", "4096".to_owned())];
+    // Two inodes and room for their labels, which count as inodes since Linux 6.6.
+    let options = [("mode", "0755".to_owned()), ("nr_inodes", "8".to_owned()), ("size", "4096".to_owned())];
     let place = new_file_system("tmpfs", &options, attributes).with_context(context)?;
     let kind = FileType::from_raw_mode(stat.st_mode);
     match rustix::fs::mknodat(&place, "node", kind, Mode::from_raw_mode(stat.st_mode & 0o777), stat.st_rdev) {
