@@ -64,15 +64,16 @@ pub(crate) fn enter(sandbox: &Sandbox, process: &ProcessPlan) -> Result<u8> {
     };
     drop((child_end, target));
     let mut entered = Entered { end, pidfd, ended: false };
-    if let Err(error) = join_unit(sandbox, pid) {
-        // One that has ended is in no unit; then it has said why.
-        return Err(entered.failure().unwrap_or(error));
-    }
-    // Another user's file is no reason to give a process of root's more than it has.
-    if sandbox.found.ours {
-        process.apply_from_outside(pid)?;
-    }
-    entered.end.send(&ToChild::Go).context("tell the child")?;
+    let let_go = || {
+        join_unit(sandbox, pid)?;
+        // Another user's file is no reason to give a process of root's more than it has.
+        if sandbox.found.ours {
+            process.apply_from_outside(pid)?;
+        }
+        entered.end.send(&ToChild::Go).context("tell the child")
+    };
+    // One that has ended is in no unit, and hears nothing; it has said why.
+    let_go().map_err(|error| entered.failure().unwrap_or(error))?;
     let master = match entered.end.receive()? {
         Some(ToParent::Ready(master)) => master,
         Some(ToParent::Failed(failure)) => return Err(failure.into_error()),

@@ -92,7 +92,8 @@ pub(crate) fn all(managers: &mut Managers) -> Result<Vec<Sandbox>> {
         match managers.get(manager).and_then(|bus| bus.list(&names)) {
             Ok(units) => list.extend(found.into_iter().filter_map(|found| confirmed(found, &units))),
             Err(error) if manager.is_some_and(|uid| uid != rustix::process::geteuid().as_raw()) => {
-                log::warn!("sandboxes of user {}: {error:#}", manager.unwrap_or_default());
+                // What others do is no reason to warn root of at each command.
+                log::info!("sandboxes of user {}: {error:#}", manager.unwrap_or_default());
             }
             Err(error) => return Err(error),
         }

@@ -297,7 +297,18 @@ fn asked_of_unit(spec: &Spec) -> Option<String> {
     let unit = &spec.unit;
     let name = unit.name.as_ref().map(|name| format!("--unit {name}"));
     let slice = || unit.slice.as_ref().map(|slice| format!("--slice {slice}"));
-    let limits = unit.assignments.iter().map(Assignment::asked).filter(|asked| !asked.starts_with(DEVICE));
+    // Docker's words for no limit at all.
+    let none = [
+        "--memory 0",
+        "--cpus 0",
+        "--cpu-shares 0",
+        "--cpu-quota 0",
+        "--cpu-quota -1",
+        "--pids-limit 0",
+        "--pids-limit -1",
+    ];
+    let is_limit = |asked: &&str| !asked.starts_with(DEVICE) && !none.contains(asked);
+    let limits = unit.assignments.iter().map(Assignment::asked).filter(is_limit);
     let limit = || limits.into_iter().next().map(str::to_owned);
     let user = || unit.user.map(|user| if user { "--user".to_owned() } else { "--system".to_owned() });
     let detach = || unit.detach.then(|| "--detach".to_owned());

@@ -371,6 +371,8 @@ impl Running<'_> {
         }
         // ESRCH: it has ended by itself.
         let _ = rustix::process::pidfd_send_signal(&self.pidfd, Signal::KILL);
+        // It may wait for an answer about /proc, which not even that ends; the closing of the device does.
+        self.view = None;
     }
 
     /// When the child reported a failure, or the process that attends to pasta, that is the cause of whatever this side saw.

@@ -387,13 +387,14 @@ fn create(directory: &Path, path: &Path) -> std::io::Result<File> {
     }
 }
 
-/// A state file that was found, and is kept open.
+/// A state file that was found.
 #[derive(Debug)]
 pub(crate) struct Found {
     /// What is in it.
     pub(crate) record: Record,
     path: PathBuf,
-    file: File,
+    /// Open, so that it can be read once it is gone; `None` beyond [`KEPT_OPEN`].
+    file: Option<File>,
     /// The caller has written it.
     pub(crate) ours: bool,
 }
@@ -401,12 +402,19 @@ pub(crate) struct Found {
 impl Found {
     /// The payload's exit status, once its launcher has written it.
     pub(crate) fn status(&self) -> Option<u8> {
-        read(&self.file)?.lines().nth(1)?.parse().ok()
+        let text = match &self.file {
+            Some(file) => read(file)?,
+            None => read(&File::open(&self.path).ok()?)?,
+        };
+        text.lines().nth(1)?.parse().ok()
     }
 
     /// Removes what a killed launcher left, where that is the caller's to do.
     fn sweep(&self) {
-        if self.ours && !self.record.launcher.lives() && is_same(&self.path, &self.file) {
+        if self.ours
+            && !self.record.launcher.lives()
+            && self.file.as_ref().is_some_and(|file| is_same(&self.path, file))
+        {
             log::debug!("{} is stale", self.path.display());
             drop(std::fs::remove_file(&self.path));
         }
@@ -419,10 +427,13 @@ fn read(file: &File) -> Option<String> {
     String::from_utf8(bytes).ok()
 }
 
+/// How many state files of those that are found stay open: a process has 1024 descriptors, and a machine may have more sandboxes.
+const KEPT_OPEN: usize = 256;
+
 /// Every state file whose launcher and leader live; others are swept, and what is no state file is passed over.
 pub(crate) fn all() -> Vec<Found> {
     let uid = rustix::process::geteuid().as_raw();
-    let mut list = Vec::new();
+    let mut list: Vec<Found> = Vec::new();
     for (directory, owner) in directories() {
         let say = |path: &Path, error: std::io::Error| {
             // One that has just ended, or none at all; what others have in their directories is theirs.
@@ -439,7 +450,7 @@ pub(crate) fn all() -> Vec<Found> {
             if path.extension().is_none_or(|extension| extension != "json") {
                 continue;
             }
-            let found = match open(&path, owner, owner == uid) {
+            let mut found = match open(&path, owner, owner == uid) {
                 Ok(Some(found)) => found,
                 Ok(None) => continue,
                 Err(error) => {
@@ -447,7 +458,14 @@ pub(crate) fn all() -> Vec<Found> {
                     continue;
                 }
             };
-            if found.record.launcher.lives() && found.record.leader.lives() { list.push(found) } else { found.sweep() }
+            if !found.record.launcher.lives() || !found.record.leader.lives() {
+                found.sweep();
+                continue;
+            }
+            if list.len() >= KEPT_OPEN {
+                found.file = None;
+            }
+            list.push(found);
         }
     }
     list
@@ -479,7 +497,7 @@ fn open(path: &Path, owner: u32, ours: bool) -> std::io::Result<Option<Found>> {
     }
     let mut text = vec![0; usize::try_from(meta.len()).unwrap_or_default()];
     file.read_exact_at(&mut text, 0)?;
-    Ok(believed(&text, owner).map(|record| Found { record, path: path.to_owned(), file, ours }))
+    Ok(believed(&text, owner).map(|record| Found { record, path: path.to_owned(), file: Some(file), ours }))
 }
 
 fn believed(text: &[u8], owner: u32) -> Option<Record> {

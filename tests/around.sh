@@ -43,6 +43,8 @@ finish() {
 }
 
 stop_pid1_when_asked() { # PID 1 of a namespace takes a SIGSTOP only from outside it
+  # Nothing that outlives this holds the caller's streams.
+  exec > /dev/null 2>&1
   while sleep 0.2; do
     [ -e "$stage/stop-pid1" ] || continue
     kill -STOP "$(cat "/run/lab-$lab/pid")"

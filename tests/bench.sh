@@ -38,7 +38,7 @@ inside() { # inside STAGE ROUNDS RUNS: runs in the lab
     prepare=(); [ "$gap" = none ] || prepare=(--prepare "sleep $gap")
     for round in $(seq "$rounds"); do
       hyperfine -N --warmup 3 --runs "$runs" "${prepare[@]}" --export-json "$results/start-$gap-$round.json" "${commands[@]}" > /dev/null 2>&1 ||
-        { hyperfine -N --runs 2 "${commands[@]}"; exit 1; }   # once more, to be heard
+        { hyperfine -N --runs 2 "${commands[@]}"; exit 125; }   # once more, to be heard
     done
     table "$gap" "$results/start-$gap"-*.json
   done

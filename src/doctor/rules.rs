@@ -338,7 +338,7 @@ fn root(facts: &Facts) -> Check {
 }
 
 fn owners(facts: &Facts) -> Check {
-    let name = "idmapped mounts";
+    let name = if matches!(facts.trials.owners, Owners::Maps(_)) { "IDs inside" } else { "idmapped mounts" };
     match &facts.trials.owners {
         Owners::Range => match &facts.trials.root {
             Ok(_) => Check::new(name, Found, "layers are idmapped: a range of 65536 IDs for each sandbox"),

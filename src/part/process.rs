@@ -9,7 +9,7 @@ use rustix::process::Pid;
 use serde::{Serialize, Serializer};
 
 use crate::error::{Result, fault};
-use crate::host::{Host, IdRange, is_below};
+use crate::host::{Host, IdRange};
 use crate::part::account;
 use crate::part::service::{Listen, ServicePlan};
 use crate::part::users::UserPlan;
@@ -98,7 +98,7 @@ pub(crate) fn plan(spec: &Spec, host: &Host, users: &UserPlan, service: &Service
     // A map without root has one user and one group, which need not be the group that the account has inside.
     let only = users.only_ids();
     let host_view = spec.root.source == RootSource::HostView;
-    let is_bound = || spec.root.binds.iter().any(|bind| bind.source == bind.at && is_below(&host.cwd, &bind.at));
+    let is_bound = || spec.root.binds.iter().any(|bind| bind.source == bind.at && host.cwd.starts_with(&bind.at));
     let directories = match &process.directory {
         Some(asked) => vec![asked.clone()],
         None if host_view || is_bound() => vec![host.cwd.clone(), "/".into()],

@@ -85,9 +85,12 @@ pub(crate) fn existing(host: &Host) -> Vec<(PathBuf, bool)> {
         });
         paths.extend(keys.map(|name| ssh.join(name)));
     }
+    // What cannot be looked at is not shown; what lies beneath such a mount would be.
+    let beneath = |path: &PathBuf| (path.clone(), DIRECTORIES.iter().any(|name| path == Path::new(name)));
+    let unseen = paths.iter().filter(|path| !host.is_local(path)).map(beneath);
     // A list that leads to the root itself would leave nothing.
     let found = paths.iter().filter_map(|path| look.resolve(path)).filter(|(path, _)| path != Path::new("/"));
-    outermost(found.collect())
+    outermost(found.chain(unseen).collect())
 }
 
 /// Without what is in a directory of the list: that one is empty already.

@@ -252,7 +252,10 @@ impl Channel {
     }
 
     /// Answers.
-    pub(super) fn answer(&self, unique: u64, answer: Result<&[u8], Errno>) {
+    ///
+    /// # Errors
+    /// What write(2) says. Whoever asked waits until the device is closed then, and cannot be killed.
+    pub(super) fn answer(&self, unique: u64, answer: Result<&[u8], Errno>) -> io::Result<()> {
         let (error, body) = match answer {
             Ok(body) => (0, body),
             Err(error) => (-error.raw_os_error(), &[][..]),
@@ -262,8 +265,14 @@ impl Channel {
         out.extend(error.to_ne_bytes());
         out.extend(unique.to_ne_bytes());
         out.extend(body);
-        // ENOENT: whoever asked does not wait any more; what else can happen the next receive() says, too.
-        let _ = rustix::io::write(&self.device, &out);
+        loop {
+            return match rustix::io::write(&self.device, &out) {
+                Err(Errno::INTR) => continue,
+                // ENOENT: whoever asked does not wait any more.
+                Ok(_) | Err(Errno::NOENT) => Ok(()),
+                Err(error) => Err(error.into()),
+            };
+        }
     }
 }
 

@@ -63,19 +63,23 @@ impl Server {
             match self.channel.receive()? {
                 Received::Nothing => break,
                 Received::Gone => return Ok(Served::Ended),
-                Received::Request(length) => self.turn(length, reader.as_deref_mut()),
+                Received::Request(length) => self.turn(length, reader.as_deref_mut())?,
             }
         }
         Ok(Served::All)
     }
 
-    fn turn(&mut self, length: usize, reader: Option<&mut Reader>) {
-        let Some(Request { unique, node, question }) = self.channel.request(length) else { return };
+    fn turn(&mut self, length: usize, reader: Option<&mut Reader>) -> io::Result<()> {
+        let Some(Request { unique, node, question }) = self.channel.request(length) else { return Ok(()) };
         let answer = match question {
-            Question::Told => return,
-            Question::Forget(times) => return self.tree.forget(node, times),
+            Question::Told => return Ok(()),
+            Question::Forget(times) => {
+                self.tree.forget(node, times);
+                return Ok(());
+            }
             Question::ForgetMany(body) => {
-                return fuse::forgotten(body).for_each(|(node, times)| self.tree.forget(node, times));
+                fuse::forgotten(body).for_each(|(node, times)| self.tree.forget(node, times));
+                return Ok(());
             }
             Question::Init => Ok(fuse::agreed()),
             Question::Lookup(name) => look_up(&mut self.tree, node, name, &seen(reader.as_deref())).map(fuse::entry),
@@ -95,7 +99,7 @@ impl Server {
             }
             Question::Unknown => Err(Errno::NOSYS),
         };
-        self.channel.answer(unique, answer.as_deref().map_err(|error| *error));
+        self.channel.answer(unique, answer.as_deref().map_err(|error| *error))
     }
 
     /// From the start a file says what is true now; what follows is the rest of the same text.

@@ -119,7 +119,8 @@ fn cpu_quota(layer: &Layer) -> Result<Vec<(String, String)>> {
             let micros = value::number_in(quota, 1000, 1_000_000_000_000).with_context(|| asked.clone())?;
             let period = period.as_deref().unwrap_or("100000");
             let period = value::number_in(period, 1000, 1_000_000).with_context(|| format!("--cpu-period {period}"))?;
-            (micros.saturating_mul(1_000_000) / period, asked)
+            // systemd rounds down when it writes the quota of a period.
+            (micros.saturating_mul(1_000_000).div_ceil(period), asked)
         }
     };
     let mut list = vec![(asked, format!("CPUQuota={}", percent(quota.max(1))))];

@@ -42,7 +42,9 @@ impl Directive {
         if name == "CPUQuota"
             && value.split_once('.').is_some_and(|(_, decimals)| decimals.trim_end_matches('%').len() > 2)
         {
-            return Err(fault(format!("{text}: a unit file keeps hundredths of a percent")).into());
+            return Err(fault(format!("{text}: a unit file keeps hundredths of a percent"))
+                .hint("a quota that is one: CPUQuota=12.34%, cpus = 0.1234, or a cpu_quota that cpu_period divides so")
+                .into());
         }
         if only_in_a_unit_file(text) {
             let name = name.to_owned();

@@ -191,7 +191,11 @@ impl Wire {
     /// Whether the process that listens at the other end has a number in our PID namespace: unix(7), SO_PEERCRED.
     pub(super) fn is_in_sight(&self) -> nix::Result<bool> {
         use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
-        Ok(getsockopt(&self.socket, PeerCredentials)?.pid() != 0)
+        let peer = getsockopt(&self.socket, PeerCredentials)?.pid();
+        // One in a namespace below ours has a number here and another one there, proc_pid_status(5). Not everybody may look.
+        let status = std::fs::read_to_string(format!("/proc/{peer}/status")).unwrap_or_default();
+        let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
+        Ok(peer != 0 && numbers.is_none_or(|numbers| numbers.split_ascii_whitespace().count() == 1))
     }
 
     /// Waits for the answers to the greeting. A daemon takes descriptors only from then on.

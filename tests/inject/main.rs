@@ -81,6 +81,8 @@ fn become_traced(words: &[String]) -> Result<()> {
     let (options, command) =
         words.iter().position(|word| word == "--").map(|at| (&words[..at], &words[at + 1..])).context("no --")?;
     let [program, arguments @ ..] = command else { bail!("no command") };
+    // Where Yama lets only ancestors trace (ptrace_scope 1); elsewhere there is nothing to allow.
+    let _ = rustix::process::set_ptracer(rustix::process::PTracer::Any);
     // A grandchild: the command has no child that it did not make.
     let (mut word, end) = std::io::pipe()?;
     let starter = Command::new("/proc/self/exe")
@@ -203,7 +205,7 @@ impl Tracer {
         loop {
             let status = match waitpid(Pid::from_raw(-1), Some(WaitPidFlag::__WALL)) {
                 Err(Errno::ECHILD) => break,
-                // Real-time signals, which the library has no name for, are passed on by nobody here.
+                // A real-time signal, which the library has no name for.
                 Err(error) => return Err(error.into()),
                 Ok(status) => status,
             };

@@ -232,7 +232,7 @@ fn subordinate_ids_take_a_program_and_a_range() {
     assert!(command.starts_with("sudo usermod --add-subuids ") && command.ends_with(" me"));
     facts.person.map_tools = false;
     assert_eq!(check(&facts, "subordinate IDs").command.as_deref(), Some("sudo apt install uidmap"));
-    assert_eq!(check(&facts, "idmapped mounts").state, Limited);
+    assert_eq!(check(&facts, "IDs inside").state, Limited);
 }
 
 #[test]

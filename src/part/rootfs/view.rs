@@ -1,6 +1,7 @@
 //! The host view: the host's own files as the lowest layer, decided per mount by the type of its file system, never by touching
 //! it. What is on the network or behind FUSE or automount stays out: a dead server would hang whoever looks.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use super::{BindPlan, INIT_FILES, InitEntry, InitKind, Operation, Overlay, Owners, Tmpfs, can_idmap, init_files};
@@ -35,7 +36,7 @@ pub(super) fn degraded(spec: &Spec, host: &Host, owners: Owners) -> Vec<String> 
     let view = View::new(spec, host, owners);
     let line = |mount: &Mount| {
         let (point, fstype) = (mount.point.display(), &mount.fstype);
-        if view.cannot_hide(mount) {
+        if view.unhidable.contains(&mount.point.as_path()) {
             return Some(format!("{point} ({fstype}): left out, what is secret on it cannot be hidden"));
         }
         let is_bound = !view.left_out(mount) && mount.point != Path::new("/") && view.is_layer(mount);
@@ -65,6 +66,10 @@ struct View<'a> {
     secrets: Vec<&'a (PathBuf, bool)>,
     /// Mounts of which nothing is to be seen: at a secret, or where the sandbox has a file of its own.
     covered: Vec<&'a Path>,
+    /// Mounts on which something is secret, and which cannot be the layer of an overlay: not shown either.
+    unhidable: Vec<&'a Path>,
+    /// What the init layer puts into each overlay, by the place of that.
+    init: HashMap<PathBuf, Vec<InitEntry>>,
 }
 
 impl<'a> View<'a> {
@@ -72,9 +77,17 @@ impl<'a> View<'a> {
         // What a link leads to may be where nothing of the host is seen anyway.
         let seen = |(path, _): &&(PathBuf, bool)| !spec.root.host_secrets && !is_elsewhere(path);
         let secrets = host.view.secrets.iter().filter(seen).collect();
-        let mut view = View { spec, host, owners, secrets, covered: Vec::new() };
+        let (covered, unhidable, init) = (Vec::new(), Vec::new(), HashMap::new());
+        let mut view = View { spec, host, owners, secrets, covered, unhidable, init };
         let points = host.mounts.iter().map(|mount| mount.point.as_path());
         view.covered = points.filter(|point| view.is_hidden(point) || is_init_file(point)).collect();
+        view.init = view.init_by_overlay();
+        let unhidable = host.mounts.iter().filter(|mount| view.cannot_hide(mount));
+        view.unhidable = unhidable.map(|mount| mount.point.as_path()).collect();
+        if !view.unhidable.is_empty() {
+            // What is secret there is hidden where it shows then: beneath.
+            view.init = view.init_by_overlay();
+        }
         view
     }
 
@@ -88,7 +101,7 @@ impl<'a> View<'a> {
             || is_elsewhere(&mount.point)
             || !self.host.is_local(&mount.point)
             || is_kernel(&mount.fstype)
-            || self.cannot_hide(mount)
+            || self.unhidable.contains(&mount.point.as_path())
     }
 
     /// Whether something of it is to be hidden that would be seen, since it cannot be the layer of an overlay. Closed, not open.
@@ -99,7 +112,7 @@ impl<'a> View<'a> {
 
     /// It is the overlay that hides, also on what is read-only.
     fn hides(&self, mount: &Mount) -> bool {
-        !self.init_below(&mount.point).is_empty()
+        self.init.contains_key(&mount.point)
     }
 
     fn mount(&self, mount: &Mount) -> Operation {
@@ -135,31 +148,40 @@ impl<'a> View<'a> {
     }
 
     fn overlay(&self, at: &Path, idmap: bool) -> Operation {
-        Operation::Overlay(Overlay { at: at.into(), layers: vec![at.into()], init: self.init_below(at), idmap })
+        let init = self.init.get(at).cloned().unwrap_or_default();
+        Operation::Overlay(Overlay { at: at.into(), layers: vec![at.into()], init, idmap })
     }
 
-    /// What the init layer puts into the overlay at `at`: what is below it and below no other one.
-    fn init_below(&self, at: &Path) -> Vec<InitEntry> {
+    /// What the init layer puts into each overlay: what is below it and below no other one.
+    fn init_by_overlay(&self) -> HashMap<PathBuf, Vec<InitEntry>> {
         let files =
             init_files(self.spec, self.host).into_iter().map(|entry| (Path::new("/").join(&entry.path), entry.what));
         let hidden = self
             .secrets
             .iter()
             .map(|(path, directory)| (path.clone(), if *directory { InitKind::Empty } else { InitKind::Absent }));
-        let owner = |path: &Path| self.overlay_of(path);
-        let below = files.chain(hidden).filter(|(path, _)| owner(path) == at);
-        below
-            .filter_map(|(path, what)| Some(InitEntry { path: path.strip_prefix(at).ok()?.to_path_buf(), what }))
-            .filter(|entry| !entry.path.as_os_str().is_empty())
-            .collect()
+        let mut all: HashMap<PathBuf, Vec<InitEntry>> = HashMap::new();
+        for (path, what) in files.chain(hidden) {
+            let overlay = self.overlay_of(&path);
+            let below = path.strip_prefix(&overlay).ok().filter(|below| !below.as_os_str().is_empty());
+            if let Some(path) = below.map(Path::to_path_buf) {
+                all.entry(overlay).or_default().push(InitEntry { path, what });
+            }
+        }
+        all
     }
 
     /// Where the overlay is that shows `path`.
     fn overlay_of(&self, path: &Path) -> PathBuf {
         if self.host.uid == 0 {
             let mut path = path;
+            let is_shown = |mount: &Mount| {
+                let point = mount.point.as_path();
+                let is_left_out = self.covered.contains(&point) || self.unhidable.contains(&point);
+                !is_left_out && self.host.is_local(point) && !is_kernel(&mount.fstype)
+            };
             while let Some(mount) = self.host.mount_of(path) {
-                match mount.point.parent().filter(|_| self.covered.contains(&mount.point.as_path())) {
+                match mount.point.parent().filter(|_| !is_shown(mount)) {
                     Some(above) => path = above,
                     None => return mount.point.clone(),
                 }

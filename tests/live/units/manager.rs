@@ -52,11 +52,21 @@ pub(super) fn from_another_pid_namespace(bed: &Bed) {
     let cgroup = || fs::read_to_string(format!("/proc/{}/cgroup", bystander.pid())).unwrap();
     let before = cgroup();
     // One of these gives the sandbox the number that the bystander has outside.
-    let script = "for i in $(seq 8); do echo $(($0 - i)) > /proc/sys/kernel/ns_last_pid; \"$@\"; done; true";
+    let script = "for i in $(seq 8); do echo $(($0 - i)) > /proc/sys/kernel/ns_last_pid; \"$@\" || echo $?; done";
     let run = bed.run(["--slice", &bed.slice(), "--userns", "identity"], "true");
-    let namespace = ["--pid", "--fork", "--mount-proc", "sh", "-c", script, &bystander.pid().to_string()];
+    let namespace = ["--pid", "--fork", "--mount-proc", "sh", "-e", "-c", script, &bystander.pid().to_string()];
     let outcome = bed.command("unshare", namespace).args(run.words()).output().succeeded();
     assert_eq!(cgroup(), before, "a process of the machine's was moved: {}", outcome.errors());
+    // A descriptor, which systemd takes since 255, is right in every namespace.
+    let (statuses, refusals) =
+        if bed.facts.systemd.is_some_and(|version| version >= 255) { ("", 0) } else { ("125\n", 8) };
+    assert_eq!(outcome.text(), statuses.repeat(8).trim_end(), "{}", outcome.errors());
+    assert_eq!(
+        outcome.errors().matches("systemd is in another PID namespace").count(),
+        refusals,
+        "{}",
+        outcome.errors()
+    );
 }
 
 /// The system's manager does not start a scope for everybody, and the error says what does.
