@@ -131,11 +131,10 @@ impl Host {
     pub(crate) fn read() -> Result<Host> {
         let mounts = read_of_kernel("/proc/self/mountinfo").context("read /proc/self/mountinfo")?;
         let uid = rustix::process::geteuid().as_raw();
-        let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-        let group = std::fs::read_to_string("/etc/group").unwrap_or_default();
+        // Ranges of IDs that others have are in them: what cannot be read is not nothing.
+        let [passwd, group] = [text_of("/etc/passwd")?, text_of("/etc/group")?];
         let user = account::by_uid(&passwd, uid).map_or_else(|| uid.to_string(), |entry| entry.name);
-        let [subuid, subgid] =
-            ["/etc/subuid", "/etc/subgid"].map(|path| std::fs::read_to_string(path).unwrap_or_default());
+        let [subuid, subgid] = [text_of("/etc/subuid")?, text_of("/etc/subgid")?];
         let environment = std::env::vars_os().collect();
         let own = |text: &str| subordinate_ranges(text).into_iter().find(|(owner, _)| *owner == user).map(|(_, r)| r);
         Ok(Host {
@@ -143,10 +142,10 @@ impl Host {
             gid: rustix::process::getegid().as_raw(),
             cwd: std::env::current_dir().unwrap_or_else(|_| "/".into()),
             kernel: parse_kernel(rustix::system::uname().release().to_string_lossy().as_ref()),
-            cgroup: CgroupMode::read().ok(),
+            cgroup: CgroupMode::find()?,
             id: random_id()?,
             systemd: installed_systemd(),
-            booted_by_systemd: is_booted_by_systemd(),
+            booted_by_systemd: is_booted_by_systemd().context("look at /run/systemd/system")?,
             mounts: visible(&parse_mountinfo(&mounts)),
             terminal: std::io::stdin().is_terminal()
                 && std::io::stdout().is_terminal()
@@ -226,8 +225,24 @@ impl Host {
 }
 
 /// Whether systemd is this machine's PID 1, sd_booted(3).
-pub(crate) fn is_booted_by_systemd() -> bool {
-    Path::new("/run/systemd/system").is_dir()
+///
+/// # Errors
+/// When that cannot be seen.
+pub(crate) fn is_booted_by_systemd() -> std::io::Result<bool> {
+    match std::fs::symlink_metadata("/run/systemd/system") {
+        Ok(meta) => Ok(meta.is_dir()),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::EACCES)) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// The text of a file; none where there is no such file.
+fn text_of(path: &str) -> Result<String> {
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(String::from_utf8_lossy(&bytes).into_owned()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(String::new()),
+        Err(error) => Err(error).with_context(|| format!("read {path}")),
+    }
 }
 
 /// Reads a file of /proc or the like whole, in as few calls as it takes. Such a file says that it is empty, so [`std::fs::read`] would

@@ -208,7 +208,8 @@ fn connect_to(user: bool) -> Result<Bus> {
 /// The same before there is a plan, where that will most likely want it: the bus daemon greets while the rest is decided. Where it
 /// fails, the connection that is made later says why.
 pub(crate) fn greet(spec: &Spec) -> Option<Bus> {
-    let wanted = spec.unit.manager != Manager::None && !spec.unit.detach && host::is_booted_by_systemd();
+    let wanted =
+        spec.unit.manager != Manager::None && !spec.unit.detach && host::is_booted_by_systemd().unwrap_or(false);
     let user = spec.unit.user.unwrap_or_else(|| !rustix::process::geteuid().is_root());
     if wanted { connect_to(user).ok() } else { None }
 }

@@ -19,7 +19,7 @@ declare -A text=([EIO]="Input/output error|I/O error" [ENOSPC]="No space left on
   [EPERM]="Operation not permitted" [EINTR]="Interrupted system call|Error 4")
 
 # What the program says when it sees the consequence only: its own process, or systemd, has met the error.
-other_words="is gone|has just ended|ended before|did not start: systemd calls its result|interrupted by a signal|memory allocation of|internal error"
+other_words="is gone|has just ended|ended before|did not start: systemd calls its result|interrupted by a signal|memory allocation of|internal error|: File exists"
 
 die() { echo "crash.sh: $*" >&2; exit 125; }
 
@@ -65,7 +65,10 @@ one_still_lives() { systemctl is-active --quiet crash.service || left "the sandb
 
 service_ends() { # by itself; a failed one stays visible, as it should, and the next start of the name takes its place
   local try
-  for try in $(seq 50); do systemctl is-active --quiet crash.service || return 0; sleep 0.02; done
+  for try in $(seq 250); do
+    case "$(systemctl show -p ActiveState --value crash.service)" in inactive | failed) return 0 ;; esac
+    sleep 0.02
+  done
   left "crash.service goes on after $try looks: $(systemctl status crash.service --no-pager | head -n 20)"
 }
 

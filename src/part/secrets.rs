@@ -78,12 +78,8 @@ pub(crate) fn existing(host: &Host) -> Vec<(PathBuf, bool)> {
     let mut paths: Vec<PathBuf> = DIRECTORIES.iter().chain(FILES).map(PathBuf::from).collect();
     paths.extend(swap_files(&read_of_kernel("/proc/swaps").unwrap_or_default()));
     if let Some((ssh, true)) = look.resolve(Path::new("/etc/ssh")) {
-        let names = std::fs::read_dir(&ssh).into_iter().flatten().flatten().map(|entry| entry.file_name());
-        let keys = names.filter(|name| {
-            let name = name.to_string_lossy();
-            name.starts_with(SSH_HOST_KEYS.0) && name.ends_with(SSH_HOST_KEYS.1)
-        });
-        paths.extend(keys.map(|name| ssh.join(name)));
+        // Whole, where nobody can say what is in it.
+        paths.extend(ssh_host_keys(&ssh).unwrap_or_else(|_| vec![ssh]));
     }
     // What cannot be looked at is not shown; what lies beneath such a mount would be.
     let beneath = |path: &PathBuf| (path.clone(), DIRECTORIES.iter().any(|name| path == Path::new(name)));
@@ -91,6 +87,18 @@ pub(crate) fn existing(host: &Host) -> Vec<(PathBuf, bool)> {
     // A list that leads to the root itself would leave nothing.
     let found = paths.iter().filter_map(|path| look.resolve(path)).filter(|(path, _)| path != Path::new("/"));
     outermost(found.chain(unseen).collect())
+}
+
+fn ssh_host_keys(directory: &Path) -> std::io::Result<Vec<PathBuf>> {
+    let mut keys = Vec::new();
+    for entry in std::fs::read_dir(directory)? {
+        let name = entry?.file_name();
+        let text = name.to_string_lossy();
+        if text.starts_with(SSH_HOST_KEYS.0) && text.ends_with(SSH_HOST_KEYS.1) {
+            keys.push(directory.join(&name));
+        }
+    }
+    Ok(keys)
 }
 
 /// Without what is in a directory of the list: that one is empty already.
@@ -178,7 +186,11 @@ impl<'a> Look<'a> {
                 continue;
             }
             let next = real.join(name);
-            match self.kind(&next)? {
+            let Ok(kind) = self.kind(&next) else {
+                // It cannot be looked at: hidden, whatever it is.
+                return Some((next, false));
+            };
+            match kind? {
                 Kind::Link(target) => {
                     links += 1;
                     if links > LINKS {
@@ -195,14 +207,14 @@ impl<'a> Look<'a> {
         Some((real, directory))
     }
 
-    fn kind(&mut self, path: &Path) -> Option<Kind> {
+    fn kind(&mut self, path: &Path) -> std::io::Result<Option<Kind>> {
         if let Some(kind) = self.seen.get(path.as_os_str()) {
-            return kind.clone();
+            return Ok(kind.clone());
         }
         let local = self.host.is_local(path) && self.host.mount_of(path).is_some_and(|m| !is_kernel(&m.fstype));
-        let kind = local.then(|| kind_of(path)).flatten();
+        let kind = if local { kind_of(path)? } else { None };
         self.seen.insert(path.as_os_str().to_owned(), kind.clone());
-        kind
+        Ok(kind)
     }
 }
 
@@ -216,14 +228,20 @@ fn names(path: &Path) -> Vec<OsString> {
     names.rev().collect()
 }
 
-fn kind_of(path: &Path) -> Option<Kind> {
-    let file_type = std::fs::symlink_metadata(path).ok()?.file_type();
-    Some(match () {
+/// `None` where nothing is, or nothing that this user could reach.
+fn kind_of(path: &Path) -> std::io::Result<Option<Kind>> {
+    let file_type = match std::fs::symlink_metadata(path) {
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::EACCES)) => {
+            return Ok(None);
+        }
+        meta => meta?.file_type(),
+    };
+    Ok(Some(match () {
         () if file_type.is_dir() => Kind::Directory,
-        () if file_type.is_symlink() => Kind::Link(std::fs::read_link(path).ok()?),
+        () if file_type.is_symlink() => Kind::Link(std::fs::read_link(path)?),
         () if file_type.is_file() => Kind::File,
         () => Kind::Special,
-    })
+    }))
 }
 
 #[cfg(test)]

@@ -5,6 +5,8 @@
 
 use std::path::{Path, PathBuf};
 
+use anyhow::Context;
+use rustix::io::Errno;
 use serde::Serialize;
 
 use crate::error::{Result, fault};
@@ -26,10 +28,22 @@ const CGROUP2_MAGIC: i64 = 0x6367_7270;
 const TMPFS_MAGIC: i64 = 0x0102_1994;
 
 impl CgroupMode {
-    /// Asks the kernel with two statfs(2); much cheaper than reading a long mount table.
+    /// Asks the kernel with two statfs(2); much cheaper than reading a long mount table. `None` where no cgroups are mounted.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub(crate) fn find() -> Result<Option<CgroupMode>> {
+        let kind = |path: &str| match rustix::fs::statfs(path) {
+            Ok(stat) => Ok(Some(stat.f_type)),
+            Err(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS) => Ok(None),
+            Err(error) => Err(error).with_context(|| path.to_owned()),
+        };
+        Ok(CgroupMode::of_file_systems(kind("/sys/fs/cgroup")?, kind("/sys/fs/cgroup/unified")?))
+    }
+
+    /// The same, where there have to be some.
     pub(crate) fn read() -> Result<CgroupMode> {
-        let kind = |path: &str| rustix::fs::statfs(path).map(|stat| stat.f_type).ok();
-        let mode = CgroupMode::of_file_systems(kind("/sys/fs/cgroup"), kind("/sys/fs/cgroup/unified"));
+        let mode = CgroupMode::find()?;
         mode.ok_or_else(|| fault("/sys/fs/cgroup: no cgroups are mounted here").hint("sandbox doctor").into())
     }
 

@@ -173,8 +173,8 @@ struct Tracer {
     count: Option<u64>,
     /// The thread whose call is on its way to fail.
     failing: Option<Pid>,
-    /// And it fails by what it returns.
-    returns_error: bool,
+    /// Its first argument, where another one was given in its place: the caller may still need the register.
+    asked: Option<u64>,
     /// It was hit; from then on every process goes its way.
     hit: bool,
     /// The path of the log.
@@ -192,7 +192,7 @@ impl Default for Tracer {
             at: 0,
             count: None,
             failing: None,
-            returns_error: true,
+            asked: None,
             hit: false,
             log: String::new(),
             processes: HashMap::new(),
@@ -252,9 +252,7 @@ impl Tracer {
         if !is_entry {
             if self.failing == Some(pid) {
                 self.failing = None;
-                if self.returns_error {
-                    self.give_error(pid)?;
-                }
+                self.give_error(pid)?;
             }
             return self.go_on(pid, None);
         }
@@ -289,12 +287,14 @@ impl Tracer {
                 match name {
                     "close" | "futex" => {}
                     // It fails by returning the end as it is.
-                    "brk" => registers.rdi = 0,
+                    "brk" => {
+                        self.asked = Some(registers.rdi);
+                        registers.rdi = 0;
+                    }
                     _ => registers.orig_rax = libc::SYS_getpid.cast_unsigned(),
                 }
                 ptrace::setregs(pid, registers)?;
                 self.failing = Some(pid);
-                self.returns_error = name != "brk";
             }
         }
         self.hit = true;
@@ -305,7 +305,10 @@ impl Tracer {
     fn give_error(&self, pid: Pid) -> nix::Result<()> {
         let Deed::Fail(error) = self.deed else { return Ok(()) };
         let mut registers = ptrace::getregs(pid)?;
-        registers.rax = i64::from(-(error as i32)).cast_unsigned();
+        match self.asked {
+            Some(argument) => registers.rdi = argument,
+            None => registers.rax = i64::from(-(error as i32)).cast_unsigned(),
+        }
         ptrace::setregs(pid, registers)
     }
 }
