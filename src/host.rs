@@ -150,7 +150,7 @@ impl Host {
             terminal: std::io::stdin().is_terminal()
                 && std::io::stdout().is_terminal()
                 && crate::relay::is_in_foreground(),
-            service: OwnService::read(&environment),
+            service: OwnService::read(&environment).context("read /proc/self/cgroup")?,
             listen: Listen::read(&environment),
             journal_streams: journal_streams(environment.get(OsStr::new("JOURNAL_STREAM"))),
             environment,

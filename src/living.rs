@@ -2,10 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::time::{Duration, Instant};
 
 use crate::error::{Result, fault};
 use crate::state::{self, Found};
 use crate::systemd::{Bus, CgroupMode, DownService, ListedUnit, UnitOfProcess, Usage};
+
+/// How long a launcher takes at the most, on a busy machine, to write down a sandbox whose unit stands.
+const PUBLISHED: Duration = Duration::from_secs(2);
 
 /// One that lives.
 #[derive(Debug)]
@@ -177,6 +181,29 @@ pub(crate) fn find_any(word: &str) -> Result<Named> {
 /// # Errors
 /// When there is more than one.
 pub(crate) fn look_up(word: &str) -> Result<Option<Named>> {
+    patiently(word, || look_up_now(word))
+}
+
+/// What `look` finds. Whose unit stands and whose launcher has not written it down yet is there a moment later.
+fn patiently<T>(word: &str, look: impl Fn() -> Result<Option<T>>) -> Result<Option<T>> {
+    let deadline = Instant::now() + PUBLISHED;
+    loop {
+        let found = look()?;
+        if found.is_some() || Instant::now() > deadline || !is_starting(word) {
+            return Ok(found);
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Whether a scope of that name stands, as far as can be said.
+fn is_starting(word: &str) -> bool {
+    let scope = if word.ends_with(".scope") { word.to_owned() } else { format!("{word}.scope") };
+    let units = Managers::default().own().and_then(|bus| bus.list(&[&scope]));
+    units.is_ok_and(|units| units.iter().any(|unit| matches!(unit.state.as_str(), "active" | "activating")))
+}
+
+fn look_up_now(word: &str) -> Result<Option<Named>> {
     let mut managers = Managers::default();
     let mut list = all(&mut managers)?;
     let mut down = down(&mut managers, &list)?;
@@ -205,11 +232,14 @@ fn not_running(word: &str) -> anyhow::Error {
 /// # Errors
 /// When there is none, or more than one.
 pub(crate) fn find(word: &str) -> Result<Sandbox> {
+    patiently(word, || find_now(word))?.ok_or_else(|| not_running(word))
+}
+
+fn find_now(word: &str) -> Result<Option<Sandbox>> {
     let mut list = all(&mut Managers::default())?;
     let names: Vec<[&str; 2]> =
         list.iter().map(|sandbox| [sandbox.found.record.name.as_str(), sandbox.unit.name.as_str()]).collect();
-    let chosen = choose(word, &names)?.ok_or_else(|| not_running(word))?;
-    Ok(list.swap_remove(chosen))
+    Ok(choose(word, &names)?.map(|chosen| list.swap_remove(chosen)))
 }
 
 /// Whether a name and a unit are meant.

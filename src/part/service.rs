@@ -40,10 +40,16 @@ impl OwnService {
     /// What the environment and the cgroup say; a process that a service's main process started has the same environment, but is
     /// not who it speaks of. Without systemd's own word for it (before 248) the parent is
     /// what tells: a service manager.
-    pub(crate) fn read(environment: &BTreeMap<OsString, OsString>) -> Option<OwnService> {
+    ///
+    /// # Errors
+    /// When the cgroup cannot be read of a process that systemd has started.
+    pub(crate) fn read(environment: &BTreeMap<OsString, OsString>) -> std::io::Result<Option<OwnService>> {
         let get = |name: &str| environment.get(OsStr::new(name)).and_then(|value| value.to_str());
-        get("INVOCATION_ID")?;
-        let found = UnitOfProcess::read("self").filter(|found| found.unit.ends_with(".service"))?;
+        if get("INVOCATION_ID").is_none() {
+            return Ok(None);
+        }
+        let found = UnitOfProcess::try_read("self")?.filter(|found| found.unit.ends_with(".service"));
+        let Some(found) = found else { return Ok(None) };
         let pid = rustix::process::getpid().as_raw_nonzero().get();
         let is_main = match get("SYSTEMD_EXEC_PID") {
             Some(main) => main.parse() == Ok(pid),
@@ -51,11 +57,9 @@ impl OwnService {
                 .and_then(|parent| UnitOfProcess::read(&parent.as_raw_nonzero().to_string()))
                 .is_some_and(|parent| parent.unit == "init.scope"),
         };
-        if !is_main {
-            return None;
-        }
         let detached = get(DETACHED) == Some(&found.unit);
-        Some(OwnService { detached, unit: found.unit, slice: found.slice, user: found.user.is_some() })
+        let own = OwnService { detached, unit: found.unit, slice: found.slice, user: found.user.is_some() };
+        Ok(is_main.then_some(own))
     }
 
     /// Asks systemd whether this is the service's main process: one of ExecStartPre= looks the same from here.
@@ -181,7 +185,9 @@ impl ServicePlan {
 /// this returns, so the process may end.
 pub(crate) fn failed(error: &anyhow::Error) {
     let environment = std::env::vars_os().collect();
-    let Some(socket) = std::env::var_os("NOTIFY_SOCKET").filter(|_| OwnService::read(&environment).is_some()) else {
+    let Some(socket) =
+        std::env::var_os("NOTIFY_SOCKET").filter(|_| matches!(OwnService::read(&environment), Ok(Some(_))))
+    else {
         return;
     };
     let hint = error.chain().find_map(|cause| cause.downcast_ref::<Fault>()).and_then(Fault::hint_text);
@@ -242,8 +248,9 @@ mod tests {
 
     #[test]
     fn a_child_of_a_service_is_not_its_main_process() {
-        assert_eq!(OwnService::read(&environment(&[("INVOCATION_ID", "x"), ("SYSTEMD_EXEC_PID", "1")])), None);
-        assert_eq!(OwnService::read(&environment(&[])), None);
+        let read = |pairs: &[(&str, &str)]| OwnService::read(&environment(pairs)).unwrap();
+        assert_eq!(read(&[("INVOCATION_ID", "x"), ("SYSTEMD_EXEC_PID", "1")]), None);
+        assert_eq!(read(&[]), None);
     }
 
     #[test]
