@@ -15,11 +15,11 @@ set -euo pipefail
 all_scenarios="start start-tree stopped detach service exec stop import commit apply gc"
 errors=(EIO ENOSPC ENOMEM EPERM EINTR)
 # As strerror(3) has them, and the library that we use, and ld.so.
-declare -A text=([EIO]="Input/output error|I/O error" [ENOSPC]="No space left on device" [ENOMEM]="Cannot allocate memory|Out of memory"
+declare -A text=([EIO]="Input/output error|I/O error" [ENOSPC]="No space left on device" [ENOMEM]="Cannot allocate memory|Out of memory|Resource temporarily unavailable"
   [EPERM]="Operation not permitted" [EINTR]="Interrupted system call|Error 4")
 
 # What the program says when it sees the consequence only: its own process, or systemd, has met the error.
-other_words="is gone|has just ended|ended before|did not start: systemd calls its result|interrupted by a signal|memory allocation of|internal error|: File exists"
+other_words="is gone|has just ended|ended before|did not start: systemd calls its result|interrupted by a signal|memory allocation of|internal error|: File exists|Fatal glibc error"
 
 die() { echo "crash.sh: $*" >&2; exit 125; }
 

@@ -134,7 +134,8 @@ impl Kept {
     /// # Errors
     /// When there is none.
     pub(crate) fn open(root: &Path, name: &str) -> Result<Kept> {
-        if !is_name(name) || !directory_of(root, name).join("root.json").is_file() {
+        let file = directory_of(root, name).join("root.json");
+        if !is_name(name) || !file.try_exists().with_context(|| file.display().to_string())? {
             let mut names = names(root);
             names.sort();
             let hint = if names.is_empty() {

@@ -46,6 +46,11 @@ fn hierarchy(controller: &str) -> PathBuf {
     }
 }
 
+/// Whether there is a unified hierarchy, whose cgroup.events tell systemd of a unit's end. With cgroup v1 alone it looks itself.
+pub(crate) fn hears_of_ends_by_the_kernel() -> bool {
+    ["cgroup.controllers", "unified"].iter().any(|name| Path::new("/sys/fs/cgroup").join(name).exists())
+}
+
 /// The directory of a unit's cgroup in the hierarchy of a controller; on cgroup v2 it is the same for all.
 pub(crate) fn cgroup_dir(unit: &str, controller: &str) -> PathBuf {
     let path = property(unit, "ControlGroup");
