@@ -113,7 +113,7 @@ fn confirmed(found: Found, units: &[ListedUnit]) -> Option<Sandbox> {
         units.iter().find(|unit| unit.name == record.unit && !matches!(unit.state.as_str(), "inactive" | "failed"))?;
     let place = UnitOfProcess::read(&record.leader.pid.to_string())?;
     let is_it = place.unit == record.unit && place.user == record.manager;
-    (is_it && record.leader.lives()).then(|| Sandbox { unit: unit.clone(), cgroup: place.path, found })
+    (is_it && !record.leader.is_gone()).then(|| Sandbox { unit: unit.clone(), cgroup: place.path, found })
 }
 
 /// Every service of `run --detach` or of a unit file, of the caller's own manager, that has failed or waits for its restart; none of

@@ -4,6 +4,8 @@
 //! A plain user's are in $XDG_RUNTIME_DIR/sandbox. The last thing a launcher does with its file, before it removes it, is to add
 //! the payload's exit status: whoever has it open (`sandbox wait`) reads it there.
 
+mod process;
+
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::Write;
@@ -12,9 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
-use rustix::param::clock_ticks_per_second;
 use rustix::process::Pid;
-use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
 use crate::error::Result;
@@ -28,57 +28,10 @@ use crate::plan::{Plan, UnitKind, UnitPlan};
 use crate::seccomp::Filter;
 use crate::systemd::{KeptSetting, UnitOfProcess};
 
+pub(crate) use process::Process;
+
 /// Root's directory.
 const ROOT: &str = "/run/sandbox";
-
-/// A process that cannot be taken for another one: by its number and when it started, in clock ticks after boot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Process {
-    /// Its PID on the host.
-    pub(crate) pid: i32,
-    /// Field 22 of /proc/PID/stat.
-    pub(crate) started: u64,
-}
-
-impl Process {
-    /// Reads when a process started; `None` when it is gone.
-    pub(crate) fn read(pid: Pid) -> Option<Process> {
-        let pid = pid.as_raw_nonzero().get();
-        let started = Process::start_of(&String::from_utf8_lossy(&read_of_kernel(format!("/proc/{pid}/stat")).ok()?))?;
-        Some(Process { pid, started })
-    }
-
-    /// When this process started, in clock ticks after boot; `None` without a /proc.
-    pub(crate) fn own_start() -> Option<u64> {
-        Process::start_of(&String::from_utf8_lossy(&read_of_kernel("/proc/self/stat").ok()?))
-    }
-
-    /// Seconds since its start, which no change of the clock changes.
-    pub(crate) fn age(self) -> f64 {
-        let now = clock_gettime(ClockId::Boottime);
-        now.tv_sec as f64 + now.tv_nsec as f64 / 1e9 - self.started as f64 / clock_ticks_per_second() as f64
-    }
-
-    /// Field 22 of a /proc/PID/stat, unless the process has ended.
-    fn start_of(stat: &str) -> Option<u64> {
-        let (_, after_name) = stat.rsplit_once(')')?;
-        let mut fields = after_name.split_ascii_whitespace();
-        // A zombie has ended.
-        let alive = !matches!(fields.next()?, "Z" | "X");
-        let started = fields.nth(18)?.parse().ok()?;
-        alive.then_some(started)
-    }
-
-    /// Its number.
-    pub(crate) fn pid(self) -> Option<Pid> {
-        Pid::from_raw(self.pid)
-    }
-
-    /// Whether it still runs.
-    pub(crate) fn lives(self) -> bool {
-        self.pid().and_then(Process::read) == Some(self)
-    }
-}
 
 /// What a further process in the sandbox starts with.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -412,7 +365,7 @@ impl Found {
     /// Removes what a killed launcher left, where that is the caller's to do.
     fn sweep(&self) {
         if self.ours
-            && !self.record.launcher.lives()
+            && self.record.launcher.is_gone()
             && self.file.as_ref().is_some_and(|file| is_same(&self.path, file))
         {
             log::debug!("{} is stale", self.path.display());
@@ -458,7 +411,7 @@ pub(crate) fn all() -> Vec<Found> {
                     continue;
                 }
             };
-            if !found.record.launcher.lives() || !found.record.leader.lives() {
+            if found.record.launcher.is_gone() || found.record.leader.is_gone() {
                 found.sweep();
                 continue;
             }
@@ -475,7 +428,7 @@ pub(crate) fn all() -> Vec<Found> {
 fn sweep_temporary(path: &Path) {
     let name = path.file_name().and_then(|name| name.to_str()).and_then(|name| name.strip_prefix('.'));
     let writer = name.and_then(|pid| Pid::from_raw(pid.parse().ok()?));
-    if writer.is_some_and(|pid| Process::read(pid).is_none()) {
+    if writer.is_some_and(process::is_free) {
         drop(std::fs::remove_file(path));
     }
 }
@@ -559,7 +512,7 @@ mod tests {
         let own = Process::read(rustix::process::getpid()).unwrap();
         assert!(own.lives());
         assert!(!Process { started: own.started + 1, ..own }.lives());
-        let later = Process { started: own.started + 100 * clock_ticks_per_second(), ..own };
+        let later = Process { started: own.started + 100 * rustix::param::clock_ticks_per_second(), ..own };
         assert!((0.0..100_000.0).contains(&own.age()) && later.age() < own.age() - 50.0, "{} s", own.age());
         assert!(!Process { pid: i32::MAX, ..own }.lives());
     }
