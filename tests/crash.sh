@@ -132,10 +132,11 @@ leftovers() { # one line for each process, unit and cgroup of a sandbox; of one 
   pgrep -x crashload -l || true
   [ -n "$lives" ] || pgrep -x sandbox -l || true
   [ -n "$lives" ] || systemctl list-units --all --plain --no-legend 'crash*' | grep -v '^crash.service .* failed' || true
-  cgroups | comm -13 "$work/cgroups" -
+  cgroups | comm -13 "$work/cgroups" - || true
 }
 
-cgroups() { find /sys/fs/cgroup -type d | sort; }
+# What goes while it is looked at is an error of find's.
+cgroups() { { find /sys/fs/cgroup -type d 2> /dev/null || true; } | sort; }
 
 # files: what a sandbox, its store and its host have on disk and in /run. Of the store and /run the names; of the host's all that a change
 # would alter. An image of another moment has another digest. Names of locks are for the next starts to take away, a few each.
@@ -144,8 +145,8 @@ files() {
   { find /run/sandbox /run/systemd/nspawn-uid /var/lib/sandbox /var/tmp /tmp -mindepth 1 -not -path "$work*" -not -path "$stage*" \
     -not -path '/run/systemd/nspawn-uid/*' -not -path '/tmp/systemd-private-*' -not -path '/var/tmp/systemd-private-*' 2> /dev/null || true; } |
     sed 's/[0-9a-f]\{64\}/DIGEST/g' | sort
-  [ "$scenario" = apply ] || find /srv -printf '%p %s %T@ %m %u\n' | sort
-  find /etc /usr/local /root /home /opt -printf '%p %s %T@ %m %u\n' | sort
+  [ "$scenario" = apply ] || { find /srv -printf '%p %s %T@ %m %u\n' || true; } | sort
+  { find /etc /usr/local /root /home /opt -printf '%p %s %T@ %m %u\n' || true; } | sort
 }
 
 locks() { find /run/systemd/nspawn-uid -type f 2> /dev/null | wc -l; }
