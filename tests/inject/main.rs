@@ -72,6 +72,9 @@ const NEVER_FAIL: &[&str] = &[
     "getgid",
     "getegid",
     "umask",
+    // EINVAL and EFAULT only, which are mistakes of the caller.
+    "rt_sigprocmask",
+    "rt_sigaction",
 ];
 
 const TRACER: &str = "--tracer";
