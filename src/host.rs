@@ -231,9 +231,14 @@ impl Host {
 pub(crate) fn is_booted_by_systemd() -> std::io::Result<bool> {
     match std::fs::symlink_metadata("/run/systemd/system") {
         Ok(meta) => Ok(meta.is_dir()),
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::EACCES)) => Ok(false),
+        Err(error) if is_absent(&error) => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+/// Whether nothing is at a path, or nothing that this user could reach; any other error says nothing of what is there.
+pub(crate) fn is_absent(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::EACCES))
 }
 
 /// The text of a file; none where there is no such file.

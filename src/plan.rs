@@ -22,7 +22,7 @@ use crate::part::service::{self, OwnService, ServicePlan};
 use crate::part::users::{self, UserPlan};
 use crate::procview::{self, ViewPlan};
 use crate::seccomp::{Asked, Circumstances, Filter};
-use crate::spec::limits::DEVICE;
+use crate::spec::limits::{DEVICE, is_no_limit};
 use crate::spec::{RootSource, Spec};
 use crate::systemd::{self, Assignment, CgroupMode, Setting};
 
@@ -297,17 +297,8 @@ fn asked_of_unit(spec: &Spec) -> Option<String> {
     let unit = &spec.unit;
     let name = unit.name.as_ref().map(|name| format!("--unit {name}"));
     let slice = || unit.slice.as_ref().map(|slice| format!("--slice {slice}"));
-    // Docker's words for no limit at all.
-    let none = [
-        "--memory 0",
-        "--cpus 0",
-        "--cpu-shares 0",
-        "--cpu-quota 0",
-        "--cpu-quota -1",
-        "--pids-limit 0",
-        "--pids-limit -1",
-    ];
-    let is_limit = |asked: &&str| !asked.starts_with(DEVICE) && !none.contains(asked);
+    let is_none = |asked: &str| asked.split_once(' ').is_some_and(|(flag, value)| is_no_limit(flag, value));
+    let is_limit = |asked: &&str| !asked.starts_with(DEVICE) && !is_none(asked);
     let limits = unit.assignments.iter().map(Assignment::asked).filter(is_limit);
     let limit = || limits.into_iter().next().map(str::to_owned);
     let user = || unit.user.map(|user| if user { "--user".to_owned() } else { "--system".to_owned() });

@@ -166,9 +166,7 @@ fn user(pid: i32) -> Option<u32> {
 
 /// The parent of a process: field 4 of /proc/PID/stat.
 fn parent(pid: i32) -> Option<i32> {
-    let stat = read_of_kernel(format!("/proc/{pid}/stat")).ok()?;
-    let stat = String::from_utf8_lossy(&stat).into_owned();
-    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(1)?.parse().ok()
+    process::stat_of(pid).ok()??.rsplit_once(')')?.1.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
 fn now() -> u64 {

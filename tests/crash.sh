@@ -34,16 +34,16 @@ outside() { # outside [STRIDE [SCENARIO…]]
   SANDBOX_LOG='' run_staged "$here/crash.sh" "$number" "${CRASH_ERRORS:-turn}" "${chosen[@]}"
 }
 
-# --- scenarios: set_up once, `words` is the command, `settle` brings the state back that the next round starts from -------------------
+# --- scenarios: set_up once; `words` is the command, `before` and `after` what is done around it, `again` what must work then -----------
 
 set_up() { # set_up SCENARIO
-  words=() whose=all before=true after=true ending='' again=() unit=crash.scope
+  words=() whose=all before=true after=true ending='' again=()
   case "$1" in
     start) words=(run --unit=crash -m 64M -- crashload 0) whose=first ;;
     start-tree) words=(run --unit=crash -m 64M -- crashload 0) ;;
     stopped) words=(run --unit=crash -m 64M -- crashload 1000) ending=stop_scope again=(run --unit=crash -m 64M -- crashload 0) ;;
-    detach) words=(run --detach --unit=crash -m 64M -- crashload 0.05) after=service_ends unit=crash.service ;;
-    service) words=(run --detach --unit=crash -m 64M -- crashload 0.05) after=service_ends unit=crash.service; drop_in ;;
+    detach) words=(run --detach --unit=crash -m 64M -- crashload 0.05) after=service_ends ;;
+    service) words=(run --detach --unit=crash -m 64M -- crashload 0.05) after=service_ends; drop_in ;;
     exec) before=one_lives after=one_still_lives ending=end_load words=(exec crash crashload 1000) again=(exec crash crashload 0) ;;
     stop) before=one_lives after=it_ends words=(stop crash) again=(ps -q) ;;
     import) make_image; words=(image import --quiet --tag crash:1 "$work/image.tar") after=store_verifies ;;
@@ -164,17 +164,25 @@ check() { # nothing of it is left, in the time that systemd has for its own
   [ "$(mounts)" = "$mounts_before" ] || { left "mounts: $(diff <(echo "$mounts_before") <(mounts))"; mounts_before=$(mounts); }
 }
 
+undisturbed() { # the command as it is, to its end; what it says is in $work/healed
+  local status=0
+  echo > "$work/injection"
+  sandbox "${again[@]}" > /dev/null 2> "$work/healed" || status=$?
+  if [ "$after" = service_ends ]; then service_ends; systemctl reset-failed crash.service 2> /dev/null || true; fi
+  return $status
+}
+
+collect() { # what a killed command left in the store, and images that a tag has left
+  case "$scenario" in import | commit | apply | gc) sandbox image gc --quiet > "$work/healed" 2>&1 || left "gc: $(cat "$work/healed")" ;; esac
+}
+
 heals() { # the same command, undisturbed, works; then nothing that it did not leave before is there
   local found
-  echo > "$work/injection"
-  sandbox "${again[@]}" > /dev/null 2> "$work/healed" || left "the next command does not work: $(cat "$work/healed")"
-  [ "$after" != service_ends ] || service_ends
-  [ "$unit" != crash.service ] || [ "$before" = one_lives ] || systemctl reset-failed crash.service 2> /dev/null || true
+  undisturbed || left "the next command does not work: $(cat "$work/healed")"
   found=$(sandbox ps -a -q 2>&1)
   [ "$before" != one_lives ] || found=${found/#crash.service/}
   [ -z "$found" ] || left "ps shows $found"
-  # What a killed command left in the store, and images that a tag has left.
-  case "$scenario" in import | commit | apply | gc) sandbox image gc --quiet > "$work/healed" 2>&1 || left "gc: $(cat "$work/healed")" ;; esac
+  collect
   files > "$work/files.now"
   found=$(diff "$work/files" "$work/files.now" || true)
   [ -z "$found" ] || { left "files: $found"; cp "$work/files.now" "$work/files"; }
@@ -249,11 +257,9 @@ rounds() { # rounds SCENARIO STRIDE turn|all
   total=$(total)
   [[ $total =~ ^[0-9]+$ ]] || die "$scenario: the tracer counts $total system calls"
   local tries_before=$((kills + failures)) missed_before=$missed
-  echo > "$work/injection"
-  sandbox "${again[@]}" > /dev/null
-  [ "$after" != service_ends ] || service_ends
+  undisturbed || die "$scenario does not work: $(cat "$work/healed")"
   sandbox ps -q > /dev/null
-  case "$scenario" in import | commit | apply | gc) sandbox image gc --quiet > /dev/null ;; esac
+  collect
   mounts_before=$(mounts)
   cgroups > "$work/cgroups"
   files > "$work/files"

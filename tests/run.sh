@@ -117,8 +117,7 @@ unit_tests() { # everything but the live tests and those that need root
 
 image_tests() { # as root, beside the peers; one that is missing is a failure
   local tests
-  tests=$(as_owner cargo test --target "$target" --test image --no-run --message-format=json |
-    jq -r 'select(.executable != null and .target.name == "image") | .executable') || return
+  tests=$(test_program "$target" image) || return
   SANDBOX_TEST_MUST_RUN=1 "$tests" ${filter:+"$filter"}
 }
 
@@ -127,8 +126,7 @@ build() { # leaves static binaries in $stage, where tester can run them too
   as_owner cargo build --release --target "$target" || return
   install -m755 "${CARGO_TARGET_DIR:-target}/$target/release/sandbox" "$stage/sandbox" || return
   for name in live inject; do
-    program=$(as_owner cargo test --target "$target" --test "$name" --no-run --message-format=json |
-      jq -r --arg name "$name" 'select(.executable != null and .target.name == $name) | .executable') || return
+    program=$(test_program "$target" "$name") || return
     install -m755 -s "$program" "$stage/$name" || return
   done
 }

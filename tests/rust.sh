@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by run.sh and examples/quickstart.sh, as root and in the project's directory: a Rust that is new enough, for the user of the
+# Sourced by run.sh, lab/staged.sh and examples/quickstart.sh, as root and in the project's directory: a Rust that is new enough, for the user of the
 # checkout. Who sources it has a function `die`.
 
 owner_home() { getent passwd "${SUDO_UID:-0}" | cut -d: -f6; }
@@ -31,6 +31,11 @@ find_cargo() { # one that is new enough comes into the PATH: the user's own, whi
 has_rust() { # has_rust WANTED: sets $rust_found
   rust_found=$(as_owner cargo --version 2> /dev/null | cut -d' ' -f2) || true
   [ -n "$rust_found" ] && new_enough "$1" "$rust_found"
+}
+
+test_program() { # test_program TARGET NAME: builds a program of tests/ and prints its path
+  as_owner cargo test --target "$1" --test "$2" --no-run --message-format=json |
+    jq -r --arg name "$2" 'select(.executable != null and .target.name == $name) | .executable'
 }
 
 tell() { echo "${0##*/}: $*"; }

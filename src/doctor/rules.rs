@@ -1,5 +1,6 @@
 //! Judging: [`Facts`] in, [`Check`]s out, in the order in which they are shown. Nothing here looks at the machine.
 
+use crate::part::rootfs;
 use crate::sync::Failure;
 use crate::systemd::CgroupMode;
 
@@ -15,9 +16,6 @@ const OLDEST_SYSTEMD: u32 = 247;
 
 /// The first kernel whose overlays take idmapped layers.
 const IDMAPPED_LAYERS: (u32, u32) = (5, 19);
-
-/// Layers can be given one by one to an overlay since then (`lowerdir+`); in one string they have at most 4096 bytes.
-const LAYER_BY_LAYER: (u32, u32) = (6, 5);
 
 /// The first kernel with the mount option `favordynmods`.
 const FAVORDYNMODS: (u32, u32) = (6, 0);
@@ -327,7 +325,7 @@ fn root(facts: &Facts) -> Check {
         Ok(overlays) => {
             let plural = if *overlays == 1 { "overlay" } else { "overlays" };
             let marks = if facts.uid == 0 { "trusted" } else { "user" };
-            let layers = if facts.kernel < LAYER_BY_LAYER { "in one string" } else { "one by one" };
+            let layers = if facts.kernel < rootfs::LAYER_BY_LAYER { "in one string" } else { "one by one" };
             let found =
                 format!("one was made, of {overlays} {plural}: marks in {marks}.overlay.*, layers given {layers}");
             Check::new(name, Found, found).needed(true)

@@ -13,11 +13,12 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::thread;
 
+use anyhow::Context;
+
 use super::digest::{Digest, Hasher, HashingWriter};
 use super::progress::Meter;
 use super::tar::Input;
 use crate::error::{Result, fault};
-use anyhow::Context;
 
 /// Size of a buffer, in bytes. Larger ones cost more than they save: copies from and to the page cache then miss the
 /// second-level cache (measured: 128 KiB and up take a fifth more system time).

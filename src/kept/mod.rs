@@ -284,7 +284,7 @@ impl Kept {
         let directory = File::open(&path).with_context(|| path.display().to_string())?;
         match directory.try_lock() {
             // It may have been thrown away in the meantime, and another made.
-            Ok(()) if !part::is_still_at(&path, &directory).with_context(|| path.display().to_string())? => {
+            Ok(()) if !part::is_still_at(&path, &directory)? => {
                 Err(fault(format!("{}: this kept root was thrown away just now", self.name)).into())
             }
             Ok(()) => Ok(directory),

@@ -8,7 +8,7 @@ use std::path::{Component, Path, PathBuf};
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
-use crate::host::{Host, Kind, is_kernel, read_of_kernel, unescape};
+use crate::host::{Host, Kind, is_absent, is_kernel, is_remote, read_of_kernel, unescape};
 
 /// Directories that appear empty.
 const DIRECTORIES: &[&str] = &[
@@ -70,9 +70,9 @@ const FILES: &[&str] = &[
 /// Files in /etc/ssh whose names begin and end like this are absent.
 const SSH_HOST_KEYS: (&str, &str) = ("ssh_host_", "_key");
 
-/// What is hidden on this host, without links in the paths, each with whether it is a directory: the listed paths that exist and
-/// the swap files in use, which hold what was in memory. Where a link leads elsewhere it is the target that is hidden. Nothing on a
-/// network, FUSE or automount file system is looked at.
+/// What is hidden on this host, without links in the paths, each with whether it is a directory: the listed paths that exist or
+/// cannot be looked at, and the swap files in use, which hold what was in memory. Where a link leads elsewhere it is the target that
+/// is hidden. Nothing on a network, FUSE or automount file system is looked at.
 pub(crate) fn existing(host: &Host) -> Vec<(PathBuf, bool)> {
     let mut look = Look::new(host);
     let mut paths: Vec<PathBuf> = DIRECTORIES.iter().chain(FILES).map(PathBuf::from).collect();
@@ -83,7 +83,8 @@ pub(crate) fn existing(host: &Host) -> Vec<(PathBuf, bool)> {
     }
     // What cannot be looked at is not shown; what lies beneath such a mount would be.
     let beneath = |path: &PathBuf| (path.clone(), DIRECTORIES.iter().any(|name| path == Path::new(name)));
-    let unseen = paths.iter().filter(|path| !host.is_local(path)).map(beneath);
+    let has_remote = host.mounts.iter().any(|mount| is_remote(&mount.fstype));
+    let unseen = paths.iter().filter(|path| has_remote && !host.is_local(path)).map(beneath);
     // A list that leads to the root itself would leave nothing.
     let found = paths.iter().filter_map(|path| look.resolve(path)).filter(|(path, _)| path != Path::new("/"));
     outermost(found.chain(unseen).collect())
@@ -231,9 +232,7 @@ fn names(path: &Path) -> Vec<OsString> {
 /// `None` where nothing is, or nothing that this user could reach.
 fn kind_of(path: &Path) -> std::io::Result<Option<Kind>> {
     let file_type = match std::fs::symlink_metadata(path) {
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::EACCES)) => {
-            return Ok(None);
-        }
+        Err(error) if is_absent(&error) => return Ok(None),
         meta => meta?.file_type(),
     };
     Ok(Some(match () {

@@ -305,8 +305,7 @@ fn try_claim(base: u32) -> Result<Option<Claim>> {
     if nix::fcntl::fcntl(&lock, nix::fcntl::FcntlArg::F_OFD_SETLK(&whole_file)).is_err() {
         return Ok(None);
     }
-    let is_ours = super::is_still_at(&path, &lock).with_context(|| path.display().to_string())?;
-    Ok(is_ours.then_some(Claim { base, lock, path }))
+    Ok(super::is_still_at(&path, &lock)?.then_some(Claim { base, lock, path }))
 }
 
 /// The lines of both maps for a range that starts at `base`, or for identity.

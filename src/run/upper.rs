@@ -48,7 +48,7 @@ pub(super) fn lock_upper<'a>(root: &'a RootPlan, users: &'a UserPlan) -> Result<
     let only_a_directory = File::options().read(true).custom_flags(libc::O_DIRECTORY).open(path);
     let directory = only_a_directory.with_context(|| format!("open --upper {}", path.display()))?;
     match directory.try_lock() {
-        Ok(()) if !part::is_still_at(path, &directory).with_context(|| path.display().to_string())? => {
+        Ok(()) if !part::is_still_at(path, &directory)? => {
             Err(fault(format!("--upper {}: it was taken away just now", path.display())).into())
         }
         Ok(()) => {

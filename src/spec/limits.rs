@@ -26,6 +26,20 @@ pub(super) fn assignments(layer: &Layer) -> Result<(Vec<Assignment>, Vec<OwnSett
     Ok((assignments, own))
 }
 
+/// Docker's words for no limit at all.
+const NO_LIMIT: &[(&str, &[&str])] = &[
+    ("--memory", &["0"]),
+    ("--cpus", &["0"]),
+    ("--cpu-shares", &["0"]),
+    ("--cpu-quota", &["0", "-1"]),
+    ("--pids-limit", &["0", "-1"]),
+];
+
+/// Whether the value of a flag says that there is to be no limit.
+pub(crate) fn is_no_limit(flag: &str, value: &str) -> bool {
+    NO_LIMIT.iter().any(|(name, words)| *name == flag && words.contains(&value))
+}
+
 /// The limit flags: as typed, each with the property it stands for.
 ///
 /// # Errors
@@ -33,21 +47,19 @@ pub(super) fn assignments(layer: &Layer) -> Result<(Vec<Assignment>, Vec<OwnSett
 pub(crate) fn flags(layer: &Layer) -> Result<Vec<(String, String)>> {
     let mut list = Vec::new();
     let mut flag = |flag: &str, value: &str, property: String| list.push((format!("{flag} {value}"), property));
-    // Docker's word for no limit is 0.
     if let Some(memory) = &layer.memory {
-        let bytes = if memory == "0" { "infinity" } else { memory };
+        let bytes = if is_no_limit("--memory", memory) { "infinity" } else { memory };
         flag("--memory", memory, format!("MemoryMax={bytes}"));
     }
     if let Some(shares) = &layer.cpu_shares {
-        let weight = if shares == "0" { "" } else { shares };
+        let weight = if is_no_limit("--cpu-shares", shares) { "" } else { shares };
         flag("--cpu-shares", shares, format!("CPUShares={weight}"));
     }
     if let Some(cpus) = &layer.cpuset_cpus {
         flag("--cpuset-cpus", cpus, format!("AllowedCPUs={cpus}"));
     }
     if let Some(pids) = &layer.pids_limit {
-        // Docker's words for no limit are 0 and -1.
-        let tasks = if matches!(pids.as_str(), "0" | "-1") { "infinity" } else { pids };
+        let tasks = if is_no_limit("--pids-limit", pids) { "infinity" } else { pids };
         flag("--pids-limit", pids, format!("TasksMax={tasks}"));
     }
     if let Some(oom) = layer.oom {
@@ -106,14 +118,16 @@ fn cpu_quota(layer: &Layer) -> Result<Vec<(String, String)>> {
         (None, None, Some(period)) => {
             return Err(fault(format!("--cpu-period {period} needs --cpu-quota")).into());
         }
-        (Some(cpus), None, None) if cpus == "0" => return Ok(vec![("--cpus 0".into(), "CPUQuota=".into())]),
         (Some(cpus), None, None) => {
+            if is_no_limit("--cpus", cpus) {
+                return Ok(vec![(format!("--cpus {cpus}"), "CPUQuota=".into())]);
+            }
             let per_second = value::cpus(cpus).with_context(|| format!("--cpus {cpus}"))?;
             (per_second, format!("--cpus {cpus}"))
         }
         (None, Some(quota), period) => {
             let asked = format!("--cpu-quota {quota}");
-            if matches!(quota.as_str(), "-1" | "0") {
+            if is_no_limit("--cpu-quota", quota) {
                 return Ok(vec![(asked, "CPUQuota=".into())]);
             }
             let micros = value::number_in(quota, 1000, 1_000_000_000_000).with_context(|| asked.clone())?;

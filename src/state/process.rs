@@ -1,5 +1,7 @@
 //! Processes by which state files are known to be alive or stale.
 
+use std::fmt::Display;
+
 use rustix::param::clock_ticks_per_second;
 use rustix::process::Pid;
 use rustix::time::{ClockId, clock_gettime};
@@ -26,7 +28,7 @@ impl Process {
 
     /// When this process started, in clock ticks after boot; `None` without a /proc.
     pub(crate) fn own_start() -> Option<u64> {
-        Process::start_of(&String::from_utf8_lossy(&read_of_kernel("/proc/self/stat").ok()?))
+        Process::start_of(&stat_of("self").ok()??)
     }
 
     /// Seconds since its start, which no change of the clock changes.
@@ -68,8 +70,8 @@ pub(super) fn is_free(pid: Pid) -> bool {
 }
 
 /// /proc/PID/stat; `None` when the process is gone.
-fn stat_of(pid: i32) -> std::io::Result<Option<String>> {
-    match read_of_kernel(format!("/proc/{pid}/stat")) {
+pub(super) fn stat_of(process: impl Display) -> std::io::Result<Option<String>> {
+    match read_of_kernel(format!("/proc/{process}/stat")) {
         Ok(stat) => Ok(Some(String::from_utf8_lossy(&stat).into_owned())),
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => Ok(None),
         Err(error) => Err(error),

@@ -6,11 +6,10 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use rustix::io::Errno;
 use serde::Serialize;
 
 use crate::error::{Result, fault};
-use crate::host::read_of_kernel;
+use crate::host::{is_absent, read_of_kernel};
 
 /// How the cgroup hierarchies are laid out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -35,7 +34,7 @@ impl CgroupMode {
     pub(crate) fn find() -> Result<Option<CgroupMode>> {
         let kind = |path: &str| match rustix::fs::statfs(path) {
             Ok(stat) => Ok(Some(stat.f_type)),
-            Err(Errno::NOENT | Errno::NOTDIR | Errno::ACCESS) => Ok(None),
+            Err(error) if is_absent(&error.into()) => Ok(None),
             Err(error) => Err(error).with_context(|| path.to_owned()),
         };
         Ok(CgroupMode::of_file_systems(kind("/sys/fs/cgroup")?, kind("/sys/fs/cgroup/unified")?))

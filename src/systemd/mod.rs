@@ -25,6 +25,7 @@ mod scope;
 mod service;
 mod show;
 mod translate;
+mod variant;
 mod verify;
 mod wire;
 

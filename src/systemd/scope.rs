@@ -13,6 +13,7 @@ use crate::error::{Result, fault};
 use super::bus::{Bus, WAIT, interface, manager_call, no_room_for, object_call, unit_path, unknown_property};
 use super::property::{Setting, Value};
 use super::service::Request;
+use super::variant::{value, variant};
 use super::wire::{Call, Deadline, Exchange, Failure, Incoming};
 
 /// How long a clean-up after a failure may take; nobody is served by waiting for it longer.
@@ -92,14 +93,15 @@ impl Request for ScopeRequest<'_> {
     fn properties<'a>(&'a self, left_out: &[&str]) -> Vec<(&'a str, Variant<'a>)> {
         properties(self, left_out)
     }
+
+    fn has_numbers(&self, left_out: &[&str]) -> bool {
+        self.pidfd.is_none() || left_out.contains(&"PIDFDs")
+    }
 }
 
 impl Bus {
     /// Sends the start and returns: what the caller does next happens while systemd works.
     pub(crate) fn begin_scope(&mut self, request: &ScopeRequest<'_>) -> Result<PendingScope> {
-        if request.pidfd.is_none() {
-            self.check_numbers(&format!("start {}", request.name))?;
-        }
         self.begin(request, WAIT)
     }
 
@@ -107,8 +109,7 @@ impl Bus {
     pub(super) fn begin(&mut self, request: &dyn Request, wait: Duration) -> Result<PendingScope> {
         let deadline = Deadline::after(wait);
         let mut pending = PendingScope { call: 0, deadline, left_out: Vec::new(), was_reset: false, taken: None };
-        self.send_start(request, &mut pending)
-            .map_err(|failure| self.explain(&format!("start {}", request.name()), failure))?;
+        self.send(request, &mut pending)?;
         Ok(pending)
     }
 
@@ -127,11 +128,17 @@ impl Bus {
                 Attempt::Done => {
                     return Ok(StartedScope { object: unit_path(request.name()), left_out: pending.left_out });
                 }
-                Attempt::Retry => self
-                    .send_start(request, &mut pending)
-                    .map_err(|failure| self.explain(&format!("start {}", request.name()), failure))?,
+                Attempt::Retry => self.send(request, &mut pending)?,
             }
         }
+    }
+
+    fn send(&mut self, request: &dyn Request, pending: &mut PendingScope) -> Result<()> {
+        let what = format!("start {}", request.name());
+        if request.has_numbers(&pending.left_out) {
+            self.check_numbers(&what)?;
+        }
+        self.send_start(request, pending).map_err(|failure| self.explain(&what, failure))
     }
 
     fn send_start(&mut self, request: &dyn Request, pending: &mut PendingScope) -> Exchange<()> {
@@ -212,9 +219,6 @@ impl Bus {
                 let asked = |known: &str| request.settings().iter().any(|setting| setting.name == known);
                 match dispensable {
                     Some(known) if !asked(known) && !pending.left_out.contains(&known) => {
-                        if known == "PIDFDs" {
-                            self.check_numbers(&what)?;
-                        }
                         pending.left_out.push(known);
                         Ok(Attempt::Retry)
                     }
@@ -440,60 +444,15 @@ fn properties<'a>(request: &ScopeRequest<'a>, left_out: &[&str]) -> Vec<(&'a str
     properties.retain(|(name, _)| !asked(name) && !left_out.contains(name));
     properties.extend(request.settings.iter().map(|setting| (setting.name.as_str(), variant(&setting.value))));
     properties.extend(device_allow(request.closed_devices, request.own_devices));
-    properties.push(match request.pidfd {
-        Some(pidfd) if !left_out.contains(&"PIDFDs") => ("PIDFDs", Variant::from(vec![Fd::from(pidfd)])),
-        _ => {
+    properties.push(match request.pidfd.filter(|_| !request.has_numbers(left_out)) {
+        Some(pidfd) => ("PIDFDs", Variant::from(vec![Fd::from(pidfd)])),
+        None => {
             let number = |pid: Pid| u32::try_from(pid.as_raw_nonzero().get()).unwrap_or_default();
             let pids: Vec<u32> = [request.pid].into_iter().chain(request.beside).map(number).collect();
             ("PIDs", Variant::from(pids))
         }
     });
     properties
-}
-
-/// A value as zbus sends it.
-pub(super) fn variant(value: &Value) -> Variant<'_> {
-    match value {
-        Value::Bool(yes) => Variant::from(*yes),
-        Value::I32(number) => Variant::from(*number),
-        Value::U32(number) => Variant::from(*number),
-        Value::U64(number) => Variant::from(*number),
-        Value::Text(text) => Variant::from(text.as_str()),
-        Value::Texts(texts) => Variant::new(texts.clone()),
-        Value::Bytes(bytes) => Variant::new(bytes.clone()),
-        Value::Devices(devices) => Variant::new(devices.clone()),
-        Value::Pairs(pairs) => Variant::new(pairs.clone()),
-        Value::Addresses(addresses) => Variant::new(addresses.clone()),
-        Value::Ports(ports) => Variant::new(ports.clone()),
-        Value::Interfaces(interfaces) => Variant::new(interfaces.clone()),
-        Value::NftSets(sets) => Variant::new(sets.clone()),
-        Value::Conditions(conditions) => Variant::new(conditions.clone()),
-    }
-}
-
-/// The simple values that properties of units have.
-fn value(found: &Variant<'_>) -> Option<Value> {
-    Some(match found {
-        Variant::Bool(yes) => Value::Bool(*yes),
-        Variant::I32(number) => Value::I32(*number),
-        Variant::U32(number) => Value::U32(*number),
-        Variant::U64(number) => Value::U64(*number),
-        Variant::Str(text) => Value::Text(text.as_str().to_owned()),
-        Variant::ObjectPath(path) => Value::Text(path.as_str().to_owned()),
-        Variant::Array(array) if array.element_signature().to_string() == "s" => {
-            Value::Texts(found.try_clone().ok()?.try_into().ok()?)
-        }
-        Variant::Array(array) if array.element_signature().to_string() == "y" => {
-            Value::Bytes(found.try_clone().ok()?.try_into().ok()?)
-        }
-        Variant::Array(array) if array.element_signature().to_string() == "(sbbsi)" => {
-            let rows: Vec<(String, bool, bool, String, i32)> = found.try_clone().ok()?.try_into().ok()?;
-            Value::Conditions(
-                rows.into_iter().map(|(name, trigger, negate, text, _)| (name, trigger, negate, text)).collect(),
-            )
-        }
-        _ => return None,
-    })
 }
 
 /// Beside the devices that were asked for: systemd adds to the list.

@@ -9,7 +9,8 @@ use crate::exit;
 
 use super::bus::{Bus, WAIT};
 use super::property::{Setting, Value};
-use super::scope::{device_allow, variant};
+use super::scope::device_allow;
+use super::variant::variant;
 
 /// A unit to start, whatever its kind.
 pub(super) trait Request {
@@ -19,6 +20,10 @@ pub(super) trait Request {
     fn settings(&self) -> &[Setting];
     /// All properties as they are sent, but for those that this systemd does not take.
     fn properties<'a>(&'a self, left_out: &[&str]) -> Vec<(&'a str, Variant<'a>)>;
+    /// Whether processes are named in them by number.
+    fn has_numbers(&self, _left_out: &[&str]) -> bool {
+        false
+    }
     /// The error for a job that ended as `result`, where more is known than that; what is left of the unit stays then.
     fn explain(&self, _bus: &mut Bus, _result: &str) -> Option<anyhow::Error> {
         None

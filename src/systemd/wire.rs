@@ -23,6 +23,8 @@ use zbus::wire::serialized::{Context, Data};
 use zbus::wire::{BE, LE};
 use zbus::{DynamicType, Signature, Type, Variant};
 
+use crate::host::read_of_kernel;
+
 /// The longest message that is believed; the bus itself allows 128 MiB, nothing that we ask for comes near this.
 const MESSAGE_MAX: usize = 16 << 20;
 
@@ -193,7 +195,8 @@ impl Wire {
         use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
         let peer = getsockopt(&self.socket, PeerCredentials)?.pid();
         // One in a namespace below ours has a number here and another one there, proc_pid_status(5). Not everybody may look.
-        let status = std::fs::read_to_string(format!("/proc/{peer}/status")).unwrap_or_default();
+        let status = read_of_kernel(format!("/proc/{peer}/status")).unwrap_or_default();
+        let status = String::from_utf8_lossy(&status);
         let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"));
         Ok(peer != 0 && numbers.is_none_or(|numbers| numbers.split_ascii_whitespace().count() == 1))
     }

@@ -71,9 +71,13 @@ def number(value):
     return f"{value:.2f}" if value < 10 else f"{value:.1f}" if value < 100 else f"{value:.0f}"
 
 
+def said(value, bar):
+    return "met" if value <= bar else "missed"
+
+
 def verdict(value, bar):
     """In three digits: 0.853 misses a bar of 0.85."""
-    return f"{value:.3f}, {'met' if value <= bar else 'missed'}"
+    return f"{value:.3f}, {said(value, bar)}"
 
 
 def bar_plot(title, groups, unit):
@@ -182,10 +186,10 @@ class Report:
             self.missing("start")
             return
         self.plot(name, bar_plot(title, [("", times)], "ms"))
-        said = {}
+        verdicts = {}
         if OURS in times and "systemd-run" in times:
-            said[OURS] = verdict(statistics.median(times[OURS]) / statistics.median(times["systemd-run"]), START_BAR)
-        self.say(*times_table(times, "ms", "systemd-run", (f"bar: at most {START_BAR}", said)))
+            verdicts[OURS] = verdict(statistics.median(times[OURS]) / statistics.median(times["systemd-run"]), START_BAR)
+        self.say(*times_table(times, "ms", "systemd-run", (f"bar: at most {START_BAR}", verdicts)))
         self.missing("start")
         self.headline(times, title.lower(), "systemd-run", "docker")
 
@@ -235,39 +239,37 @@ class Report:
         self.say("## A start while others live", "", "Median of one more start; `systemd-run --scope` with the same limits beside it.")
         if series[OURS]:
             self.plot("scale", line_plot("Start with others live, median", series, "ms"))
+        text = ""
         if os.path.exists(f"{self.results}/scale.txt"):
             with open(f"{self.results}/scale.txt", encoding="utf-8") as file:
-                self.say("```", file.read().rstrip("\n"), "```")
-        rows = self.scale_rows(series)
+                text = file.read()
+            self.say("```", text.rstrip("\n"), "```")
+        rows = self.scale_rows(series, text)
         if rows:
             self.say("| | figure | bar | |", "|---|---:|---:|---|", *rows)
         most = max(series[OURS], default=0)
         if most:
             self.headlines.append((f"start with {most} live", "systemd-run", series[OURS][most] / series["systemd-run"][most]))
 
-    def scale_rows(self, series):
-        """The bars of this family, and how it stands to each."""
+    def scale_rows(self, series, text):
+        """The bars of this family, and how it stands to each. text: what bench-scale.sh printed."""
         rows = []
         for count, ours in sorted(series[OURS].items()):
             if count in series["systemd-run"]:
                 bar = SCALE_BARS.get(count, SCALE_BAR)
-                figure, said = verdict(ours / series["systemd-run"][count], bar).split(", ")
-                rows.append(f"| start with {count} live, beside systemd-run | {figure} | {bar} | {said} |")
-        text = ""
-        if os.path.exists(f"{self.results}/scale.txt"):
-            with open(f"{self.results}/scale.txt", encoding="utf-8") as file:
-                text = file.read()
+                ratio = ours / series["systemd-run"][count]
+                rows.append(f"| start with {count} live, beside systemd-run | {ratio:.3f} | {bar} | {said(ratio, bar)} |")
         for took in re.findall(r"^ *300(?: +[\d.]+){3} +([\d.]+) ", text, re.M):
-            rows.append(f"| `ps` with 300 live, ms | {took} | {PS_BAR_MS} | {'met' if float(took) <= PS_BAR_MS else 'missed'} |")
+            rows.append(f"| `ps` with 300 live, ms | {took} | {PS_BAR_MS} | {said(float(took), PS_BAR_MS)} |")
         for worst, of, live in re.findall(r"worst (\d+), of (\d+); live: (\d+)", text):
-            said = "met" if int(worst) <= MEMORY_BAR_KIB and of == live else "missed"
-            rows.append(f"| private memory of one, the worst of {of}, KiB | {worst} | {MEMORY_BAR_KIB} | {said} |")
+            met = said(int(worst), MEMORY_BAR_KIB) if of == live else "missed"
+            rows.append(f"| private memory of one, the worst of {of}, KiB | {worst} | {MEMORY_BAR_KIB} | {met} |")
         for what, before, after in re.findall(r"^(.*?)(?: ended;|:).* before: ([\d ]+), after: ([\d ]+)$", text, re.M):
             differ = sum(a != b for a, b in zip(before.split(), after.split()))
             failed = re.search(rf"^{re.escape(what)}:.* (\d+) lines of failures", text, re.M)
             if failed and int(failed[1]):
                 rows.append(f"| {what}: lines of failures | {failed[1]} | 0 | missed |")
-            rows.append(f"| {what}: counts that are not what they were | {differ} | 0 | {'met' if not differ else 'missed'} |")
+            rows.append(f"| {what}: counts that are not what they were | {differ} | 0 | {said(differ, 0)} |")
         return rows
 
     def inside(self):

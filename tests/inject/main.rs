@@ -131,7 +131,7 @@ fn tracer(words: &[String]) -> Result<()> {
     out.flush()?;
     // The other end waits for the end of it.
     rustix::stdio::dup2_stdout(std::fs::File::open("/dev/null")?)?;
-    Tracer { first, whose, deed, at, log: log.clone(), ..Tracer::default() }.follow()
+    Tracer::new(first, whose, deed, at, log).follow()
 }
 
 fn errno(name: &str) -> Result<Errno> {
@@ -186,24 +186,13 @@ struct Tracer {
     processes: HashMap<Pid, Pid>,
 }
 
-impl Default for Tracer {
-    fn default() -> Self {
-        Self {
-            first: Pid::from_raw(0),
-            whose: Whose::All,
-            deed: Deed::Count,
-            at: 0,
-            count: None,
-            failing: None,
-            asked: None,
-            hit: false,
-            log: String::new(),
-            processes: HashMap::new(),
-        }
-    }
-}
-
 impl Tracer {
+    fn new(first: Pid, whose: Whose, deed: Deed, at: u64, log: &str) -> Tracer {
+        let processes = HashMap::new();
+        let log = log.to_owned();
+        Tracer { first, whose, deed, at, count: None, failing: None, asked: None, hit: false, log, processes }
+    }
+
     fn follow(mut self) -> Result<()> {
         loop {
             let status = match waitpid(Pid::from_raw(-1), Some(WaitPidFlag::__WALL)) {
@@ -317,17 +306,20 @@ impl Tracer {
 }
 
 fn process_of(thread: Pid) -> Pid {
-    let status = std::fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
-    let tgid = status.lines().find_map(|line| line.strip_prefix("Tgid:")).map(str::trim);
-    tgid.and_then(|tgid| i32::from_str(tgid).ok()).map_or(thread, Pid::from_raw)
+    status_of(thread, "Tgid:").and_then(|tgid| i32::from_str(&tgid).ok()).map_or(thread, Pid::from_raw)
 }
 
-/// As `sandbox`, `sandbox, its process 2` and so on would be: the name, and what tells a child of it from the launcher.
+/// The name of a program, and what tells a process inside the sandbox, or a thread, from the launcher: `sandbox, inside`.
 fn program_of(thread: Pid) -> String {
     let name = std::fs::read_to_string(format!("/proc/{thread}/comm")).unwrap_or_default();
-    let status = std::fs::read_to_string(format!("/proc/{thread}/status")).unwrap_or_default();
-    let inside =
-        status.lines().find(|line| line.starts_with("NSpid:")).is_some_and(|line| line.split('\t').count() > 2);
-    let thread_kind = if process_of(thread) == thread { "" } else { ", a thread" };
-    format!("{}{}{thread_kind}", name.trim_end(), if inside { ", inside" } else { "" })
+    let is_inside = status_of(thread, "NSpid:").is_some_and(|numbers| numbers.split('\t').count() > 1);
+    let inside = if is_inside { ", inside" } else { "" };
+    let kind = if process_of(thread) == thread { "" } else { ", a thread" };
+    format!("{}{inside}{kind}", name.trim_end())
+}
+
+/// A field of /proc/PID/status.
+fn status_of(thread: Pid, field: &str) -> Option<String> {
+    let status = std::fs::read_to_string(format!("/proc/{thread}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix(field)).map(|value| value.trim().to_owned())
 }

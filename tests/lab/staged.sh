@@ -34,8 +34,9 @@ run_staged() {
 
 # injector: builds the tracer of tests/inject, static, and prints its path.
 injector() {
-  RUSTFLAGS=${RUSTFLAGS:--C target-feature=+crt-static} cargo test -q --target x86_64-unknown-linux-gnu --test inject --no-run --message-format=json |
-    jq -r 'select(.executable != null and .target.name == "inject") | .executable'
+  # shellcheck source-path=SCRIPTDIR source=../rust.sh
+  . tests/rust.sh
+  RUSTFLAGS=${RUSTFLAGS:--C target-feature=+crt-static} test_program x86_64-unknown-linux-gnu inject
 }
 
 # parse_counted HELP "WORD…" DEFAULT [NUMBER [WORD…]]: the arguments of a script that does each of some things so often: sets `number`, and

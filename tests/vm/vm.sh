@@ -2,7 +2,8 @@
 # vm.sh — the live tests on real Debian kernels: qemu boots a Debian tree with its own kernel and systemd, runs them, powers off.
 #   vm.sh tree SUITE…               build the image of bullseye, bookworm, trixie or sid (cached; see ../tree.sh)
 #   vm.sh run LANE [-- FILTER…]     run the live tests, those of each filter in turn; LANE is a suite, bullseye-v1 (the same tree with
-#                                   cgroup v1, hybrid), bullseye-legacy (v1 alone) or trixie-selinux (the same tree with SELinux and selinux.cil in place of AppArmor)
+#                                   cgroup v1, hybrid), bullseye-legacy (v1 alone) or trixie-selinux (the same tree with SELinux and
+#                                   selinux.cil in place of AppArmor)
 #   vm.sh script LANE FILE          run FILE as root in it instead, with `sandbox` in the PATH (and /payload/live where SANDBOX_LIVE is set)
 #   vm.sh package LANE FILE         install the Debian package FILE in it, use it, boot again, purge it (see ../package.sh)
 # Needs SANDBOX_BIN and, for `run`, SANDBOX_LIVE: static binaries of the program and of its live tests.
@@ -156,5 +157,5 @@ case "${1:-}" in
     with_payload "$lane" add_live "$@" ;;
   package) package "${2:?LANE}" "${3:?FILE}" ;;
   script) with_payload "${2:?LANE}" add_script "${3:?FILE}" ;;
-  *) sed -n '2,8p' "$0"; exit 125 ;;
+  *) sed -n '2,9p' "$0"; exit 125 ;;
 esac

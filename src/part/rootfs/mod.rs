@@ -17,6 +17,9 @@ use crate::part::network::names;
 use crate::part::scratch;
 use crate::spec::{Bind, RootSource, Spec, Upper};
 
+/// The first kernel that takes the layers of an overlay one by one (`lowerdir+`); in one string they have at most 4096 bytes.
+pub(crate) const LAYER_BY_LAYER: (u32, u32) = (6, 5);
+
 /// Everything that makes the root, in order; the first one is the root itself.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct RootPlan {
@@ -231,7 +234,7 @@ pub(crate) fn plan(
         read_only: spec.root.read_only,
         by_child: rootless,
         userxattr: rootless || spec.root.user_marks,
-        many_layers: host.kernel >= (6, 5),
+        many_layers: host.kernel >= LAYER_BY_LAYER,
         scratch: ["/tmp", "/mnt", "/run", "/usr"].map(PathBuf::from).to_vec(),
     })
 }

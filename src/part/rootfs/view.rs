@@ -64,9 +64,9 @@ struct View<'a> {
     owners: Owners,
     /// What of the host's secrets would be seen.
     secrets: Vec<&'a (PathBuf, bool)>,
-    /// Mounts of which nothing is to be seen: at a secret, or where the sandbox has a file of its own.
+    /// Mounts of which nothing is to be seen: at a secret, where the sandbox has a file of its own, and the unhidable ones.
     covered: Vec<&'a Path>,
-    /// Mounts on which something is secret, and which cannot be the layer of an overlay: not shown either.
+    /// Mounts on which something is secret, and which cannot be the layer of an overlay.
     unhidable: Vec<&'a Path>,
     /// What the init layer puts into each overlay, by the place of that.
     init: HashMap<PathBuf, Vec<InitEntry>>,
@@ -86,6 +86,7 @@ impl<'a> View<'a> {
         view.unhidable = unhidable.map(|mount| mount.point.as_path()).collect();
         if !view.unhidable.is_empty() {
             // What is secret there is hidden where it shows then: beneath.
+            view.covered.extend(&view.unhidable);
             view.init = view.init_by_overlay();
         }
         view
@@ -101,13 +102,11 @@ impl<'a> View<'a> {
             || is_elsewhere(&mount.point)
             || !self.host.is_local(&mount.point)
             || is_kernel(&mount.fstype)
-            || self.unhidable.contains(&mount.point.as_path())
     }
 
     /// Whether something of it is to be hidden that would be seen, since it cannot be the layer of an overlay. Closed, not open.
     fn cannot_hide(&self, mount: &Mount) -> bool {
-        let shown = !is_elsewhere(&mount.point) && self.host.is_local(&mount.point) && !is_kernel(&mount.fstype);
-        shown && mount.point != Path::new("/") && !self.can_be_layer(mount) && self.hides(mount)
+        mount.point != Path::new("/") && !self.can_be_layer(mount) && self.hides(mount) && !self.left_out(mount)
     }
 
     /// It is the overlay that hides, also on what is read-only.
@@ -175,13 +174,8 @@ impl<'a> View<'a> {
     fn overlay_of(&self, path: &Path) -> PathBuf {
         if self.host.uid == 0 {
             let mut path = path;
-            let is_shown = |mount: &Mount| {
-                let point = mount.point.as_path();
-                let is_left_out = self.covered.contains(&point) || self.unhidable.contains(&point);
-                !is_left_out && self.host.is_local(point) && !is_kernel(&mount.fstype)
-            };
             while let Some(mount) = self.host.mount_of(path) {
-                match mount.point.parent().filter(|_| !is_shown(mount)) {
+                match mount.point.parent().filter(|_| self.left_out(mount)) {
                     Some(above) => path = above,
                     None => return mount.point.clone(),
                 }
