@@ -67,8 +67,8 @@ build() { # sets $binary
   find_cargo
   host=$(as_owner rustc -vV | sed -n 's/^host: //p')
   binary=${CARGO_TARGET_DIR:-$PWD/target}/$host/release/sandbox
-  printf '$ %s\n' "RUSTFLAGS='-C target-feature=+crt-static' cargo build --release --target $host"
-  RUSTFLAGS='-C target-feature=+crt-static' as_owner cargo build --release --target "$host"
+  printf '$ %s\n' "RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static' cargo build --release --target $host"
+  RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static' as_owner cargo build --release --target "$host"
   [ -x "$binary" ] || fail "there is no $binary"
 }
 

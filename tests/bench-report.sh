@@ -193,7 +193,7 @@ parse "$@"
 [ "$(id -u)" = 0 ] || die "needs root"
 export SANDBOX_TEST_CACHE=${SANDBOX_TEST_CACHE:-/var/cache/sandbox-test}
 if [ -z "${SANDBOX_BIN:-}" ]; then
-  RUSTFLAGS="-C target-feature=+crt-static" cargo build -q --release --target $target
+  RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" cargo build -q --release --target $target
   SANDBOX_BIN=${CARGO_TARGET_DIR:-target}/$target/release/sandbox
 fi
 stage=$(mktemp -d /var/tmp/sandbox-stage-XXXXXX)

@@ -329,12 +329,12 @@ impl ProcessPlan {
 /// A directory can be named by way of a descriptor that this process has open (/proc/self/fd/N) and then lie outside of the root,
 /// with the whole host around it: CVE-2024-21626.
 fn inside(directory: &Path) -> Result<()> {
-    let reached = rustix::process::getcwd(Vec::new()).is_ok_and(|path| path.as_bytes().starts_with(b"/"));
-    if reached {
-        Ok(())
-    } else {
-        Err(fault(format!("working directory {}: not in the root", directory.display())).into())
-    }
+    let reason = match rustix::process::getcwd(Vec::new()) {
+        Ok(path) if path.as_bytes().starts_with(b"/") => return Ok(()),
+        Ok(_) => "not in the root".to_owned(),
+        Err(error) => std::io::Error::from(error).to_string(),
+    };
+    Err(fault(format!("working directory {}: {reason}", directory.display())).into())
 }
 
 /// A file of accounts in a root that is not ours to trust: a fifo there, or a link to a device, must neither hang nor fill memory.

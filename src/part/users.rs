@@ -267,7 +267,9 @@ pub(crate) fn claim(taken: &[IdRange]) -> Result<Claim> {
             return Ok(claim);
         }
     }
-    Err(fault(format!("no free range of user IDs after 1000 tries; locks are in {LOCKS}")).hint("sandbox gc").into())
+    Err(fault(format!("no free range of user IDs after 1000 tries; locks are in {LOCKS}"))
+        .hint("sandbox ps and machinectl list those that hold one; --userns identity takes none")
+        .into())
 }
 
 /// Names of locks looked at by one start, so that a thousand living sandboxes cost it nothing.

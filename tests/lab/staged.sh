@@ -8,7 +8,7 @@ stage_program() {
   [ "$(id -u)" = 0 ] || { echo "${0##*/} needs root" >&2; exit 125; }
   if [ -z "${SANDBOX_BIN:-}" ]; then
     [ "$1" = debug ] || options=("--$1")
-    RUSTFLAGS=${RUSTFLAGS:--C target-feature=+crt-static} cargo build -q "${options[@]}" --target "$target"
+    RUSTFLAGS=${RUSTFLAGS:--C target-feature=+crt-static -C relocation-model=static} cargo build -q "${options[@]}" --target "$target"
     SANDBOX_BIN=${CARGO_TARGET_DIR:-target}/$target/$1/sandbox
   fi
   stage=$(mktemp -d /var/tmp/sandbox-test-XXXXXX)
@@ -36,7 +36,7 @@ run_staged() {
 injector() {
   # shellcheck source-path=SCRIPTDIR source=../rust.sh
   . tests/rust.sh
-  RUSTFLAGS=${RUSTFLAGS:--C target-feature=+crt-static} test_program x86_64-unknown-linux-gnu inject
+  RUSTFLAGS=${RUSTFLAGS:--C target-feature=+crt-static -C relocation-model=static} test_program x86_64-unknown-linux-gnu inject
 }
 
 # parse_counted HELP "WORD…" DEFAULT [NUMBER [WORD…]]: the arguments of a script that does each of some things so often: sets `number`, and

@@ -89,7 +89,7 @@ pub(super) fn avoids_locks(bed: &Bed) {
     let start = || bed.run([""; 0], "cat /proc/self/uid_map").with_mounts(&setup).output();
     let locked = Locked::all_that_are_left();
     let outcome = start().refused(125, ["no free range", LOCKS]);
-    assert!(outcome.hint().contains("sandbox gc"), "{}", outcome.hint());
+    assert!(outcome.hint().contains("sandbox ps and machinectl"), "{}", outcome.hint());
     assert_eq!(locked.0.iter().filter(|(path, _)| path.exists()).count(), locked.0.len(), "the names stay");
     drop(locked);
     assert!((LEFT_FROM..LEFT_END).contains(&check_range(&map(&start().succeeded().text()))));
