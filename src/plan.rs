@@ -342,6 +342,7 @@ fn unit(spec: &Spec, host: &Host, warnings: &mut Vec<String>) -> Result<(UnitPla
             .hint("--detach makes a service, which has it; so has a unit file: `sandbox unit install`")
             .into());
     }
+    warnings.extend(host.systemd.and_then(|version| lifted_by_a_reload(&translated.settings, version)));
     let stop_signal = relayed.map(|stop| systemd::translate(std::slice::from_ref(stop), cgroup)).transpose()?;
     let unit = UnitPlan {
         kind,
@@ -359,6 +360,14 @@ fn unit(spec: &Spec, host: &Host, warnings: &mut Vec<String>) -> Result<(UnitPla
         timeout_stop_usec: TIMEOUT_STOP_USEC,
     };
     Ok((unit, translated.notes))
+}
+
+/// A systemd that reads its units anew, as each installation of a package makes it do, takes its programs off the cgroups, and puts them
+/// back when it is done: seen on 247 (connections got through for as long as the daemon-reload took), not on 252.
+fn lifted_by_a_reload(settings: &[Setting], version: u16) -> Option<String> {
+    let is_filter = |name: &str| name.starts_with("IP") && name != "IPAccounting";
+    let filter = settings.iter().find(|setting| is_filter(&setting.name) && version < 252)?;
+    Some(format!("{}: systemd {version} lifts it for as long as a daemon-reload takes (252 does not)", filter.asked))
 }
 
 /// In a service the unit and its slice are chosen already.

@@ -125,12 +125,20 @@ impl<'a> Unit<'a> {
     }
 
     fn stop_if(&self, wanted: impl FnOnce(&mut Bus) -> bool) {
-        let is_gone = self.cgroup.as_ref().is_some_and(|(path, own)| inode(path) != Some(*own));
-        if !self.stands || is_gone {
+        let name = &self.plan.name;
+        let is_gone = || self.cgroup.as_ref().is_some_and(|(path, own)| inode(path) != Some(*own));
+        if !self.stands || is_gone() {
             return;
         }
         let wait = Duration::from_micros(self.plan.timeout_stop_usec) + Duration::from_secs(5);
-        let stop = |mut bus: Bus| if wanted(&mut bus) { bus.stop(&self.plan.name, wait) } else { Ok(()) };
+        let stop = |mut bus: Bus| {
+            if !wanted(&mut bus) {
+                return Ok(());
+            }
+            // Whose cgroup is still there had the name when systemd was asked; by now it may be another's.
+            let run = bus.run_of(name)?;
+            if is_gone() { Ok(()) } else { bus.stop_run(name, &run, wait) }
+        };
         if let Err(error) = connect(self.plan).and_then(stop) {
             log::debug!("{error:#}");
         }

@@ -245,6 +245,8 @@ fn networks() {
     check("join", "--network ns:/run/netns/blue true", &connected(host()));
     check("join-sandbox", "--network container:web true", &connected(plain_user()));
     check("allow-bind", "--network host --allow-bind tcp:8080 --allow-bind 9000 true", &host());
+    let bullseye = Host { systemd: Some(247), ..host() };
+    check("deny-ip-247", "--network host -p IPAccounting=yes --deny-ip any true", &bullseye);
 }
 
 #[test]

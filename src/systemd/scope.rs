@@ -14,7 +14,7 @@ use super::bus::{Bus, WAIT, interface, manager_call, no_room_for, object_call, u
 use super::property::{Setting, Value};
 use super::service::Request;
 use super::variant::{value, variant};
-use super::wire::{Call, Deadline, Exchange, Failure, Incoming};
+use super::wire::{Call, Deadline, Exchange, Failure, Incoming, Wire};
 
 /// How long a clean-up after a failure may take; nobody is served by waiting for it longer.
 const CLEANUP_WAIT: Duration = Duration::from_secs(2);
@@ -323,14 +323,33 @@ impl Bus {
 
     /// Stops a unit and waits until it is gone, `wait` at the longest: a stop may take the unit's TimeoutStopSec.
     pub(crate) fn stop(&mut self, unit: &str, wait: Duration) -> Result<()> {
+        let stopped = self.stop_job(unit, wait, |wire| wire.send(&manager_call("StopUnit"), &(unit, "replace")));
+        self.stopped(unit, stopped)
+    }
+
+    /// The same for one run of it, [`Bus::run_of`]: if that is over, the unit of its name, which is another one's then, goes on.
+    pub(crate) fn stop_run(&mut self, unit: &str, run: &str, wait: Duration) -> Result<()> {
+        let path = unit_path(run);
+        let call = object_call(&path, "org.freedesktop.systemd1.Unit", "Stop");
+        let stopped = self.stop_job(unit, wait, |wire| wire.send(&call, &("replace",)));
+        self.stopped(unit, stopped)
+    }
+
+    fn stop_job(
+        &mut self,
+        unit: &str,
+        wait: Duration,
+        send: impl FnOnce(&mut Wire) -> Exchange<u32>,
+    ) -> Exchange<String> {
         let deadline = Deadline::after(wait);
-        let mut stop = || {
-            self.greeted(deadline)?;
-            self.match_jobs(unit)?;
-            let call = self.wire.send(&manager_call("StopUnit"), &(unit, "replace"))?;
-            self.await_job(call, deadline).map_err(|(failure, _)| failure)
-        };
-        match stop() {
+        self.greeted(deadline)?;
+        self.match_jobs(unit)?;
+        let call = send(&mut self.wire)?;
+        self.await_job(call, deadline).map_err(|(failure, _)| failure)
+    }
+
+    fn stopped(&self, unit: &str, stopped: Exchange<String>) -> Result<()> {
+        match stopped {
             Ok(result) if result == "done" => Ok(()),
             Ok(result) => Err(fault(format!("systemd did not stop {unit}: its job ended as `{result}`")).into()),
             Err(failure) => Err(self.explain(&format!("stop {unit}"), failure)),
@@ -388,6 +407,17 @@ impl Bus {
     pub(crate) fn unit_property(&mut self, unit: &str, interface: &str, name: &str) -> Result<Value> {
         self.property(&unit_path(unit), &format!("org.freedesktop.systemd1.{interface}"), name)
             .map_err(|failure| self.explain(&format!("tell {name} of {unit}"), failure))
+    }
+
+    /// The ID of the run of a unit that there is now (`InvocationID`), by which systemd knows the unit too, like by its name.
+    ///
+    /// # Errors
+    /// When systemd does not answer, or knows no such unit.
+    pub(crate) fn run_of(&mut self, unit: &str) -> Result<String> {
+        match self.unit_property(unit, "Unit", "InvocationID")? {
+            Value::Bytes(id) if id.len() == 16 => Ok(id.iter().map(|byte| format!("{byte:02x}")).collect()),
+            _ => Err(fault(format!("{unit} has no invocation ID")).into()),
+        }
     }
 
     /// The file that a unit is made of, its drop-ins aside; `None` where there is none. One that a call made has one below /run.

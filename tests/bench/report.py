@@ -279,7 +279,8 @@ class Report:
         self.say("## What it costs inside", "",
                  "One operation of a program that runs in it. crun has what `crun spec` writes, on an overlay, without and with the filter",
                  "that dockerd gives its runtime; all have the same limits. Ours has besides what they have not: a user namespace with a",
-                 "range of IDs of its own, whose layers are idmapped, so that each open of a file maps its owner.")
+                 "range of IDs of its own, whose layers are idmapped, so that each open of a file maps its owner. Each is kept on one CPU: on",
+                 "how many the two ends of a connection run is a matter of chance, and decides more than any sandbox does.")
         if kinds:
             self.plot("inside", bar_plot("One operation inside", [(KINDS[kind], times) for kind, times in kinds.items()], "µs"))
         for kind, times in kinds.items():
