@@ -63,12 +63,13 @@ can_do_without_apt() { # elsewhere the programs have to be there
 }
 
 build() { # sets $binary
-  local host
+  local host flags
   find_cargo
   host=$(as_owner rustc -vV | sed -n 's/^host: //p')
   binary=${CARGO_TARGET_DIR:-$PWD/target}/$host/release/sandbox
-  printf '$ %s\n' "RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static' cargo build --release --target $host"
-  RUSTFLAGS='-C target-feature=+crt-static -C relocation-model=static' as_owner cargo build --release --target "$host"
+  flags='-C target-feature=+crt-static -C relocation-model=static'
+  printf '$ %s\n' "RUSTFLAGS='$flags' cargo build --release --target $host"
+  RUSTFLAGS=$flags as_owner cargo build --release --target "$host"
   [ -x "$binary" ] || fail "there is no $binary"
 }
 

@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::process::Pid;
+use serde::Serialize;
 use zbus::wire::OwnedVariant;
-use zbus::{Fd, OwnedObjectPath, Variant};
+use zbus::{DynamicType, Fd, OwnedObjectPath, Variant};
 
 use crate::error::{Result, fault};
 
@@ -14,7 +15,7 @@ use super::bus::{Bus, WAIT, interface, manager_call, no_room_for, object_call, u
 use super::property::{Setting, Value};
 use super::service::Request;
 use super::variant::{value, variant};
-use super::wire::{Call, Deadline, Exchange, Failure, Incoming, Wire};
+use super::wire::{Call, Deadline, Exchange, Failure, Incoming};
 
 /// How long a clean-up after a failure may take; nobody is served by waiting for it longer.
 const CLEANUP_WAIT: Duration = Duration::from_secs(2);
@@ -323,33 +324,27 @@ impl Bus {
 
     /// Stops a unit and waits until it is gone, `wait` at the longest: a stop may take the unit's TimeoutStopSec.
     pub(crate) fn stop(&mut self, unit: &str, wait: Duration) -> Result<()> {
-        let stopped = self.stop_job(unit, wait, |wire| wire.send(&manager_call("StopUnit"), &(unit, "replace")));
-        self.stopped(unit, stopped)
+        self.stop_by(unit, &manager_call("StopUnit"), &(unit, "replace"), wait)
     }
 
     /// The same for one run of it, [`Bus::run_of`]: if that is over, the unit of its name, which is another one's then, goes on.
     pub(crate) fn stop_run(&mut self, unit: &str, run: &str, wait: Duration) -> Result<()> {
         let path = unit_path(run);
-        let call = object_call(&path, "org.freedesktop.systemd1.Unit", "Stop");
-        let stopped = self.stop_job(unit, wait, |wire| wire.send(&call, &("replace",)));
-        self.stopped(unit, stopped)
+        self.stop_by(unit, &object_call(&path, "org.freedesktop.systemd1.Unit", "Stop"), &("replace",), wait)
     }
 
-    fn stop_job(
-        &mut self,
-        unit: &str,
-        wait: Duration,
-        send: impl FnOnce(&mut Wire) -> Exchange<u32>,
-    ) -> Exchange<String> {
+    fn stop_by<B>(&mut self, unit: &str, call: &Call<'_>, body: &B, wait: Duration) -> Result<()>
+    where
+        B: Serialize + DynamicType,
+    {
         let deadline = Deadline::after(wait);
-        self.greeted(deadline)?;
-        self.match_jobs(unit)?;
-        let call = send(&mut self.wire)?;
-        self.await_job(call, deadline).map_err(|(failure, _)| failure)
-    }
-
-    fn stopped(&self, unit: &str, stopped: Exchange<String>) -> Result<()> {
-        match stopped {
+        let mut stop = || {
+            self.greeted(deadline)?;
+            self.match_jobs(unit)?;
+            let call = self.wire.send(call, body)?;
+            self.await_job(call, deadline).map_err(|(failure, _)| failure)
+        };
+        match stop() {
             Ok(result) if result == "done" => Ok(()),
             Ok(result) => Err(fault(format!("systemd did not stop {unit}: its job ended as `{result}`")).into()),
             Err(failure) => Err(self.explain(&format!("stop {unit}"), failure)),
