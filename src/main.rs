@@ -44,6 +44,11 @@ mod value;
 use std::io::Write;
 use std::process::ExitCode;
 
+// A fuzzer watches over the heap that it brings.
+#[cfg(not(feature = "fuzzing"))]
+#[global_allocator]
+static HEAP: sys::Heap = sys::Heap::new();
+
 fn main() -> ExitCode {
     log_to_stderr();
     std::panic::set_hook(Box::new(|panic| {

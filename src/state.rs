@@ -16,6 +16,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::Context;
 use rustix::process::Pid;
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use crate::error::Result;
 use crate::host::read_of_kernel;
@@ -81,7 +82,7 @@ pub(crate) struct Entry {
 }
 
 /// What a launcher writes down of its sandbox.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Record {
     /// Name of the sandbox.
     pub(crate) name: String,
@@ -117,7 +118,7 @@ pub(crate) struct Record {
     /// Every decision, as `run --dry-run` prints it.
     pub(crate) decided: String,
     /// The same, as `run --dry-run --json` prints it.
-    pub(crate) plan: serde_json::Value,
+    pub(crate) plan: Box<RawValue>,
 }
 
 impl Record {
@@ -142,7 +143,7 @@ impl Record {
             ports: plan.network.published().to_vec(),
             entry: entry(plan),
             decided: plan.to_string(),
-            plan: serde_json::to_value(plan).ok()?,
+            plan: serde_json::value::to_raw_value(plan).ok()?,
         })
     }
 
@@ -501,7 +502,7 @@ mod tests {
                 host_view: true,
             },
             decided: String::new(),
-            plan: serde_json::Value::Null,
+            plan: Box::<RawValue>::default(),
         }
     }
 
@@ -526,7 +527,7 @@ mod tests {
         let mut state = StateFile::write_in(&sub, path.clone(), &text).unwrap();
         state.publish().unwrap();
         let found = open(&path, uid, true).unwrap().unwrap();
-        assert_eq!((&found.record, found.status()), (&record, None));
+        assert_eq!((serde_json::to_vec(&found.record).unwrap(), found.status()), (text, None));
         state.ended(143);
         drop(state);
         assert_eq!(found.status(), Some(143));

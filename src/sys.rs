@@ -15,11 +15,13 @@ use crate::seccomp::bpf::Instruction;
 
 pub(crate) mod attr;
 mod descriptors;
+mod heap;
 mod rlimit;
 mod shared;
 mod threads;
 
 pub(crate) use descriptors::close_all_but;
+pub(crate) use heap::Heap;
 pub(crate) use rlimit::Rlimit;
 pub(crate) use shared::{Writer, vfork};
 
@@ -35,13 +37,6 @@ pub(crate) enum Side {
     Parent(Pid, OwnedFd),
     /// The new process.
     Child,
-}
-
-/// Lets threads that are made from here on share the heap of the first one; mallopt(3). A heap of their own grows by a few pages at a
-/// time, and each step interrupts the CPUs that run the others.
-pub(crate) fn share_heap() {
-    // SAFETY: mallopt takes integers and may be called at any time; the allocator is the libc's, as Rust's default is.
-    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
 }
 
 /// Makes a new process like fork(2), in new namespaces as `flags` (`CLONE_NEW*`) say; see clone3(2).

@@ -2,6 +2,7 @@
 
 use std::io::Write;
 
+use anyhow::Context;
 use clap::Args;
 use serde::Serialize;
 
@@ -83,6 +84,7 @@ pub(super) fn main(arguments: &Arguments) -> Result<u8> {
     let mode = CgroupMode::read()?;
     let mut bus = sandbox.manager()?;
     let asked_for = settings(&mut bus, record, mode);
+    let plan: serde_json::Value = serde_json::from_str(record.plan.get()).context("read what was decided")?;
     let report = Report {
         name: &record.name,
         unit: &record.unit,
@@ -100,8 +102,8 @@ pub(super) fn main(arguments: &Arguments) -> Result<u8> {
         ports: &record.ports,
         limits: asked_for.into_iter().filter_map(|setting| asked(&mut bus, &sandbox, setting, mode)).collect(),
         usage: sandbox.usage(mode),
-        given: record.plan.get("given").unwrap_or(&serde_json::Value::Null),
-        plan: &record.plan,
+        given: plan.get("given").unwrap_or(&serde_json::Value::Null),
+        plan: &plan,
     };
     let text = if arguments.json { format!("{:#}\n", serde_json::to_value(&report)?) } else { shown(&report, record)? };
     std::io::stdout().write_all(text.as_bytes())?;

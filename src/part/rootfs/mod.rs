@@ -16,6 +16,7 @@ use crate::host::{Host, Mount};
 use crate::part::network::names;
 use crate::part::scratch;
 use crate::spec::{Bind, RootSource, Spec, Upper};
+use view::View;
 
 /// The first kernel that takes the layers of an overlay one by one (`lowerdir+`); in one string they have at most 4096 bytes.
 pub(crate) const LAYER_BY_LAYER: (u32, u32) = (6, 5);
@@ -188,9 +189,10 @@ pub(crate) fn plan(
     }
     let mut operations = match &spec.root.source {
         RootSource::HostView => {
-            warnings.extend(view::degraded(spec, host, owners));
+            let view = View::new(spec, host, owners);
+            warnings.extend(view.degraded());
             warnings.extend(not_kept(spec, host));
-            view::operations(spec, host, owners)
+            view.operations()
         }
         RootSource::Layers(layers) => {
             let mut init = init_files(spec, host);
@@ -293,7 +295,7 @@ pub(crate) fn idmap_obstacle(spec: &Spec, host: &Host) -> Option<String> {
         return Some(format!("Linux {major}.{minor} cannot map the owners of an overlay's layers (5.19 can)"));
     }
     let (layer, mount) = match &spec.root.source {
-        RootSource::HostView => view::obstacle(spec, host).map(|mount| (mount.point.as_path(), mount)),
+        RootSource::HostView => View::obstacle(spec, host).map(|mount| (mount.point.as_path(), mount)),
         RootSource::Layers(layers) => layers.iter().find_map(|layer| {
             let mount = host.mount_of(layer)?;
             (!can_idmap(mount, host.kernel)).then_some((layer.as_path(), mount))

@@ -2,6 +2,7 @@
 //! it. What is on the network or behind FUSE or automount stays out: a dead server would hang whoever looks.
 
 use std::collections::HashMap;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use super::{BindPlan, INIT_FILES, InitEntry, InitKind, Operation, Overlay, Owners, Tmpfs, can_idmap, init_files};
@@ -21,44 +22,8 @@ const LAYERS: &[&str] = &[
     "squashfs", "erofs", "iso9660",
 ];
 
-/// What makes the host view.
-pub(super) fn operations(spec: &Spec, host: &Host, owners: Owners) -> Vec<Operation> {
-    let view = View::new(spec, host, owners);
-    let mut operations = if host.uid == 0 { view.by_mount() } else { view.by_entry() };
-    operations
-        .extend(FRESH.iter().map(|(at, mode)| Operation::Tmpfs(Tmpfs { at: at.into(), mode: *mode, size: None })));
-    operations
-}
-
-/// One line for each mount of the host that could be written if its owners could be mapped, and for each that is not shown since
-/// nothing can be hidden on it.
-pub(super) fn degraded(spec: &Spec, host: &Host, owners: Owners) -> Vec<String> {
-    let view = View::new(spec, host, owners);
-    let line = |mount: &Mount| {
-        let (point, fstype) = (mount.point.display(), &mount.fstype);
-        if view.unhidable.contains(&mount.point.as_path()) {
-            return Some(format!("{point} ({fstype}): left out, what is secret on it cannot be hidden"));
-        }
-        let is_bound = !view.left_out(mount) && mount.point != Path::new("/") && view.is_layer(mount);
-        (is_bound && !view.is_usable(mount)).then(|| {
-            format!("{point} ({fstype}): read-only, its owners cannot be mapped; --userns identity makes it writable")
-        })
-    };
-    host.mounts.iter().filter(|_| host.uid == 0).filter_map(line).collect()
-}
-
-/// The first mount whose owners cannot be mapped and that has to be an overlay all the same: the root and /usr, without whose files
-/// nothing runs, and wherever the overlay hides something or has a file of the sandbox's own.
-pub(super) fn obstacle<'a>(spec: &Spec, host: &'a Host) -> Option<&'a Mount> {
-    let view = View::new(spec, host, Owners::Mapped);
-    let is_needed = |mount: &Mount| {
-        let is_base = ["/", "/usr"].iter().any(|base| mount.point == Path::new(base));
-        is_base || (!view.left_out(mount) && view.can_be_layer(mount) && view.hides(mount))
-    };
-    host.mounts.iter().find(|mount| !can_idmap(mount, host.kernel) && is_needed(mount))
-}
-
-struct View<'a> {
+/// What is shown of the host, and how.
+pub(super) struct View<'a> {
     spec: &'a Spec,
     host: &'a Host,
     owners: Owners,
@@ -73,7 +38,7 @@ struct View<'a> {
 }
 
 impl<'a> View<'a> {
-    fn new(spec: &'a Spec, host: &'a Host, owners: Owners) -> View<'a> {
+    pub(super) fn new(spec: &'a Spec, host: &'a Host, owners: Owners) -> View<'a> {
         // What a link leads to may be where nothing of the host is seen anyway.
         let seen = |(path, _): &&(PathBuf, bool)| !spec.root.host_secrets && !is_elsewhere(path);
         let secrets = host.view.secrets.iter().filter(seen).collect();
@@ -92,6 +57,46 @@ impl<'a> View<'a> {
         view
     }
 
+    /// What makes it.
+    pub(super) fn operations(&self) -> Vec<Operation> {
+        let mut operations = if self.host.uid == 0 { self.by_mount() } else { self.by_entry() };
+        operations
+            .extend(FRESH.iter().map(|(at, mode)| Operation::Tmpfs(Tmpfs { at: at.into(), mode: *mode, size: None })));
+        operations
+    }
+
+    /// One line for each mount of the host that could be written if its owners could be mapped, and for each that is not shown since
+    /// nothing can be hidden on it.
+    pub(super) fn degraded(&self) -> Vec<String> {
+        let line = |mount: &Mount| {
+            let (point, fstype) = (mount.point.display(), &mount.fstype);
+            if self.unhidable.contains(&mount.point.as_path()) {
+                return Some(format!("{point} ({fstype}): left out, what is secret on it cannot be hidden"));
+            }
+            (self.is_layer(mount) && !self.is_usable(mount) && !is_root(mount) && !self.left_out(mount)).then(|| {
+                format!(
+                    "{point} ({fstype}): read-only, its owners cannot be mapped; --userns identity makes it writable"
+                )
+            })
+        };
+        self.host.mounts.iter().filter(|_| self.host.uid == 0).filter_map(line).collect()
+    }
+
+    /// The first mount whose owners cannot be mapped and that has to be an overlay all the same: the root and /usr, without whose files
+    /// nothing runs, and wherever the overlay hides something or has a file of the sandbox's own.
+    pub(super) fn obstacle(spec: &'a Spec, host: &'a Host) -> Option<&'a Mount> {
+        let is_base = |mount: &Mount| is_root(mount) || mount.point == Path::new("/usr");
+        let is_unmapped =
+            |mount: &&Mount| !can_idmap(mount, host.kernel) && (is_base(mount) || can_be_layer(mount, host));
+        let unmapped: Vec<&Mount> = host.mounts.iter().filter(is_unmapped).collect();
+        if unmapped.is_empty() {
+            return None;
+        }
+        let view = View::new(spec, host, Owners::Mapped);
+        let is_needed = |mount: &&Mount| is_base(mount) || (!view.left_out(mount) && view.hides(mount));
+        unmapped.into_iter().find(is_needed)
+    }
+
     /// One overlay, or read-only bind, for each mount of the host.
     fn by_mount(&self) -> Vec<Operation> {
         self.host.mounts.iter().filter(|mount| !self.left_out(mount)).map(|mount| self.mount(mount)).collect()
@@ -106,7 +111,7 @@ impl<'a> View<'a> {
 
     /// Whether something of it is to be hidden that would be seen, since it cannot be the layer of an overlay. Closed, not open.
     fn cannot_hide(&self, mount: &Mount) -> bool {
-        mount.point != Path::new("/") && !self.can_be_layer(mount) && self.hides(mount) && !self.left_out(mount)
+        !is_root(mount) && !can_be_layer(mount, self.host) && self.hides(mount) && !self.left_out(mount)
     }
 
     /// It is the overlay that hides, also on what is read-only.
@@ -116,9 +121,8 @@ impl<'a> View<'a> {
 
     fn mount(&self, mount: &Mount) -> Operation {
         let idmap = self.owners == Owners::Mapped && can_idmap(mount, self.host.kernel);
-        let root = mount.point == Path::new("/");
-        let is_layer = self.is_layer(mount) || (self.can_be_layer(mount) && self.hides(mount));
-        if root || (is_layer && self.is_usable(mount)) {
+        let is_layer = self.is_layer(mount) || (can_be_layer(mount, self.host) && self.hides(mount));
+        if is_root(mount) || (is_layer && self.is_usable(mount)) {
             return self.overlay(&mount.point, idmap);
         }
         Operation::Bind(BindPlan {
@@ -133,12 +137,7 @@ impl<'a> View<'a> {
     }
 
     fn is_layer(&self, mount: &Mount) -> bool {
-        self.can_be_layer(mount) && !mount.read_only
-    }
-
-    fn can_be_layer(&self, mount: &Mount) -> bool {
-        let is_file = self.host.view.file_mounts.contains(&mount.point);
-        LAYERS.contains(&mount.fstype.as_str()) && !is_file
+        can_be_layer(mount, self.host) && !mount.read_only
     }
 
     /// Without the map root inside would be nobody on it: then a layer that can be written makes no sense.
@@ -222,7 +221,8 @@ impl<'a> View<'a> {
     }
 
     fn is_hidden(&self, path: &Path) -> bool {
-        self.secrets.iter().any(|(secret, directory)| if *directory { is_below(path, secret) } else { path == secret })
+        let is_at = |secret: &Path| path.as_os_str() == secret.as_os_str();
+        self.secrets.iter().any(|(secret, directory)| if *directory { is_below(path, secret) } else { is_at(secret) })
     }
 
     fn entry(&self, at: PathBuf, kind: &Kind) -> Option<Operation> {
@@ -252,8 +252,17 @@ impl<'a> View<'a> {
     }
 }
 
+fn is_root(mount: &Mount) -> bool {
+    mount.point.as_os_str() == "/"
+}
+
+fn can_be_layer(mount: &Mount, host: &Host) -> bool {
+    LAYERS.contains(&mount.fstype.as_str()) && !host.view.file_mounts.contains(&mount.point)
+}
+
 fn is_init_file(path: &Path) -> bool {
-    INIT_FILES.iter().any(|file| path.strip_prefix("/") == Ok(Path::new(file)))
+    let below = path.as_os_str().as_bytes().strip_prefix(b"/");
+    below.is_some_and(|below| INIT_FILES.iter().any(|file| below == file.as_bytes()))
 }
 
 /// Whether something at `path` would be under a directory that is made anew.
