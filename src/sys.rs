@@ -39,6 +39,13 @@ pub(crate) enum Side {
     Child,
 }
 
+/// Lets what libc itself allocates in threads that are made from here on come from the heap of the first one; mallopt(3). A heap of
+/// their own takes 128 MiB of addresses.
+pub(crate) fn share_heap() {
+    // SAFETY: mallopt takes integers and may be called at any time.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+}
+
 /// Makes a new process like fork(2), in new namespaces as `flags` (`CLONE_NEW*`) say; see clone3(2).
 ///
 /// The new process is a copy, so its allocator and standard library are usable only if no other thread of the caller could

@@ -195,15 +195,16 @@ pub(crate) fn enter(plan: &KernelMounts, made: &[Made], tree: &OwnedFd, view: Op
         attach(mount, tree.as_fd(), Path::new(at), Make::Directory).with_context(|| format!("mount {at}"))?;
     }
     let mut covers = Covers::default();
-    for path in plan.masked.iter().cloned().chain(of_each_cpu(tree.as_fd())?) {
-        covers.mask(tree.as_fd(), &path).with_context(|| format!("mask {}", path.display()))?;
-    }
+    let mut mask = |path: &Path| covers.mask(tree.as_fd(), path).with_context(|| format!("mask {}", path.display()));
+    plan.masked.iter().try_for_each(|path| mask(path))?;
     for path in &plan.read_only {
         make_read_only(tree.as_fd(), path).with_context(|| format!("make {} read-only", path.display()))?;
     }
-    if let Some(view) = view {
-        let places: Vec<&PathBuf> = plan.place.iter().filter(|other| *other != place).collect();
-        procview::mount::bind(view, &places, tree.as_fd())?;
+    let places: Vec<&PathBuf> = plan.place.iter().filter(|other| *other != place).collect();
+    let covered = view.map(|view| procview::mount::bind(view, &places, tree.as_fd())).transpose()?.unwrap_or_default();
+    // The sandbox's own directory of CPUs has nothing of that kind.
+    if !covered.iter().any(|path| path == Path::new(CPUS)) {
+        of_each_cpu(tree.as_fd())?.iter().try_for_each(|path| mask(path))?;
     }
     // Both names are the new root: the old one is stacked on it and detached, so no directory for it is needed, pivot_root(2).
     rustix::process::pivot_root(".", ".").context("pivot_root")?;

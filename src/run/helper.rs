@@ -72,6 +72,7 @@ impl Helper {
         let wake = rustix::event::eventfd(0, EventfdFlags::CLOEXEC).context(what)?;
         let stop = Arc::new(Stop { asked: Mutex::new(false), wake, failure: Mutex::new(None) });
         let seen = Arc::clone(&stop);
+        sys::share_heap();
         let thread = std::thread::Builder::new().spawn(move || work.run(&seen)).context(what)?;
         Ok(Helper { thread, stop })
     }
