@@ -195,7 +195,8 @@ pub(crate) fn enter(plan: &KernelMounts, made: &[Made], tree: &OwnedFd, view: Op
         attach(mount, tree.as_fd(), Path::new(at), Make::Directory).with_context(|| format!("mount {at}"))?;
     }
     let mut covers = Covers::default();
-    let mut mask = |path: &Path| covers.mask(tree.as_fd(), path).with_context(|| format!("mask {}", path.display()));
+    let mut mask =
+        |path: &Path| covers.mask(tree.as_fd(), plan.sysfs, path).with_context(|| format!("mask {}", path.display()));
     plan.masked.iter().try_for_each(|path| mask(path))?;
     for path in &plan.read_only {
         make_read_only(tree.as_fd(), path).with_context(|| format!("make {} read-only", path.display()))?;
@@ -229,18 +230,20 @@ fn existing(root: BorrowedFd<'_>, path: &Path) -> Result<Option<OwnedFd>> {
     }
 }
 
+/// What statfs(2) says of sysfs.
+const SYSFS: i64 = 0x6265_6572;
+
 /// The same, and it is sure to be the kernel's own file: not one that an image or a mount has put there, CVE-2025-52881.
 fn existing_of_kernel(root: BorrowedFd<'_>, path: &Path) -> Result<Option<OwnedFd>> {
-    const DEBUGFS: u32 = 0x6462_6720;
-    const SECURITYFS: u32 = 0x7363_6673;
-    const TRACEFS: u32 = 0x7472_6163;
-    const CGROUP: u32 = 0x0027_e0eb;
-    const CGROUP2: u32 = 0x6367_7270;
-    const TMPFS: u32 = 0x0102_1994;
-    const PROC: u32 = 0x9fa0;
-    const SYSFS: u32 = 0x6265_6572;
+    const DEBUGFS: i64 = 0x6462_6720;
+    const SECURITYFS: i64 = 0x7363_6673;
+    const TRACEFS: i64 = 0x7472_6163;
+    const CGROUP: i64 = 0x0027_e0eb;
+    const CGROUP2: i64 = 0x6367_7270;
+    const TMPFS: i64 = 0x0102_1994;
+    const PROC: i64 = 0x9fa0;
     let Some(target) = existing(root, path)? else { return Ok(None) };
-    let expected: &[u32] = if path.starts_with("/proc") {
+    let expected: &[i64] = if path.starts_with("/proc") {
         &[PROC]
     } else if path.starts_with("/sys/fs/cgroup") {
         // On cgroup v1 a tmpfs with a directory for each hierarchy.
@@ -249,7 +252,7 @@ fn existing_of_kernel(root: BorrowedFd<'_>, path: &Path) -> Result<Option<OwnedF
         &[SYSFS, DEBUGFS, SECURITYFS, TRACEFS]
     };
     let kind = rustix::fs::fstatfs(&target)?.f_type;
-    if !expected.iter().any(|expected| i64::from(*expected) == kind) {
+    if !expected.contains(&kind) {
         return Err(fault(format!("it is on a file system of another kind ({kind:#x}) than it should be")).into());
     }
     Ok(Some(target))
@@ -282,7 +285,7 @@ fn null_device(root: BorrowedFd<'_>) -> Result<OwnedFd> {
     if is_null { Ok(null) } else { Err(fault("/dev/null in the root is not the null device").into()) }
 }
 
-/// What masked paths are covered with, each made once: files with /dev/null, directories with an empty one.
+/// What masked paths are covered with, each found once: files with /dev/null, directories with an empty one.
 #[derive(Default)]
 struct Covers {
     null: Option<OwnedFd>,
@@ -291,7 +294,7 @@ struct Covers {
 
 impl Covers {
     /// Source and target are opened first and looked at, then mounted by descriptor.
-    fn mask(&mut self, root: BorrowedFd<'_>, path: &Path) -> Result<()> {
+    fn mask(&mut self, root: BorrowedFd<'_>, own_sysfs: bool, path: &Path) -> Result<()> {
         let Some(target) = existing_of_kernel(root, path)? else {
             return Ok(());
         };
@@ -299,10 +302,7 @@ impl Covers {
         let cover = if kind == FileType::Directory { &mut self.empty } else { &mut self.null };
         let mount = match (&cover, kind) {
             (Some(cover), _) => clone_mount(cover)?,
-            (None, FileType::Directory) => {
-                let options = [("mode", "0755".to_owned()), ("size", "4096".to_owned()), ("nr_inodes", "2".to_owned())];
-                new_file_system("tmpfs", &options, kernel_attributes() | MountAttrFlags::MOUNT_ATTR_RDONLY)?
-            }
+            (None, FileType::Directory) => empty_directory(root, own_sysfs)?,
             (None, _) => clone_mount(&null_device(root)?)?,
         };
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
@@ -310,6 +310,17 @@ impl Covers {
         cover.get_or_insert(mount);
         Ok(())
     }
+}
+
+/// A read-only directory in which there is nothing. The sandbox's own sysfs has some in which there can never be anything, as mount
+/// points; a file system for it alone would be one more of which the kernel keeps lists for every cgroup.
+fn empty_directory(root: BorrowedFd<'_>, own_sysfs: bool) -> Result<OwnedFd> {
+    let of_sysfs = if own_sysfs { existing(root, Path::new("/sys/fs/cgroup"))? } else { None };
+    if let Some(directory) = of_sysfs.filter(|found| rustix::fs::fstatfs(found).is_ok_and(|of| of.f_type == SYSFS)) {
+        return clone_mount(&directory);
+    }
+    let options = [("mode", "0755".to_owned()), ("size", "4096".to_owned()), ("nr_inodes", "2".to_owned())];
+    Ok(new_file_system("tmpfs", &options, kernel_attributes() | MountAttrFlags::MOUNT_ATTR_RDONLY)?)
 }
 
 fn make_read_only(root: BorrowedFd<'_>, path: &Path) -> Result<()> {
