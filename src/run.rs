@@ -221,20 +221,22 @@ impl Running<'_> {
     ) -> Result<Option<OwnedFd>> {
         self.pasta = self.plan.network.pasta().map(|plan| Pasta::prepare(plan, self.pid)).transpose()?;
         let beside = self.pasta.as_ref().map(Pasta::attendant);
-        // A line for the child, which then makes its network; after that systemd, which takes longest; then the helper.
+        // A line for the child, which then makes its network; then the helper, for whose root the child waits longest. Systemd comes
+        // after it: whoever is woken by the request may take this CPU.
         self.map_ids(claim)?;
         self.view = self.plan.procview.as_ref().map(|_| View::new(self.pid, self.plan.process.quiet)).transpose()?;
         timings.mark("id maps");
-        if let (Some(plan), Some(bus)) = (&self.plan.unit, bus) {
-            self.unit = Some(Unit::begin(plan, self.pid, beside, self.pidfd.as_fd(), bus, signals.ending())?);
-            timings.mark("unit asked for");
-        }
         if self.plan.process.as_pid1 {
             self.watcher = Some(Watcher::start(&self.pidfd)?);
         }
         // The last process of this one is made: from here on it has a second thread.
-        self.start_helper(claim)?;
+        let device = self.start_helper(claim)?;
         timings.mark("helper");
+        if let (Some(plan), Some(bus)) = (&self.plan.unit, bus) {
+            self.unit = Some(Unit::begin(plan, self.pid, beside, self.pidfd.as_fd(), bus, signals.ending())?);
+            timings.mark("unit asked for");
+        }
+        device.map_or(Ok(()), |device| self.mount_view(device))?;
         if claim.is_some() {
             streams::let_open();
         }
@@ -323,18 +325,14 @@ impl Running<'_> {
         self.end.send(&ToChild::Mapped).context("tell the child")
     }
 
-    /// The helper makes the root with the host's privileges, in a mount namespace of its own, and sends it to the child itself.
-    fn start_helper(&mut self, claim: Option<&Claim>) -> Result<()> {
+    /// The helper makes the root with the host's privileges, in a mount namespace of its own, and sends it to the child itself. What is
+    /// returned is for [`Self::mount_view`].
+    fn start_helper(&mut self, claim: Option<&Claim>) -> Result<Option<helper::Device>> {
         if self.plan.root.as_ref().is_none_or(|root| root.by_child) {
-            return Ok(());
+            return Ok(None);
         }
-        let (files, mounted) = match &self.view {
-            Some(_) => {
-                let (files, tell, server) = helper::files().context("open /dev/fuse")?;
-                (Some(files), Some((tell, server)))
-            }
-            None => (None, None),
-        };
+        let files = self.view.as_ref().map(|_| helper::files().context("open /dev/fuse")).transpose()?;
+        let (files, device) = files.unzip();
         self.helper = Some(Helper::start(Work {
             plan: Arc::clone(self.plan),
             base: claim.map_or(0, |claim| claim.base),
@@ -343,14 +341,17 @@ impl Running<'_> {
             end: self.end.try_clone().context("share the socket")?,
             files,
         })?);
-        if let (Some(view), Some((tell, server))) = (&mut self.view, mounted) {
-            // Here, where nothing but systemd is waited for, and not by the helper, whom the child waits for.
-            let mount = procview::mount::make(server.as_fd())?;
-            // A helper that has failed has told why.
-            let _ = tell.send(());
-            self.end.send(&ToChild::View(mount)).context("tell the child")?;
-            view.serve(server);
-        }
+        Ok(device)
+    }
+
+    /// Makes the mount of the view's files: here, where nothing but systemd is waited for, and not by the helper, whom the child waits for.
+    fn mount_view(&mut self, device: helper::Device) -> Result<()> {
+        let Some(view) = &mut self.view else { return Ok(()) };
+        let mount = procview::mount::make(device.server.as_fd())?;
+        // A helper that has failed has told why.
+        let _ = device.mounted.send(());
+        self.end.send(&ToChild::View(mount)).context("tell the child")?;
+        view.serve(device.server);
         Ok(())
     }
 
