@@ -44,14 +44,15 @@ mod value;
 use std::io::Write;
 use std::process::ExitCode;
 
-// A fuzzer watches over the heap that it brings.
-#[cfg(not(feature = "fuzzing"))]
-#[global_allocator]
-static HEAP: sys::Heap = sys::Heap::new();
-
 fn main() -> ExitCode {
     log_to_stderr();
     std::panic::set_hook(Box::new(|panic| {
+        if sys::heap::is_stuck() {
+            drop(std::io::stderr().write_all(
+                b"sandbox: internal error: the heap is broken\nhint: a mistake in sandbox: please report it\n",
+            ));
+            sys::exit_now(exit::FAILED);
+        }
         let place = panic.location().map(|place| format!(" ({}:{})", place.file(), place.line())).unwrap_or_default();
         let text = panic.payload();
         let text = text.downcast_ref::<&str>().copied().or_else(|| text.downcast_ref::<String>().map(String::as_str));

@@ -231,12 +231,12 @@ impl Running<'_> {
         }
         // The last process of this one is made: from here on it has a second thread.
         let device = self.start_helper(claim)?;
+        device.map_or(Ok(()), |device| self.mount_view(device))?;
         timings.mark("helper");
         if let (Some(plan), Some(bus)) = (&self.plan.unit, bus) {
             self.unit = Some(Unit::begin(plan, self.pid, beside, self.pidfd.as_fd(), bus, signals.ending())?);
             timings.mark("unit asked for");
         }
-        device.map_or(Ok(()), |device| self.mount_view(device))?;
         if claim.is_some() {
             streams::let_open();
         }
@@ -344,7 +344,7 @@ impl Running<'_> {
         Ok(device)
     }
 
-    /// Makes the mount of the view's files: here, where nothing but systemd is waited for, and not by the helper, whom the child waits for.
+    /// Makes the mount of the view's files: here, and not in the helper, whom the child waits for.
     fn mount_view(&mut self, device: helper::Device) -> Result<()> {
         let Some(view) = &mut self.view else { return Ok(()) };
         let mount = procview::mount::make(device.server.as_fd())?;

@@ -1,5 +1,5 @@
-//! Every `unsafe` block of the program: system calls that neither nix nor rustix offers, and the few of theirs that are
-//! unsafe to call. Signatures are safe; what a caller has to guarantee is checked here where it can be.
+//! Every `unsafe` block of the program: system calls that neither nix nor rustix offers, the few of theirs that are
+//! unsafe to call, and the heap. Signatures are safe; what a caller has to guarantee is checked here where it can be.
 
 #![allow(unsafe_code)]
 
@@ -15,13 +15,12 @@ use crate::seccomp::bpf::Instruction;
 
 pub(crate) mod attr;
 mod descriptors;
-mod heap;
+pub(crate) mod heap;
 mod rlimit;
 mod shared;
 mod threads;
 
 pub(crate) use descriptors::close_all_but;
-pub(crate) use heap::Heap;
 pub(crate) use rlimit::Rlimit;
 pub(crate) use shared::{Writer, vfork};
 

@@ -197,15 +197,13 @@ pub(crate) fn enter(plan: &KernelMounts, made: &[Made], tree: &OwnedFd, view: Op
     let mut covers = Covers::default();
     let mut mask =
         |path: &Path| covers.mask(tree.as_fd(), plan.sysfs, path).with_context(|| format!("mask {}", path.display()));
-    plan.masked.iter().try_for_each(|path| mask(path))?;
+    plan.masked.iter().chain(&of_each_cpu(tree.as_fd())?).try_for_each(|path| mask(path))?;
     for path in &plan.read_only {
         make_read_only(tree.as_fd(), path).with_context(|| format!("make {} read-only", path.display()))?;
     }
-    let places: Vec<&PathBuf> = plan.place.iter().filter(|other| *other != place).collect();
-    let covered = view.map(|view| procview::mount::bind(view, &places, tree.as_fd())).transpose()?.unwrap_or_default();
-    // The sandbox's own directory of CPUs has nothing of that kind.
-    if !covered.iter().any(|path| path == Path::new(CPUS)) {
-        of_each_cpu(tree.as_fd())?.iter().try_for_each(|path| mask(path))?;
+    if let Some(view) = view {
+        let places: Vec<&PathBuf> = plan.place.iter().filter(|other| *other != place).collect();
+        procview::mount::bind(view, &places, tree.as_fd())?;
     }
     // Both names are the new root: the old one is stacked on it and detached, so no directory for it is needed, pivot_root(2).
     rustix::process::pivot_root(".", ".").context("pivot_root")?;
@@ -261,6 +259,11 @@ fn existing_of_kernel(root: BorrowedFd<'_>, path: &Path) -> Result<Option<OwnedF
 /// What is masked of every CPU that this machine shows.
 fn of_each_cpu(root: BorrowedFd<'_>) -> Result<Vec<PathBuf>> {
     let Some(directory) = existing_of_kernel(root, Path::new(CPUS))? else { return Ok(Vec::new()) };
+    // All CPUs of a machine have it or none, and to list them takes longer.
+    let there = |path: &Path| rustix::fs::accessat(&directory, path, Access::EXISTS, AtFlags::empty()).is_ok();
+    if there(Path::new("cpu0")) && !there(&Path::new("cpu0").join(MASKED_OF_A_CPU)) {
+        return Ok(Vec::new());
+    }
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let listed = rustix::fs::openat(&directory, ".", flags, Mode::empty()).with_context(|| format!("open {CPUS}"))?;
     let mut paths = Vec::new();
@@ -269,7 +272,7 @@ fn of_each_cpu(root: BorrowedFd<'_>) -> Result<Vec<PathBuf>> {
         let name = entry.file_name().to_string_lossy();
         let is_cpu = name.strip_prefix("cpu").is_some_and(|number| number.parse::<u32>().is_ok());
         let path = Path::new(&*name).join(MASKED_OF_A_CPU);
-        if is_cpu && rustix::fs::accessat(&directory, &path, Access::EXISTS, AtFlags::empty()).is_ok() {
+        if is_cpu && there(&path) {
             paths.push(Path::new(CPUS).join(path));
         }
     }

@@ -72,24 +72,21 @@ fn file_system(options: &[(&str, String)]) -> Result<OwnedFd> {
 }
 
 /// Binds each file over its place in the tree `root`, by way of one of `places`, which the old root has and `root` is not on.
-/// Somebody has to answer on the device meanwhile. The result is what is covered now.
+/// Somebody has to answer on the device meanwhile.
 ///
 /// # Errors
 /// With the file and the kernel's reason.
-pub(crate) fn bind(mount: &OwnedFd, places: &[&PathBuf], root: BorrowedFd<'_>) -> Result<Vec<PathBuf>> {
+pub(crate) fn bind(mount: &OwnedFd, places: &[&PathBuf], root: BorrowedFd<'_>) -> Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     // A mount that is nowhere cannot be bound from; it goes with the old root.
     if !places.iter().any(|place| rustix::mount::move_mount(mount, "", CWD, place.as_path(), flags).is_ok()) {
         return Err(fault(format!("attach the sandbox's own /proc files: none of {places:?} can hold them")).into());
     }
     look_up_all(mount).context("list the sandbox's own /proc files")?;
-    let mut covered = Vec::new();
     for (name, path) in bound() {
-        if bind_one(mount, &name, &path, root).with_context(|| format!("make {} the sandbox's own", path.display()))? {
-            covered.push(path);
-        }
+        bind_one(mount, &name, &path, root).with_context(|| format!("make {} the sandbox's own", path.display()))?;
     }
-    Ok(covered)
+    Ok(())
 }
 
 /// One question for all names instead of one for each: the kernel keeps the answer.
@@ -101,19 +98,17 @@ fn look_up_all(mount: &OwnedFd) -> Result<()> {
     Ok(())
 }
 
-/// Not for a place that this kernel does not have.
-fn bind_one(mount: &OwnedFd, name: &str, at: &Path, root: BorrowedFd<'_>) -> Result<bool> {
+fn bind_one(mount: &OwnedFd, name: &str, at: &Path, root: BorrowedFd<'_>) -> Result<()> {
     let target = match open_existing(root, at) {
         Ok(target) => target,
         // A kernel without this file, or a /sys of another machine's making.
         Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::EACCES)) => {
-            return Ok(false);
+            return Ok(());
         }
         Err(error) => return Err(error.into()),
     };
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let file = rustix::mount::open_tree(mount.as_fd(), name, flags)?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    rustix::mount::move_mount(&file, "", &target, "", flags)?;
-    Ok(true)
+    Ok(rustix::mount::move_mount(&file, "", &target, "", flags)?)
 }

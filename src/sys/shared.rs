@@ -51,7 +51,8 @@ impl Drop for Stack {
 
 /// Starts a process that does `work`, on a stack of its own but in this one's memory, while this thread waits until it has executed a
 /// program or ended; the result of `work` is its exit status; vfork(2). A copy of the memory would take longer to make, to fault in page
-/// by page, and to take down. Signals should stay blocked until its execve: one that ends it earlier leaves the heap as it then was.
+/// by page, and to take down. Signals should stay blocked until its execve: one that ends it earlier leaves the heap as it then was, and
+/// where SIGKILL ended it amid an allocation this process ends too: there will be no other one.
 ///
 /// # Errors
 /// What clone(2) says; EINVAL before Linux 6.1 where processes to come are in another time namespace.
@@ -67,6 +68,9 @@ pub(crate) fn vfork<W: FnMut() -> u8>(mut work: W) -> io::Result<Pid> {
     // live across the call, during which this thread does nothing: it is as if `work` ran here. It has no way out but execve and _exit,
     // so nothing is dropped twice; descriptors that it closes are closed in its own table.
     let pid = check(unsafe { libc::clone(begin::<W>, stack.top(), flags, (&raw mut work).cast()) }.into())?;
+    if super::heap::is_stuck() {
+        exit_now(crate::exit::FAILED);
+    }
     i32::try_from(pid).ok().and_then(Pid::from_raw).ok_or_else(|| io::Error::from_raw_os_error(libc::EINVAL))
 }
 

@@ -20,6 +20,9 @@ use super::wire::{Call, Deadline, Exchange, Failure, Wire};
 /// The longest that one operation may take, all its steps together.
 pub(super) const WAIT: Duration = Duration::from_secs(30);
 
+/// The longest that another user's service manager is waited for where it is one of several that are asked: they may have stopped it.
+const OTHERS_WAIT: Duration = Duration::from_secs(3);
+
 /// How long a bus daemon may take to greet when there is another socket to try: a stopped one still accepts connections.
 const GREETING_WAIT: Duration = Duration::from_secs(5);
 
@@ -63,6 +66,8 @@ pub(crate) struct Bus {
     pub(super) watched: Option<String>,
     /// What is tried when this socket turns out to have no systemd behind it.
     others: Vec<Place>,
+    /// The longest that the answer to a call is waited for.
+    patience: Duration,
 }
 
 impl Bus {
@@ -107,11 +112,19 @@ impl Bus {
         while !places.is_empty() {
             let place = places.remove(0);
             match place.address().and_then(|address| Wire::connect(&address, place.daemon)) {
-                Ok(wire) => return Ok(Bus { wire, daemon: place.daemon, user, watched: None, others: places }),
+                Ok(wire) => {
+                    let daemon = place.daemon;
+                    return Ok(Bus { wire, daemon, user, watched: None, others: places, patience: WAIT });
+                }
                 Err(failure) => tried.push(format!("{}: {}", place.path.display(), text(&failure))),
             }
         }
         Err(tried.join("; "))
+    }
+
+    /// From now on it is waited for as long as one of several is.
+    pub(crate) fn hurry(&mut self) {
+        self.patience = OTHERS_WAIT;
     }
 
     /// The number of a process means another one, or none, to a service manager in another PID namespace: it would put a stranger
@@ -149,6 +162,7 @@ impl Bus {
         match Bus::connect(std::mem::take(&mut self.others), self.user) {
             Ok(mut bus) => {
                 bus.wire.interrupt = self.wire.interrupt.take();
+                bus.patience = self.patience;
                 log::debug!("systemd's bus failed ({}), another socket is used", text(&failure));
                 *self = bus;
                 Ok(())
@@ -157,7 +171,7 @@ impl Bus {
         }
     }
 
-    /// Calls a method of the manager object and waits for the answer, [`WAIT`] at the longest.
+    /// Calls a method of the manager object and waits for the answer.
     pub(super) fn manager<B, R>(&mut self, member: &str, body: &B) -> Exchange<R>
     where
         B: Serialize + DynamicType,
@@ -166,13 +180,13 @@ impl Bus {
         self.call(&manager_call(member), body)
     }
 
-    /// Calls any method of systemd and waits for the answer, [`WAIT`] at the longest.
+    /// Calls any method of systemd and waits for the answer, [`WAIT`] at the longest or what [`Bus::hurry`] says.
     pub(super) fn call<B, R>(&mut self, call: &Call<'_>, body: &B) -> Exchange<R>
     where
         B: Serialize + DynamicType,
         R: DeserializeOwned + Type,
     {
-        let deadline = Deadline::after(WAIT);
+        let deadline = Deadline::after(self.patience);
         loop {
             self.greeted(deadline)?;
             match self.wire.call(call, body, deadline) {
@@ -192,7 +206,12 @@ impl Bus {
 
     /// Makes the error that a user reads of a failure to do `what` (`start toptest.scope`).
     pub(super) fn explain(&self, what: &str, failure: Failure) -> anyhow::Error {
-        explain(what, failure, self.user).into()
+        match failure {
+            Failure::Timeout => fault(format!("systemd cannot {what}: no answer within {} s", self.patience.as_secs()))
+                .hint("sandbox doctor")
+                .into(),
+            failure => explain(what, failure, self.user).into(),
+        }
     }
 }
 

@@ -34,7 +34,7 @@ leftovers() { # leftovers NAME NAMESPACES: prints whatever is still there of a l
 
 nothing_left() { [ -z "$(leftovers "$@")" ]; }
 
-gone() { wait_for 10 nothing_left "$@" || { leftovers "$@" >&2; return 1; }; }
+gone() { wait_for 60 nothing_left "$@" || { leftovers "$@" >&2; return 1; }; }
 
 statuses() { # in one lab that is up
   local out status

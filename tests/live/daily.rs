@@ -4,10 +4,11 @@ mod exec;
 
 use crate::bed::Bed;
 use crate::services::detached;
-use crate::{Test, test, unit};
+use crate::{Test, alone, test, unit};
 use rustix::process::Signal;
 use serde_json::Value;
 use std::fs;
+use std::time::Duration;
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
@@ -34,6 +35,11 @@ pub(crate) fn tests() -> Vec<Test> {
         test("daily/set_property_refused", needs![root, systemd], set_property_refused),
         test("daily/set_property_of_another_period", needs![root, systemd], set_property_of_another_period),
         test("daily/ps_forged", needs![root, systemd, user_manager], ps_forged),
+        alone(
+            "daily/ps_of_a_stopped_manager",
+            needs![root, systemd, user_manager, kernel_min(5, 11)],
+            ps_of_a_stopped_manager,
+        ),
         test("daily/rm", needs![root, systemd], rm),
         test("daily/failed_by_name", needs![root, systemd], failed_by_name),
         test("daily/logs", needs![root, systemd], logs),
@@ -150,6 +156,34 @@ fn ps_forged(bed: &Bed) {
     bed.command("systemctl", ["stop", &victim]).output().succeeded();
     assert!(row.is_none() && active, "{row:?}");
     outcomes.into_iter().for_each(|outcome| drop(outcome.refused(125, [&victim])));
+}
+
+/// Goes on when this is dropped.
+struct Stopped(rustix::process::Pid);
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        let _ = rustix::process::kill_process(self.0, rustix::process::Signal::CONT);
+    }
+}
+
+/// A plain user stops the own service manager, which answers nobody then: root's list has the others' without waiting half a minute.
+fn ps_of_a_stopped_manager(bed: &Bed) {
+    let unit = format!("{}.service", bed.unit());
+    bed.sandbox(["run", "-q", "-d", "--unit", &unit, "--", "sleep", "1000"]).user().output().succeeded();
+    let (_running, scope) = bed.live([""; 0], "echo ready; exec cat");
+    let list = || bed.sandbox(["ps", "-q"]).timeout(Duration::from_secs(20)).output().succeeded().text();
+    let both = list();
+    assert!(both.contains(&unit) && both.contains(&scope), "{both}");
+    let manager = unit::property(&format!("user@{}.service", crate::facts::TESTER), "MainPID").parse().unwrap();
+    let manager = rustix::process::Pid::from_raw(manager).unwrap();
+    rustix::process::kill_process(manager, rustix::process::Signal::STOP).unwrap();
+    let stopped = Stopped(manager);
+    let one = list();
+    assert!(one.contains(&scope) && !one.contains(&unit), "{one}");
+    drop(stopped);
+    assert!(list().contains(&unit));
+    bed.sandbox(["stop", &unit]).output().succeeded();
 }
 
 fn names(bed: &Bed) {

@@ -48,6 +48,11 @@ impl HostState {
     }
 }
 
+/// Whether a sandbox that nobody gave a unit of its own has one still: systemd collects it a moment after the end.
+pub(crate) fn has_ended_ones() -> bool {
+    directories("/sys/fs/cgroup").iter().any(|path| path.contains("/sandbox.slice/") && path.ends_with(".scope"))
+}
+
 /// Mount table lines without the mount's own number, which tells nothing.
 fn mounts() -> BTreeSet<String> {
     let table = fs::read_to_string("/proc/self/mountinfo").expect("the mount table");
