@@ -1,77 +1,31 @@
-//! The heap: one for all threads, whose first part is there before it is touched.
+//! The heap: one for all threads.
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
-use dlmalloc::{Allocator, Dlmalloc};
+use dlmalloc::Dlmalloc;
 
-/// What a start with default settings needs, in bytes. Asked for as one piece it costs a fifth of a page fault for each of its pages.
-const FIRST_PART: usize = 256 << 10;
-
-/// Where the heap gets its memory: from the kernel.
-struct Memory {
-    is_untouched: AtomicBool,
-}
-
-// SAFETY: what is handed out is memory that the kernel has just mapped for this process, as large as is said, and it is changed and
-// unmapped only when its owner asks.
-unsafe impl Allocator for Memory {
-    fn alloc(&self, size: usize) -> (*mut u8, usize, u32) {
-        let is_first = self.is_untouched.swap(false, Ordering::Relaxed);
-        let (size, populate) = if is_first { (size.max(FIRST_PART), libc::MAP_POPULATE) } else { (size, 0) };
-        let (protection, flags) =
-            (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | populate);
-        // SAFETY: without MAP_FIXED mmap(2) touches nothing that there is.
-        let start = unsafe { libc::mmap(std::ptr::null_mut(), size, protection, flags, -1, 0) };
-        if start == libc::MAP_FAILED { (std::ptr::null_mut(), 0, 0) } else { (start.cast(), size, 0) }
-    }
-
-    fn remap(&self, start: *mut u8, old: usize, new: usize, can_move: bool) -> *mut u8 {
-        let flags = if can_move { libc::MREMAP_MAYMOVE } else { 0 };
-        // SAFETY: Allocator's contract: it came from `alloc`, and the caller goes on with what is returned.
-        let start = unsafe { libc::mremap(start.cast(), old, new, flags) };
-        if start == libc::MAP_FAILED { std::ptr::null_mut() } else { start.cast() }
-    }
-
-    fn free_part(&self, start: *mut u8, old: usize, new: usize) -> bool {
-        // SAFETY: Allocator's contract: it came from `alloc`, and nothing in it from `new` on is used any more.
-        unsafe { libc::munmap(start.add(new).cast(), old - new) == 0 }
-    }
-
-    fn free(&self, start: *mut u8, size: usize) -> bool {
-        // SAFETY: Allocator's contract: it came from `alloc`, and nothing in it is used any more.
-        unsafe { libc::munmap(start.cast(), size) == 0 }
-    }
-
-    fn can_release_part(&self, _flags: u32) -> bool {
-        true
-    }
-
-    fn allocates_zeros(&self) -> bool {
-        true
-    }
-
-    fn page_size(&self) -> usize {
-        // SAFETY: sysconf(3) only reads a number that is there. rustix's page_size may allocate, which comes back to here.
-        usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
-    }
-}
+/// By how much it grows, in bytes: once, in a start with default settings.
+const STEP: usize = 256 << 10;
 
 /// From this size on, in bytes, libc's serves: it maps each of these by itself, moves them without a copy and gives them back.
 const LARGE: usize = 128 << 10;
 
-/// Memory of the program, but for libc's own. glibc's heap takes a page fault for each page and two system calls for each step in which
-/// it grows, and a second thread gets one of its own: a twentieth of a start.
-struct Heap(Mutex<Dlmalloc<Memory>>);
+/// Memory of the program, but for libc's own. glibc's heap grows and shrinks by some pages again and again, a second thread gets one of
+/// its own, and its bookkeeping takes longer: a twentieth of a start.
+struct Heap(Mutex<Dlmalloc>);
 
 #[global_allocator]
-static HEAP: Heap = Heap(Mutex::new(Dlmalloc::new_with_allocator(Memory { is_untouched: AtomicBool::new(true) })));
+static HEAP: Heap = Heap(Mutex::new({
+    let mut heap = Dlmalloc::new();
+    assert!(heap.set_granularity(STEP));
+    heap
+}));
 
 impl Heap {
     /// A process that another thread of this one makes would find it locked for ever: see [`super::clone_process`].
-    fn lock(&self) -> MutexGuard<'_, Dlmalloc<Memory>> {
+    fn lock(&self) -> MutexGuard<'_, Dlmalloc> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
