@@ -141,6 +141,7 @@ impl Plan {
         let (users, fallback) = users::plan(spec, host)?;
         warnings.extend(fallback);
         check_sys_admin(spec, &users, &mut warnings)?;
+        warnings.extend(unit.as_ref().and_then(|unit| devices_by_a_reload(spec, host, &users, unit)));
         let network = network::plan(spec, host, &users, &mut warnings)?;
         let shares = |namespace| spec.shares(namespace);
         let service = service::plan(spec, host, namespaces.has(Namespace::Mount), &mut warnings);
@@ -366,8 +367,24 @@ fn unit(spec: &Spec, host: &Host, warnings: &mut Vec<String>) -> Result<(UnitPla
 /// back when it is done: seen on 247 (connections got through for as long as the daemon-reload took), not on 252.
 fn lifted_by_a_reload(settings: &[Setting], version: u16) -> Option<String> {
     let is_filter = |name: &str| name.starts_with("IP") && name != "IPAccounting";
-    let filter = settings.iter().find(|setting| is_filter(&setting.name) && version < 252)?;
-    Some(format!("{}: systemd {version} lifts it for as long as a daemon-reload takes (252 does not)", filter.asked))
+    let filter = settings.iter().find(|setting| is_filter(&setting.name))?;
+    lifted(&filter.asked, version)
+}
+
+fn lifted(what: &str, version: u16) -> Option<String> {
+    let line = || format!("{what}: systemd {version} lifts it for as long as a daemon-reload takes (252 does not)");
+    (version < 252).then(line)
+}
+
+/// The same of devices on cgroup v2, where their policy is such a program (on 247 they could be opened meanwhile). It matters to whoever
+/// asked for it, and where a payload may mount: there is no other way to a node that can be opened.
+fn devices_by_a_reload(spec: &Spec, host: &Host, users: &UserPlan, unit: &UnitPlan) -> Option<String> {
+    let asked = unit.settings.iter().find(|setting| setting.name == "DevicePolicy");
+    let may_mount = *users == UserPlan::Host && spec.capabilities.keeps("SYS_ADMIN");
+    if unit.user || unit.cgroup != CgroupMode::Unified || (asked.is_none() && !may_mount) {
+        return None;
+    }
+    lifted(asked.map_or("DevicePolicy=closed", |setting| &setting.asked), host.systemd?)
 }
 
 /// In a service the unit and its slice are chosen already.

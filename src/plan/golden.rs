@@ -247,6 +247,8 @@ fn networks() {
     check("allow-bind", "--network host --allow-bind tcp:8080 --allow-bind 9000 true", &host());
     let bullseye = Host { systemd: Some(247), ..host() };
     check("deny-ip-247", "--network host -p IPAccounting=yes --deny-ip any true", &bullseye);
+    check("devices-247", "-p DevicePolicy=strict true", &bullseye);
+    check("devices-of-who-mounts-247", "--userns host --cap-add SYS_ADMIN true", &bullseye);
 }
 
 #[test]
