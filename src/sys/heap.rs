@@ -30,6 +30,18 @@ impl Heap {
     }
 }
 
+/// What was given out; where there is nothing to give this process ends with one line, for which no memory is needed. The standard
+/// library would print three, and a backtrace, and abort.
+fn given(start: *mut u8) -> *mut u8 {
+    if start.is_null() {
+        for part in ["sandbox: allocate memory: ", nix::errno::Errno::last().desc(), "\n"] {
+            let _ = rustix::io::write(rustix::stdio::stderr(), part.as_bytes());
+        }
+        super::exit_now(crate::exit::FAILED);
+    }
+    start
+}
+
 /// Whether who has it will never give it back: a process with the same memory was killed in it, or found it broken. Whoever
 /// allocates then waits for ever.
 pub(crate) fn is_stuck() -> bool {
@@ -55,7 +67,7 @@ unsafe impl GlobalAlloc for Heap {
             return unsafe { System.alloc(layout) };
         }
         // SAFETY: GlobalAlloc's contract: the size is not 0, the alignment a power of two.
-        unsafe { self.lock().malloc(layout.size(), layout.align()) }
+        given(unsafe { self.lock().malloc(layout.size(), layout.align()) })
     }
 
     #[inline(never)]
@@ -65,7 +77,7 @@ unsafe impl GlobalAlloc for Heap {
             return unsafe { System.alloc_zeroed(layout) };
         }
         // SAFETY: as for `alloc`.
-        unsafe { self.lock().calloc(layout.size(), layout.align()) }
+        given(unsafe { self.lock().calloc(layout.size(), layout.align()) })
     }
 
     #[inline(never)]
@@ -84,7 +96,7 @@ unsafe impl GlobalAlloc for Heap {
             // SAFETY: GlobalAlloc's contract is handed on: of this size it came from there, and so would the new one.
             (true, true) => unsafe { System.realloc(start, layout, size) },
             // SAFETY: as for `dealloc`, and the new size is not 0.
-            (false, false) => unsafe { self.lock().realloc(start, layout.size(), layout.align(), size) },
+            (false, false) => given(unsafe { self.lock().realloc(start, layout.size(), layout.align(), size) }),
             // SAFETY: the new size is valid for this alignment by GlobalAlloc's contract; both pieces are at least as long as what is
             // copied, and are two.
             _ => unsafe {
