@@ -31,10 +31,10 @@ STEPS = {
             "kernel's grace period that systemd's first write to a cgroup would wait for.",
     "clone3": "The range of IDs, a process in five new namespaces.",
     "id maps": "The child waits for them; it makes its network as soon as they are there.",
-    "helper": "A thread that makes the root with the host's privileges, first: whoever the request wakes may take this CPU.",
+    "helper": "A thread that makes the root with the host's privileges, the FUSE mount of the /proc files; before the request: whoever "
+              "that wakes may take this CPU.",
     "unit asked for": "The match for the job and the call that makes it go out together.",
-    "unit started": "The FUSE mount of the /proc files, then waiting for systemd. The child and the helper make network, overlay, mounts "
-                    "and masks meanwhile, on another CPU.",
+    "unit started": "Waiting for systemd. The child and the helper make network, overlay, mounts and masks meanwhile, on another CPU.",
     "child ready": "What of the child's work systemd's did not hide.",
     "limits verified": "Each limit, read back from the kernel.",
     "payload executed": "Cgroup namespace, vfork, capabilities, one filter, execve.",
