@@ -52,6 +52,11 @@ impl Sandbox {
     }
 }
 
+/// Whether it is a user's who is not the caller.
+fn is_anothers(manager: Option<u32>) -> bool {
+    manager.is_some_and(|uid| uid != rustix::process::geteuid().as_raw())
+}
+
 /// Connects to the system's service manager, or to that of a user.
 ///
 /// # Errors
@@ -74,7 +79,7 @@ impl Managers {
             Entry::Occupied(bus) => Ok(bus.into_mut()),
             Entry::Vacant(place) => {
                 let bus = place.insert(connect(manager)?);
-                if manager.is_some_and(|uid| uid != rustix::process::geteuid().as_raw()) {
+                if is_anothers(manager) {
                     bus.hurry();
                 }
                 Ok(bus)
@@ -101,7 +106,7 @@ pub(crate) fn all(managers: &mut Managers) -> Result<Vec<Sandbox>> {
         let names: Vec<&str> = found.iter().map(|found| found.record.unit.as_str()).collect();
         match managers.get(manager).and_then(|bus| bus.list(&names)) {
             Ok(units) => list.extend(found.into_iter().filter_map(|found| confirmed(found, &units))),
-            Err(error) if manager.is_some_and(|uid| uid != rustix::process::geteuid().as_raw()) => {
+            Err(error) if is_anothers(manager) => {
                 // What others do is no reason to warn root of at each command.
                 log::info!("sandboxes of user {}: {error:#}", manager.unwrap_or_default());
             }

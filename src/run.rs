@@ -230,8 +230,7 @@ impl Running<'_> {
             self.watcher = Some(Watcher::start(&self.pidfd)?);
         }
         // The last process of this one is made: from here on it has a second thread.
-        let device = self.start_helper(claim)?;
-        device.map_or(Ok(()), |device| self.mount_view(device))?;
+        self.start_helper(claim)?;
         timings.mark("helper");
         if let (Some(plan), Some(bus)) = (&self.plan.unit, bus) {
             self.unit = Some(Unit::begin(plan, self.pid, beside, self.pidfd.as_fd(), bus, signals.ending())?);
@@ -325,14 +324,18 @@ impl Running<'_> {
         self.end.send(&ToChild::Mapped).context("tell the child")
     }
 
-    /// The helper makes the root with the host's privileges, in a mount namespace of its own, and sends it to the child itself. What is
-    /// returned is for [`Self::mount_view`].
-    fn start_helper(&mut self, claim: Option<&Claim>) -> Result<Option<helper::Device>> {
+    /// The helper makes the root with the host's privileges, in a mount namespace of its own, and sends it to the child itself.
+    fn start_helper(&mut self, claim: Option<&Claim>) -> Result<()> {
         if self.plan.root.as_ref().is_none_or(|root| root.by_child) {
-            return Ok(None);
+            return Ok(());
         }
-        let files = self.view.as_ref().map(|_| helper::files().context("open /dev/fuse")).transpose()?;
-        let (files, device) = files.unzip();
+        let (files, mounted) = match &self.view {
+            Some(_) => {
+                let (files, tell, server) = helper::files().context("open /dev/fuse")?;
+                (Some(files), Some((tell, server)))
+            }
+            None => (None, None),
+        };
         self.helper = Some(Helper::start(Work {
             plan: Arc::clone(self.plan),
             base: claim.map_or(0, |claim| claim.base),
@@ -341,17 +344,14 @@ impl Running<'_> {
             end: self.end.try_clone().context("share the socket")?,
             files,
         })?);
-        Ok(device)
-    }
-
-    /// Makes the mount of the view's files: here, and not in the helper, whom the child waits for.
-    fn mount_view(&mut self, device: helper::Device) -> Result<()> {
-        let Some(view) = &mut self.view else { return Ok(()) };
-        let mount = procview::mount::make(device.server.as_fd())?;
-        // A helper that has failed has told why.
-        let _ = device.mounted.send(());
-        self.end.send(&ToChild::View(mount)).context("tell the child")?;
-        view.serve(device.server);
+        if let (Some(view), Some((tell, server))) = (&mut self.view, mounted) {
+            // Here, and not in the helper, whom the child waits for.
+            let mount = procview::mount::make(server.as_fd())?;
+            // A helper that has failed has told why.
+            let _ = tell.send(());
+            self.end.send(&ToChild::View(mount)).context("tell the child")?;
+            view.serve(server);
+        }
         Ok(())
     }
 

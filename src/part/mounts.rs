@@ -195,9 +195,9 @@ pub(crate) fn enter(plan: &KernelMounts, made: &[Made], tree: &OwnedFd, view: Op
         attach(mount, tree.as_fd(), Path::new(at), Make::Directory).with_context(|| format!("mount {at}"))?;
     }
     let mut covers = Covers::default();
-    let mut mask =
-        |path: &Path| covers.mask(tree.as_fd(), plan.sysfs, path).with_context(|| format!("mask {}", path.display()));
-    plan.masked.iter().chain(&of_each_cpu(tree.as_fd())?).try_for_each(|path| mask(path))?;
+    for path in plan.masked.iter().chain(&of_each_cpu(tree.as_fd())?) {
+        covers.mask(tree.as_fd(), plan.sysfs, path).with_context(|| format!("mask {}", path.display()))?;
+    }
     for path in &plan.read_only {
         make_read_only(tree.as_fd(), path).with_context(|| format!("make {} read-only", path.display()))?;
     }

@@ -3,7 +3,7 @@
 //! process it costs no copy of the launcher's memory.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::mpsc::{Receiver, SyncSender};
+use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -156,21 +156,13 @@ impl Files {
     }
 }
 
-/// What the launcher keeps of the view's files.
-pub(super) struct Device {
-    /// Answers, once the helper does not.
-    pub(super) server: Server,
-    /// Tells the helper of the mount.
-    pub(super) mounted: SyncSender<()>,
-}
-
-/// The view's files for the helper and for the launcher.
+/// The view's files for the helper, with what tells it of the mount, and the same for the launcher.
 ///
 /// # Errors
 /// When the device cannot be opened.
-pub(super) fn files() -> std::io::Result<(Files, Device)> {
+pub(super) fn files() -> std::io::Result<(Files, std::sync::mpsc::SyncSender<()>, Server)> {
     let device = procview::mount::open()?;
     let (tell, mounted) = std::sync::mpsc::sync_channel(1);
     let own = Server::new(device.try_clone()?);
-    Ok((Files { server: Server::new(device), mounted }, Device { server: own, mounted: tell }))
+    Ok((Files { server: Server::new(device), mounted }, tell, own))
 }

@@ -163,7 +163,7 @@ struct Stopped(rustix::process::Pid);
 
 impl Drop for Stopped {
     fn drop(&mut self) {
-        let _ = rustix::process::kill_process(self.0, rustix::process::Signal::CONT);
+        let _ = rustix::process::kill_process(self.0, Signal::CONT);
     }
 }
 
@@ -177,7 +177,7 @@ fn ps_of_a_stopped_manager(bed: &Bed) {
     assert!(both.contains(&unit) && both.contains(&scope), "{both}");
     let manager = unit::property(&format!("user@{}.service", crate::facts::TESTER), "MainPID").parse().unwrap();
     let manager = rustix::process::Pid::from_raw(manager).unwrap();
-    rustix::process::kill_process(manager, rustix::process::Signal::STOP).unwrap();
+    rustix::process::kill_process(manager, Signal::STOP).unwrap();
     let stopped = Stopped(manager);
     let one = list();
     assert!(one.contains(&scope) && !one.contains(&unit), "{one}");
