@@ -4,6 +4,7 @@
 #   tests/bench.sh procview             see bench-procview.sh
 #   tests/bench.sh scale [COUNT…]       see bench-scale.sh
 #   tests/bench.sh network [ROUNDS]     see bench-network.sh
+#   tests/bench.sh order                see bench-order.sh
 #   tests/bench.sh --report …           all of it, exec and the costs inside, with more peers, as a document: see bench-report.sh
 #   tests/bench.sh [ROUNDS [RUNS]]      5 rounds of 40 runs; prints minimum and median in milliseconds and ours / systemd-run
 # SANDBOX_BIN names the program; else the release build is made. The bar is 0.85 at the median (SANDBOX_BENCH_BAR), back to back
@@ -76,6 +77,7 @@ cd "$here/.."
 [ "${1:-}" != --report ] || exec tests/bench-report.sh "${@:2}"
 [ "${1:-}" != procview ] || exec tests/bench-procview.sh "${@:2}"
 [ "${1:-}" != images ] || exec tests/bench-images.sh "${@:2}"
+[ "${1:-}" != order ] || exec tests/bench-order.sh
 [ "${1:-}" != network ] || exec tests/bench-network.sh "${@:2}"
 # shellcheck source-path=SCRIPTDIR source=lab/staged.sh
 . "$here/lab/staged.sh"

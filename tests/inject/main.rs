@@ -4,6 +4,7 @@
 //! inject LOG first|all count -- COMMAND…            write to LOG how many system calls COMMAND makes
 //! inject LOG first|all kill N -- COMMAND…           SIGKILL at the entry of the Nth, which is not done
 //! inject LOG first|all ENOSPC N -- COMMAND…         the Nth is not done and returns this error
+//! inject LOG all steps -- COMMAND…                  write to LOG the addresses that COMMAND's program executes
 //! ```
 //! `first` counts the calls of COMMAND's own process, all its threads; `all` those of its descendants too, in the order in which they are
 //! seen. strace(1) cannot do this: its `when=N` counts each kind of call, and each thread, for itself. The command keeps the process ID, the
@@ -26,6 +27,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::str::FromStr;
 
 mod own_tests;
+mod steps;
 
 /// What happens at the chosen call.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -119,9 +121,10 @@ fn tracer(words: &[String]) -> Result<()> {
         other => bail!("whose is {other}?"),
     };
     let deed = match deed.as_str() {
-        "count" => Deed::Count,
-        "kill" => Deed::Kill,
-        name => Deed::Fail(errno(name)?),
+        "steps" => None,
+        "count" => Some(Deed::Count),
+        "kill" => Some(Deed::Kill),
+        name => Some(Deed::Fail(errno(name)?)),
     };
     let at = number.first().map_or(Ok(0), |number| number.parse())?;
     leave_cgroup();
@@ -131,7 +134,10 @@ fn tracer(words: &[String]) -> Result<()> {
     out.flush()?;
     // The other end waits for the end of it.
     rustix::stdio::dup2_stdout(std::fs::File::open("/dev/null")?)?;
-    Tracer::new(first, whose, deed, at, log).follow()
+    match deed {
+        Some(deed) => Tracer::new(first, whose, deed, at, log).follow(),
+        None => steps::follow(first, log),
+    }
 }
 
 fn errno(name: &str) -> Result<Errno> {

@@ -1,0 +1,39 @@
+#!/bin/bash
+# bench-order.sh — writes packaging/start.ld: which functions a start executes, for the linker to lay them side by side; as root.
+#   tests/bench.sh order
+# A start that needs fewer pages of code has fewer page faults, each some µs: they were a twentieth of it. Builds the release program
+# with its symbols, and in the tree lab steps through one `run` with limits and one `exec`, all their processes: some minutes each.
+# To be done again after larger changes. A function that is not there any more, or has a new name, only misses its place.
+set -euo pipefail
+
+steps() { # steps STAGE COMMAND…: into STAGE/addresses
+  local stage=$1
+  rm -f "$stage/log"
+  "$stage/inject" "$stage/log" all steps -- "${@:2}"
+  # The tracer is nobody's child here.
+  until [ -e "$stage/log" ]; do sleep 0.1; done
+  cat "$stage/log" >> "$stage/addresses"
+}
+
+if [ "${1:-}" = inside ]; then
+  stage=$2
+  steps "$stage" "$stage/sandbox" run -p CPUShares=600 -p MemoryMax=500M -- true
+  "$stage/sandbox" run --quiet --unit order -- sleep infinity &
+  until "$stage/sandbox" exec order -- true 2> /dev/null; do sleep 0.2; done
+  steps "$stage" "$stage/sandbox" exec order -- true
+  "$stage/sandbox" stop order > /dev/null
+  wait
+  exit
+fi
+cd "$(dirname "$(realpath "$0")")/.."
+# shellcheck source-path=SCRIPTDIR source=lab/staged.sh
+. tests/lab/staged.sh
+SANDBOX_INJECT=${SANDBOX_INJECT:-$(injector)}
+unset SANDBOX_BIN
+export CARGO_PROFILE_RELEASE_STRIP=none CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target}/order
+stage_program release
+install -m755 "$SANDBOX_INJECT" "$stage/inject"
+install -m755 "$0" "$stage/script"
+tests/lab/lab.sh run --tree --bind "$stage" -- bash "$stage/script" inside "$stage"
+python3 tests/bench/order.py "$stage/sandbox" "$(cc -print-file-name=libc.a)" < "$stage/addresses" > "$stage/start.ld"
+mv "$stage/start.ld" packaging/start.ld

@@ -1,0 +1,77 @@
+"""Writes the linker script that puts the functions side by side that a start executes.
+
+order.py PROGRAM LIBC < ADDRESSES > SCRIPT
+
+PROGRAM has its symbols, LIBC is the archive that it is linked with, ADDRESSES are what it executed, hexadecimal, one a line.
+What is written names functions without their hashes, which are others in every build, and libc's by the member of its archive.
+"""
+
+import bisect
+import re
+import subprocess
+import sys
+from collections import defaultdict
+
+# More of a name's functions than were executed may come along, by this factor and this many bytes: generic ones share a name.
+FACTOR, SLACK = 4, 4096
+
+HEAD = """\
+/* Written by `tests/bench.sh order`: the functions that a start executes, side by side. */
+"""
+
+
+def functions(program):
+    """(address, bytes, name) of each function, ascending."""
+    lines = subprocess.run(["nm", "-S", "--defined-only", program], check=True, capture_output=True, text=True).stdout
+    words = (line.split() for line in lines.splitlines())
+    return sorted((int(w[0], 16), int(w[1], 16), w[3]) for w in words if len(w) == 4 and w[2] in "tTwWi")
+
+
+def executed(found, addresses):
+    """The functions that have one of the addresses."""
+    starts = [start for start, _, _ in found]
+    for address in addresses:
+        at = bisect.bisect_right(starts, address) - 1
+        if at >= 0 and address < found[at][0] + found[at][1]:
+            yield found[at]
+
+
+def pattern(name):
+    """The name of a Rust function with a star for what every build or compiler has another of; None if it is no Rust function.
+
+    The legacy mangling ends with a hash, and the v0 mangling (RFC 2603) has one at each crate's name.
+    """
+    if match := re.match(r"(_ZN.*17h)[0-9a-f]{16}E", name):
+        return match[1] + "*"
+    if name.startswith("_R"):
+        return re.sub(r"Cs[0-9A-Za-z]+_", "Cs*_", name)
+    return None
+
+
+def members(libc):
+    """Member of the archive by function."""
+    lines = subprocess.run(["nm", "-A", "--defined-only", libc], check=True, capture_output=True, text=True).stdout
+    found = re.findall(r"^\S*?([^/:\s]+\.o):\S* [tTwWi] (\S+)$", lines, re.M)
+    return {name: member for member, name in found}
+
+
+def main(program, libc):
+    found = functions(program)
+    every, hot, libc_names = defaultdict(int), defaultdict(int), set()
+    for _, size, name in found:
+        every[pattern(name)] += size
+    for _, size, name in set(executed(found, {int(line, 16) for line in sys.stdin})):
+        if pattern(name):
+            hot[pattern(name)] += size
+        else:
+            libc_names.add(name)
+    names = sorted(name for name, size in hot.items() if every[name] <= FACTOR * size + SLACK)
+    of = members(libc)
+    archive = sorted({of[name] for name in libc_names if name in of})
+    if len(names) < 100 or not archive:
+        sys.exit(f"order.py: {len(names)} functions and {len(archive)} of libc are too few: are there symbols?")
+    rows = [f"    *(.text.{name} .text.unlikely.{name})" for name in names] + [f"    *libc.a:{member}(.text .text.*)" for member in archive]
+    print(HEAD, "SECTIONS", "{", "  .text.start :", "  {", *rows, "  }", "}", "INSERT BEFORE .text;", sep="\n")
+
+
+main(*sys.argv[1:])
