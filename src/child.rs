@@ -70,7 +70,7 @@ fn steps(plan: &Plan, end: &ChildEnd, streams: &Streams, kept: &[BorrowedFd<'_>]
         let made = mounts::make(&plan.kernel_mounts)?;
         let (tree, view) = if root.by_child {
             let view = plan.procview.as_ref().map(|_| own_files(end)).transpose()?;
-            (assemble(root, &Ids { base: 0, userns: None })?, view)
+            (assemble(root, &Ids { base: 0, userns: None, inside: None })?, view)
         } else {
             wait_for_root(end, plan.procview.is_some())?
         };

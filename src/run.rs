@@ -340,6 +340,7 @@ impl Running<'_> {
             plan: Arc::clone(self.plan),
             base: claim.map_or(0, |claim| claim.base),
             userns: claim.map(|_| users::open_userns(self.pid)).transpose()?.map(OwnedFd::from),
+            child: self.pidfd.try_clone().context("share the pidfd")?,
             joined: self.joined.as_ref().map(Joined::try_clone).transpose().context("share the network")?,
             end: self.end.try_clone().context("share the socket")?,
             files,

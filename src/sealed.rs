@@ -104,7 +104,7 @@ fn bind(own: &File) -> Result<OwnedFd> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let mount = rustix::mount::open_tree(CWD, OWN, flags)?;
     let attributes = sys::attr::RDONLY | sys::attr::NOSUID | sys::attr::NODEV;
-    let mount = match sys::mount_setattr(mount.as_fd(), 0, attributes, None) {
+    let mount = match sys::mount_setattr(mount.as_fd(), 0, attributes) {
         Ok(()) => mount,
         Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => {
             let thread = std::thread::Builder::new().spawn(bind_elsewhere)?;

@@ -83,25 +83,36 @@ fn clone(flags: libc::c_int, exit_signal: libc::c_int) -> io::Result<Side> {
     }
 }
 
-/// Changes the mount that `mount` is the root of: sets `attributes` (`attr::*`), and with `userns` maps its owners through
-/// that user namespace; see mount_setattr(2).
+/// Changes the mount that `mount` is the root of: sets `attributes` (`attr::*`); see mount_setattr(2).
+///
+/// # Errors
+/// ENOSYS before Linux 5.12.
+pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, flags: libc::c_uint, attributes: u64) -> io::Result<()> {
+    change_mount(mount, flags, libc::mount_attr { attr_set: attributes, attr_clr: 0, propagation: 0, userns_fd: 0 })
+}
+
+/// Lets a copy of a mount be one that nothing spreads from or to (`MS_PRIVATE`), and with `userns` maps its owners through that user
+/// namespace.
 ///
 /// # Errors
 /// ENOSYS before Linux 5.12; EINVAL where the file system cannot be idmapped or is attached already.
-pub(crate) fn mount_setattr(
+pub(crate) fn set_mount_apart(
     mount: BorrowedFd<'_>,
     flags: libc::c_uint,
-    attributes: u64,
     userns: Option<BorrowedFd<'_>>,
 ) -> io::Result<()> {
-    let mut attr = libc::mount_attr { attr_set: attributes, attr_clr: 0, propagation: 0, userns_fd: 0 };
+    let mut attr = libc::mount_attr { attr_set: 0, attr_clr: 0, propagation: libc::MS_PRIVATE, userns_fd: 0 };
     if let Some(userns) = userns {
-        attr.attr_set |= libc::MOUNT_ATTR_IDMAP;
+        attr.attr_set = libc::MOUNT_ATTR_IDMAP;
         attr.userns_fd = u64::from(userns.as_raw_fd().cast_unsigned());
     }
+    change_mount(mount, flags, attr)
+}
+
+fn change_mount(mount: BorrowedFd<'_>, flags: libc::c_uint, attr: libc::mount_attr) -> io::Result<()> {
     let flags = flags | libc::AT_EMPTY_PATH as libc::c_uint;
-    // SAFETY: the path is a NUL-terminated literal, attr a valid mount_attr whose size is passed along; both descriptors are
-    // borrowed, so they are open across the call.
+    // SAFETY: the path is a NUL-terminated literal, attr a valid mount_attr whose size is passed along; the descriptor is borrowed, so it
+    // is open across the call. A wrong one in attr is an error.
     let result = unsafe {
         libc::syscall(
             libc::SYS_mount_setattr,

@@ -154,7 +154,7 @@ pub(super) fn root(plan: &RootPlan, users: &UserPlan) -> Trial {
 
 /// A plain user's root is made by the child itself.
 fn own_root(plan: &RootPlan, users: &UserPlan) -> Result<()> {
-    let ids = Ids { base: 0, userns: None };
+    let ids = Ids { base: 0, userns: None, inside: None };
     Child::start_mapped(users, libc::CLONE_NEWNS, || assemble(plan, &ids).map(drop))?.answer()
 }
 
@@ -164,8 +164,11 @@ fn helpers_root(plan: &RootPlan, users: &UserPlan) -> Result<()> {
         UserPlan::Range { .. } => Some(hold_user_namespace(users)?),
         UserPlan::Identity | UserPlan::Host | UserPlan::Maps { .. } => None,
     };
-    let ids =
-        Ids { base: if mapped.is_some() { BASE } else { 0 }, userns: mapped.as_ref().map(|(_, file)| file.as_fd()) };
+    let ids = Ids {
+        base: if mapped.is_some() { BASE } else { 0 },
+        userns: mapped.as_ref().map(|(_, file)| file.as_fd()),
+        inside: None,
+    };
     Child::start(libc::CLONE_NEWNS, |_| assemble(plan, &ids).map(drop))?.answer()
 }
 

@@ -363,7 +363,7 @@ pub(crate) fn mount_cgroup() -> Result<()> {
 /// With the kernel's reason.
 pub(crate) fn restrict(mount: BorrowedFd<'_>, attributes: u64, recursive: bool) -> Result<()> {
     let flags = if recursive { sys::attr::RECURSIVE } else { 0 };
-    match sys::mount_setattr(mount, flags, attributes, None) {
+    match sys::mount_setattr(mount, flags, attributes) {
         Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => remount(mount, attributes, recursive),
         result => Ok(result?),
     }

@@ -1,6 +1,6 @@
 //! The privileged helper of a start: it makes the root, and answers for the files of /proc until the launcher can. A thread of the
-//! launcher, in a mount namespace of its own: its root, working directory, umask and file system user are its own too, and unlike a
-//! process it costs no copy of the launcher's memory.
+//! launcher, in the sandbox's mount namespace or in one of its own: its root, working directory, umask and file system user are its own
+//! too, and unlike a process it costs no copy of the launcher's memory.
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc::Receiver;
@@ -30,6 +30,8 @@ pub(super) struct Work {
     pub(super) base: u32,
     /// The sandbox's user namespace, where layers are idmapped.
     pub(super) userns: Option<OwnedFd>,
+    /// A pidfd of the sandbox's first process.
+    pub(super) child: OwnedFd,
     /// The network that the sandbox joins.
     pub(super) joined: Option<Joined>,
     /// To the child, which gets what is made from the helper itself.
@@ -116,19 +118,30 @@ impl Work {
         let Some(root) = &self.plan.root else { return Ok(()) };
         // Back there at the end, whoever waits for this thread finds its mounts gone.
         let host = std::fs::File::open("/proc/thread-self/ns/mnt").context("open the host's mount namespace")?;
-        sys::unshare(libc::CLONE_NEWNS).context("make a mount namespace")?;
+        // What is attached in the sandbox's namespace spreads nowhere: with a user namespace of its own all mounts there are slaves, and
+        // where owners can be mapped the copies of others can be set apart (mount_setattr(2)). And nobody in a chroot has such a one.
+        let inside = self.userns.is_some().then(|| self.child.as_fd());
+        match inside {
+            Some(_) => sys::unshare(libc::CLONE_FS).context("have a root directory of its own")?,
+            None => sys::unshare(libc::CLONE_NEWNS).context("make a mount namespace")?,
+        }
         // What is made for the root is for everybody in it, whatever the caller's mask.
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
         // What of /sys is made here shows the network.
         self.joined.as_ref().map_or(Ok(()), Joined::enter)?;
-        let ids = Ids { base: self.base, userns: self.userns.as_ref().map(AsFd::as_fd) };
+        let ids = Ids { base: self.base, userns: self.userns.as_ref().map(AsFd::as_fd), inside };
         self.end.send(&ToChild::Tree(assemble(root, &ids)?)).context("tell the child")?;
+        if inside.is_some() {
+            sys::setns(host.as_fd(), libc::CLONE_NEWNS).context("leave the sandbox's mount namespace")?;
+        }
         if let Some(Err(error)) = self.files.as_mut().map(|files| files.answer(stop)) {
             *stop.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
             let _ = rustix::io::write(&stop.wake, &1_u64.to_ne_bytes());
         }
-        // Where it may not, the mount namespace ends a moment later, with the thread.
-        let _ = sys::setns(host.as_fd(), libc::CLONE_NEWNS);
+        if inside.is_none() {
+            // Where it may not, the mount namespace ends a moment later, with the thread.
+            let _ = sys::setns(host.as_fd(), libc::CLONE_NEWNS);
+        }
         Ok(())
     }
 }

@@ -1,21 +1,23 @@
-//! Makes the root that [`super::plan`] decided, in the mount namespace of the caller, and hands it over as one detached tree.
+//! Makes the root that [`super::plan`] decided, and hands it over as one tree of mounts.
 //!
 //! For root this runs in the launcher's helper, which has the host's user namespace: so `trusted.overlay.*` marks of layers are
 //! honoured and nothing is chowned. For a plain user it runs in the child. Layers and uppers are *attached* before the overlay is
-//! made: kernels up to 6.12 refuse detached mounts as layers (EINVAL, "failed to clone upperpath").
+//! made: kernels up to 6.12 refuse detached mounts as layers (EINVAL, "failed to clone upperpath"). Where they are attached goes
+//! with the child's old root, or with the mount namespace of the helper.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Stat, Uid};
+use rustix::fs::{CWD, FileType, Gid, Mode, OFlags, Stat, Uid};
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags};
 
 use super::actor::Actor;
+use super::device::own_device;
 use super::{BindPlan, Operation, RootPlan, Tmpfs};
 use crate::error::{Result, fault};
-use crate::part::inside::{Make, open_or_make};
+use crate::part::inside::{Make, give, open_or_make};
 use crate::part::mounts;
 use crate::sys;
 
@@ -26,11 +28,14 @@ pub(crate) struct Ids<'a> {
     pub(crate) base: u32,
     /// A user namespace with the sandbox's map.
     pub(crate) userns: Option<BorrowedFd<'a>>,
+    /// The mount namespace of the sandbox, to put the root together in: a namespace less to copy and to take down. Of a process behind
+    /// a pidfd. `None`: the caller is in one of its own.
+    pub(crate) inside: Option<BorrowedFd<'a>>,
 }
 
 impl Ids<'_> {
     /// The ID that `id` on disk is to the caller's user namespace.
-    fn shift(&self, id: u32) -> u32 {
+    pub(super) fn shift(&self, id: u32) -> u32 {
         if id < crate::part::users::RANGE || self.base == 0 { self.base.saturating_add(id) } else { id }
     }
 
@@ -43,16 +48,29 @@ impl Ids<'_> {
     }
 }
 
-/// Makes the root and returns it as a detached tree of mounts.
+/// Makes the root and returns it as a tree of mounts: attached in the mount namespace `ids.inside`, where this thread then is, else
+/// detached.
 ///
 /// # Errors
 /// With the object and the kernel's reason, when anything of the plan cannot be had.
 pub(crate) fn assemble(plan: &RootPlan, ids: &Ids<'_>) -> Result<OwnedFd> {
-    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
-        .context("make / private")?;
+    let make_private = || {
+        rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+            .context("make / private")
+    };
+    if ids.inside.is_none() {
+        make_private()?;
+    }
     // All sources are opened before anything is mounted over where they are.
-    let sources = plan.operations.iter().map(|operation| sources(operation, ids)).collect::<Result<Vec<_>>>()?;
+    let mut sources = plan.operations.iter().map(|operation| sources(operation, ids)).collect::<Result<Vec<_>>>()?;
     let upper = plan.upper.as_deref().map(|path| open_upper(path, ids)).transpose()?;
+    if let Some(inside) = ids.inside {
+        sys::setns(inside, libc::CLONE_NEWNS).context("enter the sandbox's mount namespace")?;
+        make_private()?;
+    }
+    for (operation, sources) in plan.operations.iter().zip(&mut sources) {
+        sources.extend(own_device(operation, ids)?);
+    }
     let scratch = Scratch::make(plan, upper)?;
     let actor = Actor::new(ids)?;
     let mount_points = if plan.upper.is_some() { mount_points(&plan.operations, &sources) } else { Vec::new() };
@@ -87,7 +105,7 @@ fn sources(operation: &Operation, ids: &Ids<'_>) -> Result<Vec<Source>> {
         Operation::Overlay(overlay) => {
             overlay.layers.iter().map(|layer| open_source(layer, false, overlay.idmap, "layer", ids)).collect()
         }
-        Operation::Bind(bind) if bind.device && bind.idmap => Ok(vec![own_node(&bind.source, ids)?]),
+        Operation::Bind(bind) if bind.is_own_node() => Ok(Vec::new()),
         Operation::Bind(bind) => match open_source(&bind.source, bind.recursive, bind.idmap, "bind", ids) {
             Err(error) if bind.optional => {
                 log::info!("left out: {error:#}");
@@ -113,68 +131,34 @@ fn sources(operation: &Operation, ids: &Ids<'_>) -> Result<Vec<Source>> {
     }
 }
 
-fn open_source(path: &Path, recursive: bool, idmap: bool, what: &str, ids: &Ids<'_>) -> Result<Source> {
+pub(super) fn open_source(path: &Path, recursive: bool, idmap: bool, what: &str, ids: &Ids<'_>) -> Result<Source> {
     let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     if recursive {
         flags |= OpenTreeFlags::AT_RECURSIVE;
     }
     let mount = rustix::mount::open_tree(CWD, path, flags).with_context(|| format!("{what} {}", path.display()))?;
     let stat = rustix::fs::fstat(&mount).with_context(|| format!("{what} {}", path.display()))?;
-    if let Some(userns) = ids.userns.filter(|_| idmap) {
-        map_owners(mount.as_fd(), path, recursive, userns, what)?;
+    if ids.inside.is_some() || idmap {
+        set_apart(mount.as_fd(), path, recursive, ids.userns.filter(|_| idmap), what)?;
     }
     Ok(Source { mount, stat })
 }
 
-/// A node for the same device, on a file system of its own: what holds the host's nodes cannot be idmapped.
-fn own_node(path: &Path, ids: &Ids<'_>) -> Result<Source> {
-    let context = || format!("device {}", path.display());
-    let stat = rustix::fs::stat(path).with_context(context)?;
-    let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID | MountAttrFlags::MOUNT_ATTR_NOEXEC;
-    // Two inodes and room for their labels, which count as inodes since Linux 6.6.
-    let options = [("mode", "0755".to_owned()), ("nr_inodes", "8".to_owned()), ("size", "4096".to_owned())];
-    let place = new_file_system("tmpfs", &options, attributes).with_context(context)?;
-    let kind = FileType::from_raw_mode(stat.st_mode);
-    match rustix::fs::mknodat(&place, "node", kind, Mode::from_raw_mode(stat.st_mode & 0o777), stat.st_rdev) {
-        Ok(()) => {}
-        // A service whose DeviceAllow= has no `m`, and we are in it: then the host's own node, with its owner as it is.
-        Err(rustix::io::Errno::PERM) => return open_source(path, false, false, "device", ids),
-        Err(error) => return Err(error).with_context(context),
-    }
-    // The mask of this process has cut it.
-    rustix::fs::chmodat(&place, "node", Mode::from_raw_mode(stat.st_mode & 0o777), AtFlags::empty())
-        .with_context(context)?;
-    let (uid, gid) = (Uid::from_raw(ids.shift(stat.st_uid)), Gid::from_raw(ids.shift(stat.st_gid)));
-    rustix::fs::chownat(&place, "node", Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW).with_context(context)?;
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let mount = match rustix::mount::open_tree(&place, "node", flags) {
-        Ok(mount) => mount,
-        // Copies of what is not attached exist since Linux 6.15.
-        Err(rustix::io::Errno::INVAL) => copy_attached(&place, flags).with_context(context)?,
-        Err(error) => return Err(error).with_context(context),
-    };
-    let stat = rustix::fs::fstat(&mount).with_context(context)?;
-    Ok(Source { mount, stat })
-}
-
-/// Attaches `place` in this mount namespace for as long as it takes to copy what is called `node` in it.
-fn copy_attached(place: &OwnedFd, flags: OpenTreeFlags) -> io::Result<OwnedFd> {
-    for at in ["/tmp", "/mnt", "/run", "/usr"] {
-        if rustix::mount::move_mount(place, "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH).is_ok() {
-            let copy = rustix::mount::open_tree(place, "node", flags);
-            rustix::mount::unmount(at, rustix::mount::UnmountFlags::DETACH)?;
-            return Ok(copy?);
-        }
-    }
-    Err(io::Error::other("there is no place to attach it"))
-}
-
-fn map_owners(mount: BorrowedFd<'_>, path: &Path, recursive: bool, userns: BorrowedFd<'_>, what: &str) -> Result<()> {
+/// Lets the copy of a mount be one that nothing spreads from: the original may be shared with the whole host. With `userns` its owners
+/// are mapped.
+fn set_apart(
+    mount: BorrowedFd<'_>,
+    path: &Path,
+    recursive: bool,
+    userns: Option<BorrowedFd<'_>>,
+    what: &str,
+) -> Result<()> {
     let flags = if recursive { sys::attr::RECURSIVE } else { 0 };
-    sys::mount_setattr(mount, flags, 0, Some(userns)).map_err(|error| {
-        fault(format!("map the owners of {what} {}: {error}", path.display()))
+    sys::set_mount_apart(mount, flags, userns).map_err(|error| match userns {
+        Some(_) => fault(format!("map the owners of {what} {}: {error}", path.display()))
             .hint("--userns identity shares IDs with the host")
-            .into()
+            .into(),
+        None => anyhow::Error::new(error).context(format!("set {what} {} apart from the host's", path.display())),
     })
 }
 
@@ -201,10 +185,14 @@ impl Scratch {
         // Relative paths keep option strings short; absolute ones could be covered.
         rustix::process::fchdir(&directory).context("enter the scratch tmpfs")?;
         let scratch = Scratch { directory, kept: upper.is_some() };
-        for name in ["root", "layers", "init", "upper", "work", "kept", "fresh", "overlay"] {
+        for name in ["root", "layers", "init", "upper", "work", "fresh"] {
             scratch.make_directory(name)?;
         }
+        if !plan.many_layers {
+            scratch.make_directory("overlay")?;
+        }
         if let Some(upper) = upper {
+            scratch.make_directory("kept")?;
             rustix::mount::move_mount(&upper, "", CWD, "kept", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
                 .context("attach the kept upper")?;
         }
@@ -226,11 +214,7 @@ fn open_upper(path: &Path, ids: &Ids<'_>) -> Result<OwnedFd> {
             return Err(error).with_context(|| format!("make --upper {}", path.display()));
         }
     }
-    let source = open_source(path, false, false, "upper", ids)?;
-    if let Some(userns) = ids.userns {
-        map_owners(source.mount.as_fd(), path, false, userns, "upper")?;
-    }
-    Ok(source.mount)
+    Ok(open_source(path, false, ids.userns.is_some(), "upper", ids)?.mount)
 }
 
 pub(super) struct Assembly<'a> {
@@ -367,9 +351,7 @@ impl Assembly<'_> {
         };
         let directory = self.target(directory, Make::Directory)?;
         rustix::fs::symlinkat(target, &directory, name)?;
-        let (uid, gid) = self.ids.root();
-        rustix::fs::chownat(&directory, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)?;
-        Ok(())
+        Ok(give(directory.as_fd(), name, self.ids.root())?)
     }
 
     /// The owner (shifted) that `stat` has on disk.
@@ -383,13 +365,14 @@ impl Assembly<'_> {
         let first = mode & 0o755;
         rustix::fs::mkdirat(&self.scratch.directory, path, Mode::from_raw_mode(first))
             .with_context(|| format!("make scratch directory {}", path.display()))?;
-        if (uid, gid) == (self.ids.base, self.ids.base) && mode & 0o7777 == first {
-            return Ok(());
+        match (uid, gid) == (self.ids.base, self.ids.base) {
+            true if mode & 0o7777 == first => Ok(()),
+            true => set_mode(path, mode),
+            false => own(path, uid, gid, mode),
         }
-        own(path, uid, gid, mode)
     }
 
-    /// Makes the root read-only where asked, and takes the finished tree out of this namespace.
+    /// Makes the root read-only where asked, and takes the finished tree out of this namespace if it is not the sandbox's.
     fn finish(self) -> Result<OwnedFd> {
         let root = self.root.ok_or_else(|| fault("the plan has no root"))?;
         if self.plan.read_only {
@@ -397,6 +380,9 @@ impl Assembly<'_> {
             for mount in self.overlays.iter().chain([&root]) {
                 mounts::restrict(mount.as_fd(), sys::attr::RDONLY | sys::attr::NODEV, false)?;
             }
+        }
+        if self.ids.inside.is_some() {
+            return Ok(root);
         }
         let flags = OpenTreeFlags::OPEN_TREE_CLONE
             | OpenTreeFlags::OPEN_TREE_CLOEXEC
@@ -412,6 +398,10 @@ pub(super) fn own(path: &Path, uid: u32, gid: u32, mode: u32) -> Result<()> {
     if rustix::fs::chown(path, owner.0, owner.1).is_err() && rustix::process::geteuid().is_root() {
         log::debug!("owner {uid}:{gid} of {} has no place in the map", path.display());
     }
+    set_mode(path, mode)
+}
+
+fn set_mode(path: &Path, mode: u32) -> Result<()> {
     match rustix::fs::chmod(path, Mode::from_raw_mode(mode & 0o7777)) {
         // systemd's RestrictSUIDSGID= around us refuses the set-id bits, which on a directory only choose the group of new files.
         Err(rustix::io::Errno::PERM) => rustix::fs::chmod(path, Mode::from_raw_mode(mode & 0o1777)),

@@ -2,6 +2,7 @@
 
 mod actor;
 pub(crate) mod assemble;
+mod device;
 mod init;
 mod overlay;
 mod show;
@@ -134,6 +135,13 @@ pub(crate) struct BindPlan {
     pub(crate) idmap: bool,
     /// Left out where the host has no such file.
     pub(crate) optional: bool,
+}
+
+impl BindPlan {
+    /// Whether it is a node of our own for the same device: what holds the host's nodes cannot be idmapped.
+    fn is_own_node(&self) -> bool {
+        self.device && self.idmap
+    }
 }
 
 /// An empty directory in memory.
