@@ -206,12 +206,7 @@ impl Bus {
 
     /// Makes the error that a user reads of a failure to do `what` (`start toptest.scope`).
     pub(super) fn explain(&self, what: &str, failure: Failure) -> anyhow::Error {
-        match failure {
-            Failure::Timeout => fault(format!("systemd cannot {what}: no answer within {} s", self.patience.as_secs()))
-                .hint("sandbox doctor")
-                .into(),
-            failure => explain(what, failure, self.user).into(),
-        }
+        explain(what, failure, self.user).into()
     }
 }
 
@@ -317,7 +312,7 @@ fn unescape(value: &[u8]) -> Option<Vec<u8>> {
 pub(super) fn text(failure: &Failure) -> String {
     match failure {
         Failure::Remote { message, .. } => message.trim_end_matches('.').to_owned(),
-        Failure::Timeout => format!("no answer within {} s", WAIT.as_secs()),
+        Failure::Timeout(time) => format!("no answer within {} s", time.as_secs()),
         Failure::Broken(why) => why.clone(),
     }
 }
@@ -404,7 +399,7 @@ mod tests {
                 Some("systemd 253"),
             ),
             (remote("org.freedesktop.DBus.Error.InvalidArgs", "Invalid unit name 'a b'"), false, None),
-            (Failure::Timeout, false, Some("sandbox doctor")),
+            (Failure::Timeout(WAIT), false, Some("sandbox doctor")),
         ];
         for (failure, user, want) in table {
             let fault = explain("start a.scope", failure, user);

@@ -43,12 +43,8 @@ impl Socket {
     /// Asks the manager behind it for its version (`252.39-1~deb12u2`); else says in one line why there is no answer.
     pub(crate) fn version(&self) -> Result<String, String> {
         let user = matches!(self, Socket::User { .. });
-        let answer = Bus::connect(self.places(), user).and_then(|mut bus| {
-            ask(&mut bus).map_err(|failure| match failure {
-                Failure::Timeout => format!("no answer within {} s", PATIENCE.as_secs()),
-                other => text(&other),
-            })
-        });
+        let answer =
+            Bus::connect(self.places(), user).and_then(|mut bus| ask(&mut bus).map_err(|failure| text(&failure)));
         answer.map_err(|why| line(&anyhow::Error::msg(why)))
     }
 }

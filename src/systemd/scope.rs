@@ -189,7 +189,7 @@ impl Bus {
                 let user = if self.user { " --user" } else { "" };
                 Err(line.hint(format!("journalctl{user} -b -u {name}")).into())
             }
-            Err((Failure::Timeout, job)) => {
+            Err((Failure::Timeout(_), job)) => {
                 // Without a job the name may be another's.
                 let stopped = job.is_some() || self.job_comes(pending.call);
                 if stopped {

@@ -33,8 +33,8 @@ const MESSAGE_MAX: usize = 16 << 20;
 pub(super) enum Failure {
     /// The other side answered with an error.
     Remote { name: String, message: String },
-    /// Nothing came in time.
-    Timeout,
+    /// Nothing came in this time.
+    Timeout(Duration),
     /// The socket failed, or the other side closed it or spoke nonsense.
     Broken(String),
 }
@@ -67,18 +67,20 @@ impl From<zbus::Error> for Failure {
 
 /// The moment when waiting ends.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Deadline(Instant);
+pub(super) struct Deadline {
+    end: Instant,
+    /// How long that was from the beginning.
+    whole: Duration,
+}
 
 impl Deadline {
-    pub(super) fn after(time: Duration) -> Deadline {
-        Deadline(Instant::now() + time)
+    pub(super) fn after(whole: Duration) -> Deadline {
+        Deadline { end: Instant::now() + whole, whole }
     }
 
     fn remaining(self) -> Exchange<Timespec> {
-        match self.0.checked_duration_since(Instant::now()) {
-            Some(left) if !left.is_zero() => Timespec::try_from(left).map_err(|_| Failure::Timeout),
-            _ => Err(Failure::Timeout),
-        }
+        let left = self.end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero());
+        left.and_then(|left| Timespec::try_from(left).ok()).ok_or(Failure::Timeout(self.whole))
     }
 }
 
@@ -304,7 +306,7 @@ impl Wire {
                     control.clear();
                 }
                 Err(rustix::io::Errno::INTR) => {}
-                Err(rustix::io::Errno::AGAIN) => return Err(Failure::Timeout),
+                Err(rustix::io::Errno::AGAIN) => return Err(Failure::Timeout(super::bus::WAIT)),
                 Err(errno) => return Err(errno.into()),
             }
         }
@@ -316,11 +318,7 @@ impl Wire {
         loop {
             let interrupt = self.interrupt.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN));
             let mut waiting: Vec<_> = [PollFd::new(&self.socket, PollFlags::IN)].into_iter().chain(interrupt).collect();
-            let patience = self.hurry.map_or_else(|| deadline.remaining(), Deadline::remaining);
-            let Ok(patience) = patience else {
-                self.hurry = None;
-                return Err(Failure::Timeout);
-            };
+            let patience = self.hurry.unwrap_or(deadline).remaining().inspect_err(|_| self.hurry = None)?;
             match rustix::event::poll(&mut waiting, Some(&patience)) {
                 Ok(0) => continue,
                 Ok(_) => {}

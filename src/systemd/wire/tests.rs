@@ -83,7 +83,7 @@ fn trouble_is_told_apart() -> Exchange<()> {
 
     let (mut wire, _server) = served(b"DATA\r\nOK 1\r\nERROR\r\n".to_vec(), 100)?;
     let deadline = Deadline::after(Duration::from_millis(50));
-    assert!(matches!(wire.call::<_, ()>(&CALL, &(), deadline), Err(Failure::Timeout)));
+    assert!(matches!(wire.call::<_, ()>(&CALL, &(), deadline), Err(Failure::Timeout(_))));
 
     let (mut wire, server) = served(b"DATA\r\nOK 1\r\nERROR\r\nnonsense nonsense".to_vec(), 100)?;
     assert!(matches!(wire.receive(soon()), Err(Failure::Broken(_))));
