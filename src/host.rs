@@ -104,6 +104,8 @@ pub(crate) struct Mount {
     pub(crate) point: PathBuf,
     /// The mount or its file system is read-only.
     pub(crate) read_only: bool,
+    /// It cannot be bound elsewhere, mount_namespaces(7).
+    pub(crate) unbindable: bool,
     /// Type of the file system (`ext4`, `fuse.sshfs`).
     pub(crate) fstype: String,
     /// Mount options of the file system, comma-separated.
@@ -426,7 +428,9 @@ fn parse_mountinfo_line(line: &[u8]) -> Option<Mount> {
     let number = |field: &[u8]| std::str::from_utf8(field).ok()?.parse().ok();
     let (id, parent) = (number(fields.next()?)?, number(fields.next()?)?);
     let (root, point, options) = (fields.nth(1)?, fields.next()?, fields.next()?);
-    let fstype = fields.by_ref().skip_while(|field| *field != b"-").nth(1)?;
+    let optional = fields.by_ref().take_while(|field| *field != b"-");
+    let unbindable = optional.filter(|field| *field == b"unbindable").count() > 0;
+    let fstype = fields.next()?;
     let super_options = fields.nth(1)?;
     let read_only = [options, super_options].iter().any(|list| list.split(|b| *b == b',').any(|o| o == b"ro"));
     let text = |field| String::from_utf8_lossy(field).into_owned();
@@ -436,6 +440,7 @@ fn parse_mountinfo_line(line: &[u8]) -> Option<Mount> {
         root: unescape(root),
         point: unescape(point),
         read_only,
+        unbindable,
         fstype: text(fstype),
         super_options: text(super_options),
     })

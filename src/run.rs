@@ -31,7 +31,7 @@ use crate::unit::{self, Unit};
 mod helper;
 mod upper;
 
-use helper::{Helper, Work};
+use helper::{Helper, Namespaces, Work};
 use upper::lock_upper;
 
 /// What takes others some time was begun before there was a plan.
@@ -223,6 +223,7 @@ impl Running<'_> {
         let beside = self.pasta.as_ref().map(Pasta::attendant);
         // A line for the child, which then makes its network; then the helper, for whose root the child waits longest. Systemd comes
         // after it: whoever is woken by the request may take this CPU.
+        let namespaces = Namespaces::open(self.plan, self.pid, claim.is_some())?;
         self.map_ids(claim)?;
         self.view = self.plan.procview.as_ref().map(|_| View::new(self.pid, self.plan.process.quiet)).transpose()?;
         timings.mark("id maps");
@@ -230,7 +231,7 @@ impl Running<'_> {
             self.watcher = Some(Watcher::start(&self.pidfd)?);
         }
         // The last process of this one is made: from here on it has a second thread.
-        self.start_helper(claim)?;
+        self.start_helper(claim, namespaces)?;
         timings.mark("helper");
         if let (Some(plan), Some(bus)) = (&self.plan.unit, bus) {
             self.unit = Some(Unit::begin(plan, self.pid, beside, self.pidfd.as_fd(), bus, signals.ending())?);
@@ -324,8 +325,8 @@ impl Running<'_> {
         self.end.send(&ToChild::Mapped).context("tell the child")
     }
 
-    /// The helper makes the root with the host's privileges, in a mount namespace of its own, and sends it to the child itself.
-    fn start_helper(&mut self, claim: Option<&Claim>) -> Result<()> {
+    /// The helper makes the root with the host's privileges and sends it to the child itself.
+    fn start_helper(&mut self, claim: Option<&Claim>, namespaces: Namespaces) -> Result<()> {
         if self.plan.root.as_ref().is_none_or(|root| root.by_child) {
             return Ok(());
         }
@@ -339,8 +340,7 @@ impl Running<'_> {
         self.helper = Some(Helper::start(Work {
             plan: Arc::clone(self.plan),
             base: claim.map_or(0, |claim| claim.base),
-            userns: claim.map(|_| users::open_userns(self.pid)).transpose()?.map(OwnedFd::from),
-            child: self.pidfd.try_clone().context("share the pidfd")?,
+            namespaces,
             joined: self.joined.as_ref().map(Joined::try_clone).transpose().context("share the network")?,
             end: self.end.try_clone().context("share the socket")?,
             files,

@@ -45,7 +45,7 @@ const MAX: usize = 4096;
 pub(crate) enum ToChild {
     /// The id maps of the user namespace are written.
     Mapped,
-    /// The assembled root, a detached mount tree.
+    /// The assembled root, a tree of mounts: detached, or attached in the child's mount namespace.
     Tree(OwnedFd),
     /// The mount of the sandbox's own /proc files, detached.
     View(OwnedFd),

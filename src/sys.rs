@@ -177,12 +177,12 @@ pub(crate) fn set_controlling_terminal(terminal: BorrowedFd<'_>) -> io::Result<(
 }
 
 /// Leaves the namespaces in `flags` (`CLONE_NEW*`) for new ones; unshare(2). Never used by the launcher's first thread. With a mount
-/// namespace the calling thread gets a root, a working directory and an umask of its own.
+/// namespace, or with `CLONE_FS`, the calling thread gets a root, a working directory and an umask of its own.
 ///
 /// # Errors
 /// EINVAL for a user namespace with several threads, and what unshare(2) says.
 pub(crate) fn unshare(flags: libc::c_int) -> io::Result<()> {
-    // SAFETY: no flag that is passed here (namespaces only, never CLONE_FILES or CLONE_VM) shares or unshares memory.
+    // SAFETY: no flag that is passed here (namespaces and CLONE_FS, never CLONE_FILES or CLONE_VM) shares or unshares memory.
     check(unsafe { libc::unshare(flags) } as libc::c_long).map(drop)
 }
 
@@ -190,7 +190,8 @@ pub(crate) fn unshare(flags: libc::c_int) -> io::Result<()> {
 /// /proc/PID/ns; setns(2). Never used by the launcher's first thread. The mount namespace brings the root and working directory of its top.
 ///
 /// # Errors
-/// EPERM without CAP_SYS_ADMIN in the target's namespaces; EINVAL for a user namespace with several threads, and for a pidfd before
+/// EPERM without CAP_SYS_ADMIN in the target's namespaces, for a mount namespace without CAP_SYS_CHROOT, and for a pidfd of a process
+/// that may not be traced; EINVAL for a user namespace with several threads, and for a pidfd before
 /// Linux 5.8.
 pub(crate) fn setns(target: BorrowedFd<'_>, flags: libc::c_int) -> io::Result<()> {
     // SAFETY: integers only; no flag that exists shares or unshares memory or descriptors.

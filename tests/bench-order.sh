@@ -11,21 +11,31 @@ steps() { # steps STAGE COMMAND…: into STAGE/addresses
   rm -f "$stage/log"
   "$stage/inject" "$stage/log" all steps -- "${@:2}"
   # The tracer is nobody's child here.
-  until [ -e "$stage/log" ]; do sleep 0.1; done
+  soon 100 test -e "$stage/log"
   cat "$stage/log" >> "$stage/addresses"
+}
+
+soon() { # soon TENTHS COMMAND…: waits so long at most until it succeeds
+  local tenths=$1
+  shift
+  until "$@" 2> /dev/null; do
+    [ $((tenths--)) -gt 0 ] || { echo "bench-order.sh: not within its time: $*" >&2; exit 125; }
+    sleep 0.1
+  done
 }
 
 if [ "${1:-}" = inside ]; then
   stage=$2
   steps "$stage" "$stage/sandbox" run -p CPUShares=600 -p MemoryMax=500M -- true
   "$stage/sandbox" run --quiet --unit order -- sleep infinity &
-  until "$stage/sandbox" exec order -- true 2> /dev/null; do sleep 0.2; done
+  soon 300 "$stage/sandbox" exec order -- true
   steps "$stage" "$stage/sandbox" exec order -- true
   "$stage/sandbox" stop order > /dev/null
   wait
   exit
 fi
-cd "$(dirname "$(realpath "$0")")/.."
+here=$(dirname "$(realpath "$0")")
+cd "$here/.."
 # shellcheck source-path=SCRIPTDIR source=lab/staged.sh
 . tests/lab/staged.sh
 SANDBOX_INJECT=${SANDBOX_INJECT:-$(injector)}
@@ -33,7 +43,7 @@ unset SANDBOX_BIN
 export CARGO_PROFILE_RELEASE_STRIP=none CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target}/order
 stage_program release
 install -m755 "$SANDBOX_INJECT" "$stage/inject"
-install -m755 "$0" "$stage/script"
+install -m755 "$here/bench-order.sh" "$stage/script"
 tests/lab/lab.sh run --tree --bind "$stage" -- bash "$stage/script" inside "$stage"
 python3 tests/bench/order.py "$stage/sandbox" "$(cc -print-file-name=libc.a)" < "$stage/addresses" > "$stage/start.ld"
 mv "$stage/start.ld" packaging/start.ld

@@ -181,6 +181,6 @@ fn hold_user_namespace(users: &UserPlan) -> Result<(Child, File)> {
     })?;
     let (uid, gid) = users::map_lines(users, BASE).unwrap_or_default();
     users::write_maps(child.pid, &uid, &gid, true)?;
-    let file = users::open_userns(child.pid)?;
+    let file = users::open_namespace(child.pid, "user")?;
     Ok((child, file))
 }

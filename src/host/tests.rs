@@ -7,6 +7,7 @@ fn mount(id: u32, parent: u32, point: &str, fstype: &str) -> Mount {
         root: "/".into(),
         point: point.into(),
         read_only: false,
+        unbindable: false,
         fstype: fstype.into(),
         super_options: String::new(),
     }
@@ -21,7 +22,11 @@ fn a_mountinfo_line_is_read_with_its_escapes_and_optional_fields() {
     assert_eq!(mounts[0].point, PathBuf::from("/mnt 2"));
     assert_eq!((mounts[0].id, mounts[0].parent), (36, 35));
     assert_eq!(mounts[0].fstype, "ext3");
-    assert!(mounts[0].read_only);
+    assert!(mounts[0].read_only && !mounts[0].unbindable);
+    let text = b"36 35 98:0 / /mnt rw shared:2 unbindable - ext3 /dev/root rw\n37 35 98:0 / /unbindable rw - ext3 unbindable rw\n";
+    let unbindable: Vec<_> =
+        parse_mountinfo(text).iter().map(|mount| (mount.unbindable, mount.fstype.clone())).collect();
+    assert_eq!(unbindable, [(true, "ext3".to_owned()), (false, "ext3".to_owned())]);
 }
 
 #[test]

@@ -356,12 +356,14 @@ fn run_map_tool(tool: &str, pid: i32, lines: &[MapLine]) -> Result<()> {
     Err(fault(format!("{tool}: {said}")).hint("compare /etc/subuid and /etc/subgid with subuid(5)").into())
 }
 
-/// A descriptor of process `pid`'s user namespace, for idmapped mounts.
+/// A descriptor of process `pid`'s namespace of this kind, as in /proc: `user` for idmapped mounts, `mnt` to enter. To be had without
+/// SYS_PTRACE as long as the process has not changed its user, ptrace(2).
 ///
 /// # Errors
 /// When the process is gone.
-pub(crate) fn open_userns(pid: Pid) -> Result<File> {
-    File::open(format!("/proc/{}/ns/user", pid.as_raw_nonzero())).context("open the child's user namespace")
+pub(crate) fn open_namespace(pid: Pid, kind: &str) -> Result<File> {
+    File::open(format!("/proc/{}/ns/{kind}", pid.as_raw_nonzero()))
+        .with_context(|| format!("open the child's {kind} namespace"))
 }
 
 /// Becomes root of the user namespace that this process is in. Where its map has no root nothing is to be done: the first process

@@ -10,10 +10,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use rustix::event::{EventfdFlags, PollFd, PollFlags};
+use rustix::process::Pid;
 
 use crate::error::{Result, fault};
 use crate::part::network::join::Joined;
 use crate::part::rootfs::assemble::{Ids, assemble};
+use crate::part::users;
 use crate::plan::Plan;
 use crate::procview::{self, Served, Server};
 use crate::sync::{Failure, ParentEnd, ToChild};
@@ -28,16 +30,38 @@ pub(super) struct Work {
     pub(super) plan: Arc<Plan>,
     /// What 0 inside is outside.
     pub(super) base: u32,
-    /// The sandbox's user namespace, where layers are idmapped.
-    pub(super) userns: Option<OwnedFd>,
-    /// A pidfd of the sandbox's first process.
-    pub(super) child: OwnedFd,
+    /// Of the sandbox.
+    pub(super) namespaces: Namespaces,
     /// The network that the sandbox joins.
     pub(super) joined: Option<Joined>,
     /// To the child, which gets what is made from the helper itself.
     pub(super) end: ParentEnd,
     /// The view's files.
     pub(super) files: Option<Files>,
+}
+
+/// What the helper needs of the sandbox's namespaces.
+#[derive(Debug)]
+pub(super) struct Namespaces {
+    /// Where layers are idmapped.
+    user: Option<OwnedFd>,
+    /// Where the root is put together in it.
+    mount: Option<OwnedFd>,
+}
+
+impl Namespaces {
+    /// Opens those of the first process, which has to have the caller's user still.
+    ///
+    /// # Errors
+    /// When the process is gone.
+    pub(super) fn open(plan: &Plan, pid: Pid, is_mapped: bool) -> Result<Namespaces> {
+        let open = |kind: &str, wanted: bool| {
+            wanted.then(|| users::open_namespace(pid, kind)).transpose().map(|file| file.map(OwnedFd::from))
+        };
+        let helped = plan.root.as_ref().filter(|root| !root.by_child);
+        let mount = open("mnt", helped.is_some_and(|root| !root.own_namespace))?;
+        Ok(Namespaces { user: open("user", is_mapped && helped.is_some())?, mount })
+    }
 }
 
 /// What the launcher and its helper share of the view's files.
@@ -118,9 +142,7 @@ impl Work {
         let Some(root) = &self.plan.root else { return Ok(()) };
         // Back there at the end, whoever waits for this thread finds its mounts gone.
         let host = std::fs::File::open("/proc/thread-self/ns/mnt").context("open the host's mount namespace")?;
-        // What is attached in the sandbox's namespace spreads nowhere: with a user namespace of its own all mounts there are slaves, and
-        // where owners can be mapped the copies of others can be set apart (mount_setattr(2)). And nobody in a chroot has such a one.
-        let inside = self.userns.is_some().then(|| self.child.as_fd());
+        let inside = self.namespaces.mount.as_ref().map(AsFd::as_fd);
         match inside {
             Some(_) => sys::unshare(libc::CLONE_FS).context("have a root directory of its own")?,
             None => sys::unshare(libc::CLONE_NEWNS).context("make a mount namespace")?,
@@ -129,19 +151,18 @@ impl Work {
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
         // What of /sys is made here shows the network.
         self.joined.as_ref().map_or(Ok(()), Joined::enter)?;
-        let ids = Ids { base: self.base, userns: self.userns.as_ref().map(AsFd::as_fd), inside };
+        let ids = Ids { base: self.base, userns: self.namespaces.user.as_ref().map(AsFd::as_fd), inside };
         self.end.send(&ToChild::Tree(assemble(root, &ids)?)).context("tell the child")?;
         if inside.is_some() {
-            sys::setns(host.as_fd(), libc::CLONE_NEWNS).context("leave the sandbox's mount namespace")?;
+            // Nothing ends with that, and the sandbox's namespace is to end with the sandbox.
+            let _ = sys::setns(host.as_fd(), libc::CLONE_NEWNS);
         }
         if let Some(Err(error)) = self.files.as_mut().map(|files| files.answer(stop)) {
             *stop.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
             let _ = rustix::io::write(&stop.wake, &1_u64.to_ne_bytes());
         }
-        if inside.is_none() {
-            // Where it may not, the mount namespace ends a moment later, with the thread.
-            let _ = sys::setns(host.as_fd(), libc::CLONE_NEWNS);
-        }
+        // Where it may not, the mount namespace ends a moment later, with the thread.
+        let _ = sys::setns(host.as_fd(), libc::CLONE_NEWNS);
         Ok(())
     }
 }

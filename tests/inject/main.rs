@@ -136,7 +136,8 @@ fn tracer(words: &[String]) -> Result<()> {
     rustix::stdio::dup2_stdout(std::fs::File::open("/dev/null")?)?;
     match deed {
         Some(deed) => Tracer::new(first, whose, deed, at, log).follow(),
-        None => steps::follow(first, log),
+        // Nobody else hears of it: its own streams are closed.
+        None => steps::follow(first, log).or_else(|error| Ok(std::fs::write(log, format!("{error:#}\n"))?)),
     }
 }
 

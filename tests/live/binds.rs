@@ -3,7 +3,7 @@
 use crate::bed::Bed;
 use crate::tree::{self, Tree};
 use crate::{Test, alone, test};
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+use rustix::mount::{MountFlags, MountPropagationFlags, UnmountFlags, mount, unmount};
 use std::fs;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
@@ -28,6 +28,7 @@ pub(crate) fn tests() -> Vec<Test> {
         test("binds/tmpfs", needs![root, systemd], tmpfs),
         test("binds/tmpfs_refused", needs![root, systemd], tmpfs_refused),
         alone("binds/mount_of_its_own", needs![root, systemd], mount_of_its_own),
+        alone("binds/unbindable_mount_of_the_host", needs![root, systemd], unbindable_mount_of_the_host),
         alone("binds/read_only_mount_of_the_host", needs![root, systemd], read_only_mount_of_the_host),
         alone("binds/dead_server", needs![root, systemd, fuse], dead_server),
     ]
@@ -300,6 +301,21 @@ fn mount_of_its_own(bed: &Bed) {
     let file = Mounted(one.clone());
     assert_eq!(bed.run([""; 0], &format!("cat {}", one.display())).output().succeeded().text(), "old");
     drop(file);
+}
+
+/// It cannot be bound elsewhere, and is skipped without a word where what it is in is bound with all below it: then what it covers would
+/// be seen.
+fn unbindable_mount_of_the_host(bed: &Bed) {
+    let dir = bed.seen_dir();
+    tree::fill(&dir, [("from/f", "the mount's\n"), ("at/f", "covered\n")]);
+    let at = dir.join("at");
+    mount(dir.join("from"), &at, "", MountFlags::BIND, None).unwrap();
+    let mounted = Mounted(at);
+    rustix::mount::mount_change(&mounted.0, MountPropagationFlags::UNBINDABLE).unwrap();
+    let shown = bed.run([""; 0], &format!("cat {}/f", mounted.0.display())).output().succeeded();
+    assert_eq!(shown.text(), "the mount's");
+    let bind = format!("{}:/mnt", dir.display());
+    assert_eq!(bed.run(["--bind", &bind], "cat /mnt/at/f").output().succeeded().text(), "the mount's");
 }
 
 fn read_only_mount_of_the_host(bed: &Bed) {

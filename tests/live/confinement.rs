@@ -9,6 +9,7 @@ pub(crate) fn tests() -> Vec<Test> {
         test("confinement/no_new_privs", needs![root, systemd], no_new_privs),
         test("confinement/capabilities", needs![root, systemd], capabilities),
         test("confinement/capabilities_of_the_caller", needs![root, systemd], capabilities_of_the_caller),
+        test("confinement/bounded_caller", needs![root, systemd], bounded_caller),
         test("confinement/capabilities_of_a_user", needs![root, systemd], capabilities_of_a_user),
         test("confinement/cap_add_and_drop", needs![root, systemd], cap_add_and_drop),
         test("confinement/ambient", needs![root, systemd], ambient),
@@ -68,6 +69,17 @@ fn capabilities_of_the_caller(bed: &Bed) {
     let text = caller.args(run).output().succeeded().text();
     let sets: Vec<&str> = text.lines().filter_map(|line| line.split_whitespace().last()).collect();
     assert_eq!(sets, ["0000000000000000"; 2], "{text}");
+}
+
+/// Root in a service or a container that may do less starts one all the same: without the rights to change its root directory, as entering
+/// a mount namespace takes, and to look into a process that has become another user.
+fn bounded_caller(bed: &Bed) {
+    let program = bed::sandbox_binary();
+    for set in ["-sys_chroot", "-sys_ptrace", "-sys_chroot,-sys_ptrace"] {
+        let caller = bed.command("setpriv", ["--bounding-set", set, program.to_str().unwrap()]);
+        let shown = caller.args(["run", "-q", "sh", "-c", "touch /x && cat /etc/hostname"]).output().succeeded();
+        assert_eq!(shown.text(), "sh", "{set}");
+    }
 }
 
 fn capabilities_of_a_user(bed: &Bed) {

@@ -28,8 +28,8 @@ pub(crate) struct Ids<'a> {
     pub(crate) base: u32,
     /// A user namespace with the sandbox's map.
     pub(crate) userns: Option<BorrowedFd<'a>>,
-    /// The mount namespace of the sandbox, to put the root together in: a namespace less to copy and to take down. Of a process behind
-    /// a pidfd. `None`: the caller is in one of its own.
+    /// The mount namespace of the sandbox, to put the root together in: a namespace less to copy and to take down. `None`: the caller is
+    /// in one of its own.
     pub(crate) inside: Option<BorrowedFd<'a>>,
 }
 
@@ -49,7 +49,7 @@ impl Ids<'_> {
 }
 
 /// Makes the root and returns it as a tree of mounts: attached in the mount namespace `ids.inside`, where this thread then is, else
-/// detached.
+/// detached. Where that one may not be entered (setns(2) wants SYS_CHROOT), this thread then is in one of its own.
 ///
 /// # Errors
 /// With the object and the kernel's reason, when anything of the plan cannot be had.
@@ -64,8 +64,8 @@ pub(crate) fn assemble(plan: &RootPlan, ids: &Ids<'_>) -> Result<OwnedFd> {
     // All sources are opened before anything is mounted over where they are.
     let mut sources = plan.operations.iter().map(|operation| sources(operation, ids)).collect::<Result<Vec<_>>>()?;
     let upper = plan.upper.as_deref().map(|path| open_upper(path, ids)).transpose()?;
-    if let Some(inside) = ids.inside {
-        sys::setns(inside, libc::CLONE_NEWNS).context("enter the sandbox's mount namespace")?;
+    let attached = ids.inside.map_or(Ok(false), enter)?;
+    if ids.inside.is_some() {
         make_private()?;
     }
     for (operation, sources) in plan.operations.iter().zip(&mut sources) {
@@ -74,11 +74,24 @@ pub(crate) fn assemble(plan: &RootPlan, ids: &Ids<'_>) -> Result<OwnedFd> {
     let scratch = Scratch::make(plan, upper)?;
     let actor = Actor::new(ids)?;
     let mount_points = if plan.upper.is_some() { mount_points(&plan.operations, &sources) } else { Vec::new() };
-    let mut assembly = Assembly { plan, ids, actor, scratch, fresh: 0, root: None, overlays: Vec::new(), mount_points };
+    let mut assembly =
+        Assembly { plan, ids, actor, scratch, attached, fresh: 0, root: None, overlays: Vec::new(), mount_points };
     for (operation, sources) in plan.operations.iter().zip(sources) {
         assembly.add(operation, sources)?;
     }
     assembly.finish()
+}
+
+/// Enters the mount namespace `inside`, or makes one where that is not allowed; which it was.
+fn enter(inside: BorrowedFd<'_>) -> Result<bool> {
+    match sys::setns(inside, libc::CLONE_NEWNS) {
+        Ok(()) => Ok(true),
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+            sys::unshare(libc::CLONE_NEWNS).context("make a mount namespace")?;
+            Ok(false)
+        }
+        Err(error) => Err(error).context("enter the sandbox's mount namespace"),
+    }
 }
 
 /// Every place where something is mounted, and whether that is a directory.
@@ -222,6 +235,8 @@ pub(super) struct Assembly<'a> {
     pub(super) ids: &'a Ids<'a>,
     pub(super) actor: Actor,
     pub(super) scratch: Scratch,
+    /// What is made is attached where the sandbox is.
+    attached: bool,
     /// How many empty directories were made.
     fresh: u32,
     /// The first mount, attached.
@@ -365,11 +380,10 @@ impl Assembly<'_> {
         let first = mode & 0o755;
         rustix::fs::mkdirat(&self.scratch.directory, path, Mode::from_raw_mode(first))
             .with_context(|| format!("make scratch directory {}", path.display()))?;
-        match (uid, gid) == (self.ids.base, self.ids.base) {
-            true if mode & 0o7777 == first => Ok(()),
-            true => set_mode(path, mode),
-            false => own(path, uid, gid, mode),
+        if (uid, gid) == (self.ids.base, self.ids.base) && mode & 0o7777 == first {
+            return Ok(());
         }
+        own(path, uid, gid, mode)
     }
 
     /// Makes the root read-only where asked, and takes the finished tree out of this namespace if it is not the sandbox's.
@@ -381,7 +395,7 @@ impl Assembly<'_> {
                 mounts::restrict(mount.as_fd(), sys::attr::RDONLY | sys::attr::NODEV, false)?;
             }
         }
-        if self.ids.inside.is_some() {
+        if self.attached {
             return Ok(root);
         }
         let flags = OpenTreeFlags::OPEN_TREE_CLONE
@@ -398,10 +412,6 @@ pub(super) fn own(path: &Path, uid: u32, gid: u32, mode: u32) -> Result<()> {
     if rustix::fs::chown(path, owner.0, owner.1).is_err() && rustix::process::geteuid().is_root() {
         log::debug!("owner {uid}:{gid} of {} has no place in the map", path.display());
     }
-    set_mode(path, mode)
-}
-
-fn set_mode(path: &Path, mode: u32) -> Result<()> {
     match rustix::fs::chmod(path, Mode::from_raw_mode(mode & 0o7777)) {
         // systemd's RestrictSUIDSGID= around us refuses the set-id bits, which on a directory only choose the group of new files.
         Err(rustix::io::Errno::PERM) => rustix::fs::chmod(path, Mode::from_raw_mode(mode & 0o1777)),

@@ -41,8 +41,13 @@ pub(crate) struct RootPlan {
     pub(crate) userxattr: bool,
     /// `lowerdir+` exists (Linux 6.5), so the number of layers is not bounded by one page of options.
     pub(crate) many_layers: bool,
-    /// Directories on the host that may serve as a place for scratch mounts, in the mount namespace of the assembler only.
+    /// Directories on the host that may serve as a place for scratch mounts, in a mount namespace that is not the host's.
     pub(crate) scratch: Vec<PathBuf>,
+    /// The helper needs a mount namespace of its own, and does not put the root together in the sandbox's. There what it attaches could
+    /// spread to the host without a user namespace of the sandbox's own, and a mount of the host's that is unbindable is so for the
+    /// helper, too, unless its namespace has a copy that is not.
+    #[serde(skip)]
+    pub(crate) own_namespace: bool,
 }
 
 /// One step of making the root.
@@ -246,6 +251,7 @@ pub(crate) fn plan(
         userxattr: rootless || spec.root.user_marks,
         many_layers: host.kernel >= LAYER_BY_LAYER,
         scratch: ["/tmp", "/mnt", "/run", "/usr"].map(PathBuf::from).to_vec(),
+        own_namespace: owners == Owners::Same || host.mounts.iter().any(|mount| mount.unbindable),
     })
 }
 
