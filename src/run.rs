@@ -221,11 +221,12 @@ impl Running<'_> {
     ) -> Result<Option<OwnedFd>> {
         self.pasta = self.plan.network.pasta().map(|plan| Pasta::prepare(plan, self.pid)).transpose()?;
         let beside = self.pasta.as_ref().map(Pasta::attendant);
+        // While the child has this process's user still: later it takes SYS_PTRACE to look into it.
+        let namespaces = Namespaces::open(self.plan, self.pid, claim.is_some())?;
+        self.view = self.plan.procview.as_ref().map(|_| View::new(self.pid, self.plan.process.quiet)).transpose()?;
         // A line for the child, which then makes its network; then the helper, for whose root the child waits longest. Systemd comes
         // after it: whoever is woken by the request may take this CPU.
-        let namespaces = Namespaces::open(self.plan, self.pid, claim.is_some())?;
         self.map_ids(claim)?;
-        self.view = self.plan.procview.as_ref().map(|_| View::new(self.pid, self.plan.process.quiet)).transpose()?;
         timings.mark("id maps");
         if self.plan.process.as_pid1 {
             self.watcher = Some(Watcher::start(&self.pidfd)?);
