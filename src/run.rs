@@ -113,6 +113,12 @@ fn may_trace_the_stub(plan: &Plan) -> bool {
     plan.users == UserPlan::Host && plan.capabilities.keeps("SYS_PTRACE")
 }
 
+/// Whether this process may look into one of another user; else only as long as that is still its own. A plain user's child stays theirs.
+fn may_look_into_others() -> bool {
+    let has = |sets: rustix::thread::CapabilitySets| sets.effective.contains(rustix::thread::CapabilitySet::SYS_PTRACE);
+    !rustix::process::geteuid().is_root() || rustix::thread::capabilities(None).is_ok_and(has)
+}
+
 /// The error of a start that a signal ended.
 pub(crate) fn interrupted(signal: nix::sys::signal::Signal) -> anyhow::Error {
     let status = u8::try_from(128 + signal as i32).unwrap_or(exit::FAILED);
@@ -221,17 +227,18 @@ impl Running<'_> {
     ) -> Result<Option<OwnedFd>> {
         self.pasta = self.plan.network.pasta().map(|plan| Pasta::prepare(plan, self.pid)).transpose()?;
         let beside = self.pasta.as_ref().map(Pasta::attendant);
-        // While the child has this process's user still: later it takes SYS_PTRACE to look into it.
-        let namespaces = Namespaces::open(self.plan, self.pid, claim.is_some())?;
-        self.view = self.plan.procview.as_ref().map(|_| View::new(self.pid, self.plan.process.quiet)).transpose()?;
-        // A line for the child, which then makes its network; then the helper, for whose root the child waits longest. Systemd comes
-        // after it: whoever is woken by the request may take this CPU.
+        // As soon as it can, the child makes its network and becomes another user. Then it takes SYS_PTRACE to look into it, and without
+        // that it has to wait a little.
+        let early = if may_look_into_others() { None } else { Some(self.open_namespaces(claim.is_some())?) };
         self.map_ids(claim)?;
+        let namespaces = early.map_or_else(|| self.open_namespaces(claim.is_some()), Ok)?;
         timings.mark("id maps");
         if self.plan.process.as_pid1 {
             self.watcher = Some(Watcher::start(&self.pidfd)?);
         }
         // The last process of this one is made: from here on it has a second thread.
+        // The helper comes next, for whose root the child waits longest, and systemd after it: whoever is woken by the request may take
+        // this CPU.
         self.start_helper(claim, namespaces)?;
         timings.mark("helper");
         if let (Some(plan), Some(bus)) = (&self.plan.unit, bus) {
@@ -313,6 +320,12 @@ impl Running<'_> {
                 }
             }
         }
+    }
+
+    /// Those that the helper needs, and the view.
+    fn open_namespaces(&mut self, is_mapped: bool) -> Result<Namespaces> {
+        self.view = self.plan.procview.as_ref().map(|_| View::new(self.pid, self.plan.process.quiet)).transpose()?;
+        Namespaces::open(self.plan, self.pid, is_mapped)
     }
 
     fn map_ids(&self, claim: Option<&Claim>) -> Result<()> {
