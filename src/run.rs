@@ -5,7 +5,6 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use anyhow::Context;
-use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 
 use crate::child;
@@ -18,7 +17,7 @@ use crate::part::network::pasta::Pasta;
 use crate::part::streams;
 use crate::part::users::{self, Claim, UserPlan};
 use crate::plan::{Plan, UnitPlan};
-use crate::procview::{self, Part, Server, View};
+use crate::procview::{self, View};
 use crate::relay::Relay;
 use crate::signals::Signals;
 use crate::state::StateFile;
@@ -29,6 +28,7 @@ use crate::timings::Timings;
 use crate::unit::{self, Unit};
 
 mod helper;
+mod ready;
 mod upper;
 
 use helper::{Helper, Namespaces, Work};
@@ -254,23 +254,7 @@ impl Running<'_> {
             Ok(state) => self.state = state,
             Err(error) => not_shown(&error),
         }
-        if let Some(unit) = &mut self.unit {
-            unit.finish(self.pidfd.as_fd())?;
-            self.grace = None;
-            timings.mark("unit started");
-        }
-        if let Some(Err(error)) = self.state.as_mut().map(StateFile::publish) {
-            not_shown(&error);
-        }
-        let master = self.await_ready(signals)?;
-        timings.mark("child ready");
-        if let Some(unit) = &mut self.unit {
-            let report = unit.verify()?;
-            if !self.plan.process.quiet {
-                report.warnings.iter().for_each(|warning| log::warn!("{warning}"));
-            }
-            timings.mark("limits verified");
-        }
+        let master = self.await_ready(signals, timings)?;
         if let Some(pasta) = &mut self.pasta {
             pasta.await_ready(signals.ending())?;
             timings.mark("network up");
@@ -278,48 +262,6 @@ impl Running<'_> {
         self.end.send(&ToChild::Go).context("tell the child")?;
         self.let_go = true;
         Ok(master)
-    }
-
-    /// Waits for the child, but not beyond a signal that ends the start.
-    fn await_ready(&mut self, signals: &Signals) -> Result<Option<OwnedFd>> {
-        loop {
-            let mut fds = vec![
-                PollFd::from_borrowed_fd(self.end.as_fd(), PollFlags::IN),
-                PollFd::from_borrowed_fd(signals.ending(), PollFlags::IN),
-            ];
-            // Where there is a helper, that one answers for the view's files until the child is ready.
-            match &self.helper {
-                Some(helper) => fds.push(PollFd::from_borrowed_fd(helper.trouble(), PollFlags::IN)),
-                None => fds.extend(self.view.iter().filter_map(View::files)),
-            }
-            match rustix::event::poll(&mut fds, None) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error).context("wait for the child"),
-            }
-            let [spoke, ended, asked] = [0, 1, 2].map(|i| fds.get(i).is_some_and(|fd| !fd.revents().is_empty()));
-            if ended {
-                return Err(fault("interrupted by a signal").into());
-            }
-            match (&self.helper, &mut self.view) {
-                (Some(helper), _) if asked => helper.failure().map_or(Ok(()), Err)?,
-                (None, Some(view)) if asked => view.turn(Part::Files, PollFlags::IN),
-                _ => {}
-            }
-            if spoke {
-                match (self.end.receive()?, &mut self.view, &self.pasta) {
-                    (Some(ToParent::Network(namespace)), _, Some(pasta)) => pasta.begin(namespace)?,
-                    (Some(ToParent::Ready(master)), ..) => {
-                        // The child has bound every file.
-                        if let Some(helper) = &self.helper {
-                            helper.dismiss();
-                        }
-                        return Ok(master);
-                    }
-                    (Some(ToParent::View(device)), Some(view), _) => view.serve(Server::new(device)),
-                    (other, ..) => return Err(unexpected(other)),
-                }
-            }
-        }
     }
 
     /// Those that the helper needs, and the view.

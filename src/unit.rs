@@ -14,7 +14,7 @@ use crate::layer::Manager;
 use crate::plan::{UnitKind, UnitPlan};
 use crate::spec::Spec;
 use crate::systemd::{
-    self, Bus, CgroupMode, Changes, PendingScope, Report, ScopeRequest, Setting, Subject, UnitOfProcess,
+    self, Bus, CgroupMode, Changes, Pending, Progress, Report, ScopeRequest, Setting, Subject, UnitOfProcess,
 };
 
 /// A unit that is being started, and then runs.
@@ -26,7 +26,7 @@ pub(crate) struct Unit<'a> {
     beside: Option<Pid>,
     /// Until the limits are verified: a bus daemon takes only so many connections of a user (256), root included.
     bus: Option<Bus>,
-    pending: Option<PendingScope>,
+    pending: Option<Pending>,
     /// systemd has made it, so it is nobody else's.
     stands: bool,
     memory_events: Option<File>,
@@ -55,16 +55,39 @@ impl<'a> Unit<'a> {
         Ok(Unit { plan, pid, beside, bus: Some(bus), pending, stands: false, memory_events: None, cgroup: None })
     }
 
+    /// Readable when systemd has said something of a start that is under way.
+    pub(crate) fn answer(&self) -> Option<BorrowedFd<'_>> {
+        self.bus.as_ref().filter(|_| self.pending.is_some()).map(Bus::socket)
+    }
+
+    /// Takes in what systemd has said; whether the process is in the unit now.
+    ///
+    /// # Errors
+    /// As [`Unit::finish`].
+    pub(crate) fn turn(&mut self, pidfd: BorrowedFd<'_>) -> Result<bool> {
+        self.advance(pidfd, Bus::turn_scope)
+    }
+
     /// Waits until the process is in the unit.
     ///
     /// # Errors
     /// With systemd's reason; nothing of the unit is left then.
     pub(crate) fn finish(&mut self, pidfd: BorrowedFd<'_>) -> Result<()> {
+        self.advance(pidfd, Bus::finish_scope).map(drop)
+    }
+
+    fn advance(
+        &mut self,
+        pidfd: BorrowedFd<'_>,
+        step: fn(&mut Bus, &ScopeRequest<'_>, Pending) -> Result<Progress>,
+    ) -> Result<bool> {
         if let (Some(pending), Some(bus)) = (self.pending.take(), &mut self.bus) {
-            bus.finish_scope(&request(self.plan, self.pid, self.beside, Some(pidfd)), pending)?;
-            self.stands = true;
+            match step(bus, &request(self.plan, self.pid, self.beside, Some(pidfd)), pending)? {
+                Progress::Stands => self.stands = true,
+                Progress::Waits(pending) => self.pending = Some(pending),
+            }
         }
-        Ok(())
+        Ok(self.pending.is_none())
     }
 
     /// Waits for the end of a start that nobody wants any more, so that what is in the unit then can end with it.
@@ -237,5 +260,7 @@ fn request<'a>(plan: &'a UnitPlan, pid: Pid, beside: Option<Pid>, pidfd: Option<
         closed_devices: plan.closed_devices,
         own_devices: &plan.own_devices,
         collect_mode: "inactive-or-failed",
+        user: plan.user,
+        mode: plan.cgroup,
     }
 }

@@ -122,6 +122,11 @@ impl Bus {
         Err(tried.join("; "))
     }
 
+    /// Readable when an answer, or a signal, has come.
+    pub(crate) fn socket(&self) -> BorrowedFd<'_> {
+        self.wire.socket()
+    }
+
     /// From now on it is waited for as long as one of several is.
     pub(crate) fn hurry(&mut self) {
         self.patience = OTHERS_WAIT;

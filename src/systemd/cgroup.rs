@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use rustix::process::Pid;
 use serde::Serialize;
 
 use crate::error::{Result, fault};
@@ -69,6 +70,9 @@ impl CgroupMode {
     }
 }
 
+/// The hierarchies of v1 that systemd moves processes in (`CGROUP_MASK_V1`), and those that it tracks them by.
+const OF_SYSTEMD: [&str; 8] = ["", "name=systemd", "cpu", "cpuacct", "blkio", "memory", "devices", "pids"];
+
 /// The paths of one process in all hierarchies: /proc/PID/cgroup, read once.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct CgroupPaths(Vec<(String, String)>);
@@ -92,6 +96,37 @@ impl CgroupPaths {
         };
         let (_, path) = self.0.iter().find(|(controllers, _)| fits(controllers))?;
         Some(Path::new(path.strip_prefix('/').unwrap_or(path)))
+    }
+
+    /// Reads them; `None` where the process is gone.
+    pub(super) fn of(process: Pid) -> Option<CgroupPaths> {
+        let text = read_of_kernel(format!("/proc/{}/cgroup", process.as_raw_nonzero())).ok()?;
+        Some(CgroupPaths::parse(&String::from_utf8_lossy(&text)))
+    }
+
+    /// Whether systemd has moved the process into this unit of the system's or a user's service manager, everywhere. On v1 it moves it in
+    /// one hierarchy after the other, and has made the unit's directories before; where it made none, the process goes into the innermost
+    /// cgroup around it that there is (`unit_attach_pids_to_cgroup`).
+    pub(super) fn has_entered(&self, unit: &str, user: bool) -> bool {
+        self.has_entered_below(Path::new("/sys/fs/cgroup"), unit, user)
+    }
+
+    fn has_entered_below(&self, mounts: &Path, unit: &str, user: bool) -> bool {
+        let Some((_, own)) = self.of_systemd() else { return false };
+        let own = Path::new(own);
+        let is_in_it =
+            UnitOfProcess::of_path(own).is_some_and(|place| place.unit == unit && place.user.is_some() == user);
+        let entered = |controllers: &str, path: &Path| {
+            let Some(known) = controllers.split(',').find(|word| OF_SYSTEMD.contains(word)) else { return true };
+            let mount = mounts.join(match known {
+                "" => "unified",
+                "name=systemd" => "systemd",
+                controller => controller,
+            });
+            let innermost = || own.ancestors().find(|part| mount.join(part).is_dir());
+            path == own || innermost().is_none_or(|innermost| innermost == path)
+        };
+        is_in_it && self.0.iter().all(|(controllers, path)| entered(controllers, Path::new(path.trim_matches('/'))))
     }
 
     /// Where systemd keeps track of the process: the directory of that hierarchy below /sys/fs/cgroup (v1: with a slash behind it), and
@@ -208,6 +243,40 @@ mod tests {
             let found = UnitOfProcess::of_path(Path::new(path));
             let found = found.as_ref().map(|f| (f.unit.as_str(), f.slice.as_str(), f.user, f.path.to_str().unwrap()));
             assert_eq!(found, want, "{path}");
+        }
+    }
+
+    #[test]
+    fn entering_a_unit() {
+        let mounts = tempfile::tempdir().unwrap();
+        for directory in
+            ["memory/x.slice/t.scope", "cpu/x.slice/t.scope", "pids/x.slice", "blkio", "unified", "systemd"]
+        {
+            std::fs::create_dir_all(mounts.path().join(directory)).unwrap();
+        }
+        let v1 = |memory: &str, pids: &str, blkio: &str, other: &str| {
+            let own = "/x.slice/t.scope";
+            format!(
+                "5:cpu,cpuacct:{own}\n4:memory:{memory}\n3:pids:{pids}\n2:blkio:{blkio}\n6:freezer:{other}\n7:devices:{other}\n1:name=systemd:{own}\n0::{own}\n"
+            )
+        };
+        let user = "0::/user.slice/user-7.slice/user@7.service/app.slice/t.scope\n".to_owned();
+        let table = [
+            ("0::/x.slice/t.scope\n".to_owned(), false, true),
+            ("0::/x.slice/t.scope\n".to_owned(), true, false),
+            ("0::/x.slice/other.scope\n".to_owned(), false, false),
+            ("0::/\n".to_owned(), false, false),
+            (user.clone(), true, true),
+            (user, false, false),
+            // The unit has no directory of these two, and nothing is mounted for the last.
+            (v1("/x.slice/t.scope", "/x.slice", "/", "/elsewhere"), false, true),
+            (v1("/", "/x.slice", "/", "/"), false, false),
+            (v1("/x.slice", "/x.slice", "/", "/"), false, false),
+            (v1("/x.slice/t.scope", "/", "/", "/"), false, false),
+            (v1("/x.slice/t.scope", "/x.slice", "/elsewhere", "/"), false, false),
+        ];
+        for (text, user, want) in table {
+            assert_eq!(CgroupPaths::parse(&text).has_entered_below(mounts.path(), "t.scope", user), want, "{text}");
         }
     }
 

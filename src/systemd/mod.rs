@@ -3,7 +3,7 @@
 //! ```text
 //! "CPUShares=600" ─ Asked::parse ─▶ Assignment ─ translate(…, CgroupMode) ─▶ Setting (what is sent; plain data of the plan)
 //!                        └───────▶ OwnSetting: LimitNOFILE=, Nice= …, which a scope has not: the child sets them
-//! Bus::system | Bus::user ─ begin_scope ─▶ PendingScope ─ finish_scope ─▶ the process is in the unit
+//! Bus::system | Bus::user ─ begin_scope ─▶ Pending ─ turn_scope, finish_scope ─▶ the process is in the unit
 //!                                (other work here)            └─ verify ─▶ Report: each limit as the kernel shows it
 //! ```
 //!
@@ -17,6 +17,7 @@ mod directive;
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) mod fuzz;
 mod grace;
+mod job;
 mod look;
 mod own;
 mod property;
@@ -24,6 +25,7 @@ mod reach;
 mod scope;
 mod service;
 mod show;
+mod start;
 mod translate;
 mod variant;
 mod verify;
@@ -37,7 +39,8 @@ pub(crate) use look::{DownService, ListedUnit, Usage, join_cgroups};
 pub(crate) use own::{OwnSetting, only_in_a_unit_file};
 pub(crate) use property::{Asked, Assignment, KeptSetting, Setting, subject};
 pub(crate) use reach::Socket;
-pub(crate) use scope::{PendingScope, ScopeRequest};
+pub(crate) use scope::ScopeRequest;
 pub(crate) use service::{HINT, ServiceRequest};
+pub(crate) use start::{Pending, Progress};
 pub(crate) use translate::translate;
 pub(crate) use verify::{Changes, Limit, Report, Subject, verify};

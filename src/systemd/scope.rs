@@ -1,8 +1,8 @@
-//! Units over the bus: start a scope and wait until it stands, stop, kill, freeze, look at and change a unit.
+//! Units over the bus: what a scope is asked for with; stop, kill, freeze, look at and change a unit.
 
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::Pid;
 use serde::Serialize;
@@ -11,17 +11,16 @@ use zbus::{DynamicType, Fd, OwnedObjectPath, Variant};
 
 use crate::error::{Result, fault};
 
-use super::bus::{Bus, WAIT, interface, manager_call, no_room_for, object_call, unit_path, unknown_property};
+use super::bus::{Bus, interface, manager_call, object_call, unit_path};
+use super::cgroup::{CgroupMode, CgroupPaths};
+use super::job::Job;
 use super::property::{Setting, Value};
 use super::service::Request;
 use super::variant::{value, variant};
-use super::wire::{Call, Deadline, Exchange, Failure, Incoming};
+use super::wire::{Call, Deadline, Exchange, Failure};
 
 /// How long a clean-up after a failure may take; nobody is served by waiting for it longer.
-const CLEANUP_WAIT: Duration = Duration::from_secs(2);
-
-/// How long a name is waited for that is another's: of one that has just ended systemd hears a moment later.
-const NAME_WAIT: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_secs(1) };
+pub(super) const CLEANUP_WAIT: Duration = Duration::from_secs(2);
 
 /// A scope to start. What `settings` names wins over the field that says the same.
 #[derive(Debug, Clone, Copy)]
@@ -53,33 +52,10 @@ pub(crate) struct ScopeRequest<'a> {
     pub(crate) own_devices: &'a [&'static str],
     /// `inactive-or-failed`: nothing is left of a scope that failed.
     pub(crate) collect_mode: &'a str,
-}
-
-/// A scope that stands, with the process in it.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct StartedScope {
-    /// Its object on the bus.
-    pub(crate) object: String,
-    /// The bus properties that this systemd is too old for and that were left out: `PIDFDs`, `OOMPolicy`.
-    pub(crate) left_out: Vec<&'static str>,
-}
-
-/// A start that was sent; systemd works on it. End it with [`Bus::finish_scope`].
-#[derive(Debug)]
-#[must_use]
-pub(crate) struct PendingScope {
-    call: u32,
-    deadline: Deadline,
-    left_out: Vec<&'static str>,
-    was_reset: bool,
-    /// When the name was first found taken.
-    taken: Option<Instant>,
-}
-
-/// What came of one attempt to start.
-enum Attempt {
-    Done,
-    Retry,
+    /// Whether a user's service manager is asked.
+    pub(crate) user: bool,
+    /// The layout of this machine's cgroups.
+    pub(crate) mode: CgroupMode,
 }
 
 impl Request for ScopeRequest<'_> {
@@ -98,176 +74,18 @@ impl Request for ScopeRequest<'_> {
     fn has_numbers(&self, left_out: &[&str]) -> bool {
         self.pidfd.is_none() || left_out.contains(&"PIDFDs")
     }
+
+    fn stands(&self) -> Option<bool> {
+        // On v1 a user's manager has one hierarchy of all, and it is not known of the others what it leaves alone.
+        if self.user && self.mode != CgroupMode::Unified {
+            return None;
+        }
+        let is_in_it = |pid: Pid| CgroupPaths::of(pid).is_some_and(|paths| paths.has_entered(self.name, self.user));
+        Some([self.pid].into_iter().chain(self.beside).all(is_in_it))
+    }
 }
 
 impl Bus {
-    /// Sends the start and returns: what the caller does next happens while systemd works.
-    pub(crate) fn begin_scope(&mut self, request: &ScopeRequest<'_>) -> Result<PendingScope> {
-        self.begin(request, WAIT)
-    }
-
-    /// The same for any kind of unit; the start may take `wait` at the longest.
-    pub(super) fn begin(&mut self, request: &dyn Request, wait: Duration) -> Result<PendingScope> {
-        let deadline = Deadline::after(wait);
-        let mut pending = PendingScope { call: 0, deadline, left_out: Vec::new(), was_reset: false, taken: None };
-        self.send(request, &mut pending)?;
-        Ok(pending)
-    }
-
-    /// Waits until systemd has put the process into the scope.
-    ///
-    /// # Errors
-    /// When it has not, for whatever reason; nothing is left of the unit then.
-    pub(crate) fn finish_scope(&mut self, request: &ScopeRequest<'_>, pending: PendingScope) -> Result<StartedScope> {
-        self.finish(request, pending)
-    }
-
-    /// The same for any kind of unit.
-    pub(super) fn finish(&mut self, request: &dyn Request, mut pending: PendingScope) -> Result<StartedScope> {
-        loop {
-            match self.await_start(request, &mut pending)? {
-                Attempt::Done => {
-                    return Ok(StartedScope { object: unit_path(request.name()), left_out: pending.left_out });
-                }
-                Attempt::Retry => self.send(request, &mut pending)?,
-            }
-        }
-    }
-
-    fn send(&mut self, request: &dyn Request, pending: &mut PendingScope) -> Result<()> {
-        let what = format!("start {}", request.name());
-        if request.has_numbers(&pending.left_out) {
-            self.check_numbers(&what)?;
-        }
-        self.send_start(request, pending).map_err(|failure| self.explain(&what, failure))
-    }
-
-    fn send_start(&mut self, request: &dyn Request, pending: &mut PendingScope) -> Exchange<()> {
-        loop {
-            match self.try_send_start(request, pending) {
-                Err(failure) if self.is_elsewhere(&failure) => self.next_place(failure)?,
-                other => return other,
-            }
-        }
-    }
-
-    fn try_send_start(&mut self, request: &dyn Request, pending: &mut PendingScope) -> Exchange<()> {
-        self.greeted(pending.deadline)?;
-        self.match_jobs(request.name())?;
-        let properties = request.properties(&pending.left_out);
-        let nothing_else: Vec<(&str, Vec<(&str, Variant<'_>)>)> = Vec::new();
-        let body = (request.name(), "fail", properties, nothing_else);
-        pending.call = self.wire.send(&manager_call("StartTransientUnit"), &body)?;
-        Ok(())
-    }
-
-    /// Asks the bus daemon for the end of jobs of one unit. The call that makes the job goes out right behind it,
-    /// and a daemon handles what it gets in order, so no signal is missed and no answer is waited for. systemd's own
-    /// socket sends them all unasked.
-    fn match_jobs(&mut self, unit: &str) -> Exchange<()> {
-        if !self.daemon || self.watched.as_deref() == Some(unit) {
-            return Ok(());
-        }
-        let rule = format!(
-            "type='signal',sender='org.freedesktop.systemd1',path='/org/freedesktop/systemd1',\
-             interface='org.freedesktop.systemd1.Manager',member='JobRemoved',arg2='{unit}'"
-        );
-        self.watched = Some(unit.to_owned());
-        self.wire.send_along(&Call::daemon("AddMatch"), &(rule,))
-    }
-
-    fn await_start(&mut self, request: &dyn Request, pending: &mut PendingScope) -> Result<Attempt> {
-        let name = request.name();
-        match self.await_job(pending.call, pending.deadline) {
-            Ok(result) if result == "done" => Ok(Attempt::Done),
-            Ok(result) => {
-                if let Some(error) = request.explain(self, &result) {
-                    return Err(error);
-                }
-                self.clean_up(name);
-                let line = fault(format!("systemd did not start {name}: its job ended as `{result}`"));
-                let user = if self.user { " --user" } else { "" };
-                Err(line.hint(format!("journalctl{user} -b -u {name}")).into())
-            }
-            Err((Failure::Timeout(_), job)) => {
-                // Without a job the name may be another's.
-                let stopped = job.is_some() || self.job_comes(pending.call);
-                if stopped {
-                    self.clean_up(name);
-                }
-                let job = job.map_or_else(String::new, |job| format!(" ({job})"));
-                let stopped = if stopped { "; it was stopped" } else { "" };
-                let line = format!("systemd did not start {name} within {} s{job}{stopped}", request.patience());
-                Err(fault(line).hint("systemctl list-jobs").into())
-            }
-            Err((failure, _)) => self.recover(request, pending, failure),
-        }
-    }
-
-    /// Decides whether a refused start is tried again: with less for an old systemd, after a failed leftover of the
-    /// name was reset, or on another socket.
-    fn recover(&mut self, request: &dyn Request, pending: &mut PendingScope, failure: Failure) -> Result<Attempt> {
-        let what = format!("start {}", request.name());
-        if self.is_elsewhere(&failure) {
-            self.next_place(failure).map_err(|failure| self.explain(&what, failure))?;
-            return Ok(Attempt::Retry);
-        }
-        let Failure::Remote { name, message } = &failure else { return Err(self.explain(&what, failure)) };
-        match name.rsplit('.').next().unwrap_or_default() {
-            "UnknownProperty" | "PropertyReadOnly" => {
-                let dispensable =
-                    ["PIDFDs", "OOMPolicy"].into_iter().find(|known| unknown_property(message) == Some(known));
-                let asked = |known: &str| request.settings().iter().any(|setting| setting.name == known);
-                match dispensable {
-                    Some(known) if !asked(known) && !pending.left_out.contains(&known) => {
-                        pending.left_out.push(known);
-                        Ok(Attempt::Retry)
-                    }
-                    _ => Err(self.explain(&what, failure)),
-                }
-            }
-            "UnitExists" => self.unit_exists(request.name(), pending),
-            "NoSuchUnit" => {
-                let full = no_room_for(request.name(), self.user);
-                Err(full.map_or_else(|| self.explain(&what, failure), Into::into))
-            }
-            _ => Err(self.explain(&what, failure)),
-        }
-    }
-
-    fn unit_exists(&mut self, name: &str, pending: &mut PendingScope) -> Result<Attempt> {
-        let state = match self.unit_property(name, "Unit", "ActiveState") {
-            Ok(Value::Text(state)) => state,
-            _ => "loaded".to_owned(),
-        };
-        let is_left = state == "failed" && self.is_transient(name);
-        if is_left && !pending.was_reset {
-            pending.was_reset = true;
-            self.reset_failed(name)?;
-            return Ok(Attempt::Retry);
-        }
-        if state == "active" && !pending.was_reset && self.is_empty_scope(name) {
-            pending.was_reset = true;
-            if let Err(error) = self.stop(name, WAIT) {
-                // It may just have ended; if not, it is still there at the next attempt.
-                log::debug!("{error:#}");
-            }
-            return Ok(Attempt::Retry);
-        }
-        if state != "failed" && pending.taken.get_or_insert_with(Instant::now).elapsed() < NAME_WAIT {
-            std::thread::sleep(Duration::from_millis(5));
-            return Ok(Attempt::Retry);
-        }
-        let line = fault(format!("{name} exists already, it is {state}"));
-        let systemctl = if self.user { "systemctl --user" } else { "systemctl" };
-        Err(match state.as_str() {
-            "failed" if is_left => line.hint(format!("{systemctl} reset-failed {name}")),
-            "failed" | "inactive" | "loaded" => line.hint("a unit file of that name exists: choose another --unit"),
-            _ => line.hint(format!("{systemctl} stop {name}, or choose another --unit")),
-        }
-        .into())
-    }
-
     /// Whether a call made it, such as ours, and no file: nobody else has to know that it failed.
     pub(super) fn is_transient(&mut self, name: &str) -> bool {
         matches!(self.unit_property(name, "Unit", "Transient"), Ok(Value::Bool(true)))
@@ -280,38 +98,6 @@ impl Bus {
         type Process = (String, u32, String);
         name.ends_with(".scope")
             && self.manager::<_, Vec<Process>>("GetUnitProcesses", &(name,)).is_ok_and(|processes| processes.is_empty())
-    }
-
-    /// Waits for the answer to a call that makes a job, and then for the end of that job: its result.
-    /// A failure comes with the job, once that is known.
-    fn await_job(&mut self, call: u32, deadline: Deadline) -> std::result::Result<String, (Failure, Option<String>)> {
-        let mut job: Option<String> = None;
-        let mut ended: Vec<(String, String)> = Vec::new();
-        loop {
-            let incoming = self.wire.receive(deadline).map_err(|failure| (failure, job.clone()))?;
-            if incoming.answers(call) {
-                let path: OwnedObjectPath = incoming.body().map_err(|failure| (failure, None))?;
-                job = Some(path.as_str().to_owned());
-            } else {
-                ended.extend(ended_job(&incoming));
-            }
-            let result = ended.iter().find(|(path, _)| Some(path) == job.as_ref());
-            if let Some((_, result)) = result {
-                return Ok(result.clone());
-            }
-        }
-    }
-
-    /// Whether a start that nobody wants any more is granted yet, within the time for a clean-up. One that systemd takes up later fails,
-    /// since who asked for it is gone.
-    fn job_comes(&mut self, call: u32) -> bool {
-        let deadline = Deadline::after(CLEANUP_WAIT);
-        while let Ok(incoming) = self.wire.receive(deadline) {
-            if incoming.answers(call) {
-                return incoming.body::<OwnedObjectPath>().is_ok();
-            }
-        }
-        false
     }
 
     /// Ends what a failed start may have left; its own failure changes nothing for the user.
@@ -341,8 +127,8 @@ impl Bus {
         let mut stop = || {
             self.greeted(deadline)?;
             self.match_jobs(unit)?;
-            let call = self.wire.send(call, body)?;
-            self.await_job(call, deadline).map_err(|(failure, _)| failure)
+            let job = Job::of(self.wire.send(call, body)?);
+            self.await_job(job, deadline)
         };
         match stop() {
             Ok(result) if result == "done" => Ok(()),
@@ -439,15 +225,6 @@ impl Bus {
         let found: OwnedVariant = self.call(&call, &(interface, name))?;
         value(&found).ok_or_else(|| Failure::Broken(format!("the property is of type {}", found.value_signature())))
     }
-}
-
-/// Reads a JobRemoved signal: the job and its result.
-fn ended_job(incoming: &Incoming) -> Option<(String, String)> {
-    if !incoming.is_signal("JobRemoved") {
-        return None;
-    }
-    let (_, job, _, result) = incoming.body::<(u32, OwnedObjectPath, String, String)>().ok()?;
-    Some((job.as_str().to_owned(), result))
 }
 
 /// The properties of a new scope; what is in `left_out` this systemd does not take.

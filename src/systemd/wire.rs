@@ -192,6 +192,10 @@ impl Wire {
         Ok(wire)
     }
 
+    pub(super) fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
     /// Whether the process that listens at the other end has a number in our PID namespace: unix(7), SO_PEERCRED.
     pub(super) fn is_in_sight(&self) -> nix::Result<bool> {
         use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
@@ -213,7 +217,7 @@ impl Wire {
                 return Err(Failure::Broken(format!("refused us: {}", String::from_utf8_lossy(refusal).trim_end())));
             }
             if lines.len() < 3 {
-                self.receive_more(deadline)?;
+                self.receive_more(None, deadline)?;
                 continue;
             }
             let length: usize = lines.iter().map(|line| line.len()).sum();
@@ -270,6 +274,15 @@ impl Wire {
 
     /// Waits for the next message.
     pub(super) fn receive(&mut self, deadline: Deadline) -> Exchange<Incoming> {
+        loop {
+            if let Some(incoming) = self.receive_within(None, deadline)? {
+                return Ok(incoming);
+            }
+        }
+    }
+
+    /// The same; `None` when none came within `pause`.
+    pub(super) fn receive_within(&mut self, pause: Option<Duration>, deadline: Deadline) -> Exchange<Option<Incoming>> {
         self.greeted(deadline)?;
         loop {
             if let Some((incoming, length)) = parse(&self.buffer)? {
@@ -278,9 +291,11 @@ impl Wire {
                     refusal(&incoming)?;
                 }
                 self.heard = true;
-                return Ok(incoming);
+                return Ok(Some(incoming));
             }
-            self.receive_more(deadline)?;
+            if !self.receive_more(pause, deadline)? {
+                return Ok(None);
+            }
         }
     }
 
@@ -313,13 +328,17 @@ impl Wire {
         Ok(())
     }
 
-    fn receive_more(&mut self, deadline: Deadline) -> Exchange<()> {
+    /// Whether some bytes came, within `pause` where there is one.
+    fn receive_more(&mut self, pause: Option<Duration>, deadline: Deadline) -> Exchange<bool> {
         let mut chunk = [0u8; 4096];
         loop {
             let interrupt = self.interrupt.as_ref().map(|fd| PollFd::new(fd, PollFlags::IN));
             let mut waiting: Vec<_> = [PollFd::new(&self.socket, PollFlags::IN)].into_iter().chain(interrupt).collect();
-            let patience = self.hurry.unwrap_or(deadline).remaining().inspect_err(|_| self.hurry = None)?;
+            let remaining = self.hurry.unwrap_or(deadline).remaining().inspect_err(|_| self.hurry = None)?;
+            let patience =
+                pause.and_then(|pause| Timespec::try_from(pause).ok()).map_or(remaining, |pause| remaining.min(pause));
             match rustix::event::poll(&mut waiting, Some(&patience)) {
+                Ok(0) if pause.is_some() => return Ok(false),
                 Ok(0) => continue,
                 Ok(_) => {}
                 Err(rustix::io::Errno::INTR) => continue,
@@ -335,7 +354,7 @@ impl Wire {
                 return Err(Failure::Broken("the other side closed the connection".to_owned()));
             }
             self.buffer.extend(chunk.iter().take(bytes));
-            return Ok(());
+            return Ok(true);
         }
     }
 }

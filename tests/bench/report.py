@@ -34,9 +34,9 @@ STEPS = {
     "helper": "A thread that makes the root with the host's privileges, the FUSE mount of the /proc files; before the request: whoever "
               "that wakes may take this CPU.",
     "unit asked for": "The match for the job and the call that makes it go out together.",
-    "unit started": "Waiting for systemd. The child and the helper make network, overlay, mounts and masks meanwhile, on another CPU.",
-    "child ready": "What of the child's work systemd's did not hide.",
-    "limits verified": "Each limit, read back from the kernel.",
+    "unit started, limits verified, child ready": "Waiting for two at once. systemd makes the scope; each limit is read back from the kernel as soon as "
+                                                  "the process is in it, be that before systemd says so. The child and the helper make network, "
+                                                  "overlay, mounts and masks, on another CPU. Who of the two is done first is a matter of chance.",
     "payload executed": "Cgroup namespace, vfork, capabilities, one filter, execve.",
     "ended": "The command itself (`true`), its end, and that of the processes around it.",
     "outside --timings": "The median of a start, above, less all of these: execve of the program and the kernel's work for it before its "
@@ -206,13 +206,15 @@ class Report:
         took = {}
         before = {}
         for start, step, at in table_of(f"{self.results}/steps.tsv"):
-            took.setdefault(step, []).append(float(at) - before.get(start, 0.0))
+            row = next((row for row in STEPS if step in row.split(", ")), step)
+            one = took.setdefault(row, {})
+            one[start] = one.get(start, 0.0) + float(at) - before.get(start, 0.0)
             before[start] = float(at)
         self.say("## What a start is spent on", "", "Back to back, by `--timings`: the steps of the launcher, one after the other, and what was done about each.")
         if not took:
             self.say("Nothing was measured.")
             return
-        medians = {step: statistics.median(times) for step, times in took.items()}
+        medians = {step: statistics.median(times.values()) for step, times in took.items()}
         inside = sum(medians.values())
         whole = inside
         starts = hyperfine(f"{self.results}/start-none-*.json").get(OURS)

@@ -47,6 +47,8 @@ pub(crate) struct Pasta {
     end: Option<ParentEnd>,
     attendant: Pid,
     pidfd: OwnedFd,
+    /// Where pasta is to go, until it was told.
+    namespace: Option<OwnedFd>,
     process: Option<OwnedFd>,
 }
 
@@ -67,7 +69,9 @@ impl Pasta {
                 });
                 sys::exit_now(status)
             }
-            Side::Parent(attendant, pidfd) => Ok(Pasta { end: Some(end), attendant, pidfd, process: None }),
+            Side::Parent(attendant, pidfd) => {
+                Ok(Pasta { end: Some(end), attendant, pidfd, namespace: None, process: None })
+            }
         }
     }
 
@@ -76,11 +80,18 @@ impl Pasta {
         self.attendant
     }
 
-    /// Hands over the network namespace: pasta starts.
+    /// Keeps the network namespace for [`Pasta::begin`].
+    pub(crate) fn keep(&mut self, namespace: OwnedFd) {
+        self.namespace = Some(namespace);
+    }
+
+    /// Hands over the network namespace, when there is one: pasta starts. Not before the attendant is in the unit, since systemd moves
+    /// no process that it was not given.
     ///
     /// # Errors
     /// When the attendant is gone.
-    pub(crate) fn begin(&self, namespace: OwnedFd) -> Result<()> {
+    pub(crate) fn begin(&mut self) -> Result<()> {
+        let Some(namespace) = self.namespace.take() else { return Ok(()) };
         let end = self.end.as_ref().context("the process that attends to pasta is gone")?;
         end.send(&ToChild::Network(namespace)).context("tell the process that attends to pasta")
     }

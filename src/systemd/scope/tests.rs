@@ -7,6 +7,7 @@ use std::thread::JoinHandle;
 use zbus::ObjectPath;
 use zbus::message::Message;
 
+use super::super::Progress;
 use super::super::bus::Place;
 use super::super::property::Assignment;
 use super::super::wire::GREETING;
@@ -101,33 +102,51 @@ fn error(serial: std::num::NonZeroU32, name: &str, text: &str) -> Vec<u8> {
     message.map(|message| message.data().bytes().to_vec()).unwrap_or_default()
 }
 
+/// A request of which the kernel shows this.
+struct Shown<'a>(ScopeRequest<'a>, Option<bool>);
+
+impl Request for Shown<'_> {
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+
+    fn settings(&self) -> &[Setting] {
+        self.0.settings()
+    }
+
+    fn properties<'a>(&'a self, left_out: &[&str]) -> Vec<(&'a str, Variant<'a>)> {
+        self.0.properties(left_out)
+    }
+
+    fn stands(&self) -> Option<bool> {
+        self.1
+    }
+}
+
 /// Starts a scope against the script; returns the outcome in words and what was called.
 fn start(script: &[(&'static str, Act)], settings: &[Setting], wait: Duration) -> (String, String) {
+    start_shown(script, settings, wait, Some(false))
+}
+
+/// The same, where the kernel shows that it stands, or does not.
+fn start_shown(
+    script: &[(&'static str, Act)],
+    settings: &[Setting],
+    wait: Duration,
+    stands: Option<bool>,
+) -> (String, String) {
     let outcome = || -> Result<(String, String)> {
         let directory = tempfile::tempdir()?;
         let socket = directory.path().join("private");
         let server = systemd(&socket, script.to_vec())?;
         let mut bus = Bus::connect(vec![Place { path: socket, daemon: false }], false).map_err(anyhow::Error::msg)?;
         let null = std::fs::File::open("/dev/null")?;
-        let request = ScopeRequest {
-            name: "t.scope",
-            slice: "x.slice",
-            description: "test",
-            pid: rustix::process::getpid(),
-            beside: None,
-            pidfd: Some(null.as_fd()),
-            settings,
-            timeout_stop_usec: 1,
-            oom_policy: "continue",
-            delegate: false,
-            closed_devices: false,
-            own_devices: &[],
-            collect_mode: "inactive-or-failed",
-        };
-        let mut pending = bus.begin_scope(&request)?;
+        let request = Shown(ScopeRequest { pidfd: Some(null.as_fd()), settings, ..request() }, stands);
+        let mut pending = bus.begin(&request, LONG)?;
         pending.deadline = Deadline::after(wait);
-        let text = match bus.finish_scope(&request, pending) {
-            Ok(started) => format!("started without {:?}", started.left_out),
+        let text = match bus.finish(&request, pending) {
+            Ok(Progress::Stands) => "started".to_owned(),
+            Ok(Progress::Waits(_)) => "not yet".to_owned(),
             Err(error) => {
                 let hint = error.downcast_ref::<Fault>().and_then(Fault::hint_text).unwrap_or_default();
                 format!("{error:#} | {hint}")
@@ -137,6 +156,26 @@ fn start(script: &[(&'static str, Act)], settings: &[Setting], wait: Duration) -
         Ok((text, server.join().unwrap_or_default().join(" ")))
     };
     outcome().unwrap_or_else(|error| (format!("{error:#}"), String::new()))
+}
+
+fn request() -> ScopeRequest<'static> {
+    ScopeRequest {
+        name: "t.scope",
+        slice: "x.slice",
+        description: "test",
+        pid: rustix::process::getpid(),
+        beside: None,
+        pidfd: None,
+        settings: &[],
+        timeout_stop_usec: 1,
+        oom_policy: "continue",
+        delegate: false,
+        closed_devices: false,
+        own_devices: &[],
+        collect_mode: "inactive-or-failed",
+        user: false,
+        mode: CgroupMode::Unified,
+    }
 }
 
 const LONG: Duration = Duration::from_secs(20);
@@ -154,11 +193,11 @@ fn starts_and_what_may_happen() {
     let exists = Act::Error("org.freedesktop.systemd1.UnitExists", "Unit t.scope already exists.");
     let done = Act::Job("/job/1", "done");
     let table: &[(Acts<'_>, &str, &str)] = &[
-        (&[(START, done)], "started without []", BOTH),
-        (&[(START, Act::JobEndsFirst("/job/1"))], "started without []", BOTH),
+        (&[(START, done)], "started", BOTH),
+        (&[(START, Act::JobEndsFirst("/job/1"))], "started", BOTH),
         (
             &[(START, no_pidfds), (START, no_policy), (START, done)],
-            "started without [\"PIDFDs\", \"OOMPolicy\"]",
+            "started",
             "StartTransientUnit+PIDFDs+OOMPolicy StartTransientUnit+OOMPolicy StartTransientUnit",
         ),
         (
@@ -174,7 +213,7 @@ fn starts_and_what_may_happen() {
                 ("ResetFailedUnit", Act::Nothing),
                 (START, done),
             ],
-            "started without []",
+            "started",
             "StartTransientUnit+PIDFDs+OOMPolicy Get Get ResetFailedUnit StartTransientUnit+PIDFDs+OOMPolicy",
         ),
         (
@@ -190,7 +229,7 @@ fn starts_and_what_may_happen() {
                 ("StopUnit", Act::Job("/job/2", "done")),
                 (START, done),
             ],
-            "started without []",
+            "started",
             "StartTransientUnit+PIDFDs+OOMPolicy Get GetUnitProcesses StopUnit StartTransientUnit+PIDFDs+OOMPolicy",
         ),
         (
@@ -234,6 +273,36 @@ fn a_start_that_is_never_answered_stops_nobody() {
 }
 
 #[test]
+fn what_the_kernel_shows_is_enough_for_a_start_that_was_granted() {
+    let shown = |act, stands| {
+        let script = [(START, act), ("StopUnit", Act::Nothing), ("ResetFailedUnit", Act::Nothing)];
+        start_shown(&script, &[], Duration::from_millis(100), stands).0
+    };
+    assert_eq!(shown(Act::Stuck, Some(true)), "started");
+    assert!(shown(Act::Silent, Some(true)).starts_with("systemd did not start"));
+    assert!(shown(Act::Stuck, Some(false)).starts_with("systemd did not start"));
+    assert!(shown(Act::Stuck, None).starts_with("systemd did not start"));
+    let refused = Act::Error("org.freedesktop.DBus.Error.AccessDenied", "No");
+    assert!(shown(refused, Some(true)).starts_with("systemd cannot start t.scope: No"));
+}
+
+#[test]
+fn what_has_come_is_taken_in_without_a_wait() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("private");
+    let server = systemd(&socket, vec![(START, Act::Job("/job/1", "done"))]).unwrap();
+    let mut bus = Bus::connect(vec![Place { path: socket, daemon: false }], false).unwrap();
+    let mut progress = Progress::Waits(bus.begin_scope(&request()).unwrap());
+    let end = std::time::Instant::now() + LONG;
+    while let Progress::Waits(pending) = progress {
+        assert!(std::time::Instant::now() < end);
+        progress = bus.turn_scope(&request(), pending).unwrap();
+    }
+    drop(bus);
+    assert_eq!(server.join().unwrap(), ["StartTransientUnit+OOMPolicy"]);
+}
+
+#[test]
 fn a_policy_that_was_asked_for_is_not_left_out() {
     let settings: Vec<_> = Assignment::parse("OOMPolicy=stop").into_iter().map(|assignment| assignment.0).collect();
     let old = Act::Error(
@@ -251,21 +320,7 @@ fn settings_win_over_the_fields_of_the_request() {
         .iter()
         .flat_map(|text| parse(text))
         .collect();
-    let request = ScopeRequest {
-        name: "t.scope",
-        slice: "x.slice",
-        description: "test",
-        pid: rustix::process::getpid(),
-        beside: None,
-        pidfd: None,
-        settings: &settings,
-        timeout_stop_usec: 1,
-        oom_policy: "continue",
-        delegate: true,
-        closed_devices: false,
-        own_devices: &[],
-        collect_mode: "inactive",
-    };
+    let request = ScopeRequest { settings: &settings, delegate: true, collect_mode: "inactive", ..request() };
     let signatures = properties(&request, &["OOMPolicy"]);
     let shown: Vec<_> = signatures.iter().map(|(name, value)| format!("{name}:{}", value.value_signature())).collect();
     let want =
