@@ -63,13 +63,13 @@ can_do_without_apt() { # elsewhere the programs have to be there
 }
 
 build() { # sets $binary
-  local host flags
+  local target
   find_cargo
-  host=$(as_owner rustc -vV | sed -n 's/^host: //p')
-  binary=${CARGO_TARGET_DIR:-$PWD/target}/$host/release/sandbox
-  flags='-C target-feature=+crt-static -C relocation-model=static'
-  printf '$ %s\n' "RUSTFLAGS='$flags' cargo build --release --target $host"
-  RUSTFLAGS=$flags as_owner cargo build --release --target "$host"
+  install_musl
+  target=$(program_target)
+  binary=${CARGO_TARGET_DIR:-$PWD/target}/$target/release/sandbox
+  printf '$ %s\n' "RUSTFLAGS='$static_flags' cargo build --release --target $target"
+  RUSTFLAGS=$static_flags as_owner cargo build --release --target "$target"
   [ -x "$binary" ] || fail "there is no $binary"
 }
 

@@ -41,8 +41,12 @@ pub(crate) enum Side {
 /// Lets what libc itself allocates in threads that are made from here on come from the heap of the first one; mallopt(3). A heap of
 /// their own takes 128 MiB of addresses.
 pub(crate) fn share_heap() {
+    // musl has one heap anyway.
+    #[cfg(target_env = "gnu")]
     // SAFETY: mallopt takes integers and may be called at any time.
-    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1)
+    };
 }
 
 /// Makes a new process like fork(2), in new namespaces as `flags` (`CLONE_NEW*`) say; see clone3(2).
@@ -156,6 +160,8 @@ const UP: libc::c_short = 0x41;
 /// # Errors
 /// What ioctl(SIOCSIFFLAGS) says.
 pub(crate) fn interface_up(socket: BorrowedFd<'_>, name: &str) -> io::Result<()> {
+    /// `SIOCSIFFLAGS` of linux/sockios.h, in the type of this libc.
+    const SET_FLAGS: libc::Ioctl = 0x8914;
     // SAFETY: ifreq is plain data for which all zeroes is valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     for (to, from) in request.ifr_name.iter_mut().zip(name.bytes().take(libc::IFNAMSIZ - 1)) {
@@ -163,8 +169,7 @@ pub(crate) fn interface_up(socket: BorrowedFd<'_>, name: &str) -> io::Result<()>
     }
     request.ifr_ifru.ifru_flags = UP;
     // SAFETY: SIOCSIFFLAGS reads one ifreq, which lives across the call.
-    check(unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) } as libc::c_long)
-        .map(drop)
+    check(unsafe { libc::ioctl(socket.as_raw_fd(), SET_FLAGS, &raw const request) } as libc::c_long).map(drop)
 }
 
 /// Makes `terminal` the controlling terminal of this session, which must have none; tty_ioctl(4).
@@ -204,9 +209,9 @@ pub(crate) fn setns(target: BorrowedFd<'_>, flags: libc::c_int) -> io::Result<()
 /// EPERM where it is outside of the caller's own user namespace.
 pub(crate) fn namespace_owner(namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> {
     /// `NS_GET_USERNS` of linux/nsfs.h.
-    const GET_USERNS: libc::c_ulong = 0xb701;
+    const GET_USERNS: libc::Ioctl = 0xb701;
     // SAFETY: this ioctl takes no argument; other files answer ENOTTY.
-    let found = check(unsafe { libc::ioctl(namespace.as_raw_fd(), GET_USERNS as _) } as libc::c_long)?;
+    let found = check(unsafe { libc::ioctl(namespace.as_raw_fd(), GET_USERNS) } as libc::c_long)?;
     let found = RawFd::try_from(found).map_err(io::Error::other)?;
     // SAFETY: the kernel has just made this descriptor, so nobody else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(found) })
@@ -218,9 +223,9 @@ pub(crate) fn namespace_owner(namespace: BorrowedFd<'_>) -> io::Result<OwnedFd> 
 /// ENOTTY for what is no namespace.
 pub(crate) fn namespace_type(namespace: BorrowedFd<'_>) -> io::Result<libc::c_int> {
     /// `NS_GET_NSTYPE` of linux/nsfs.h.
-    const GET_NSTYPE: libc::c_ulong = 0xb703;
+    const GET_NSTYPE: libc::Ioctl = 0xb703;
     // SAFETY: this ioctl takes no argument; other files answer ENOTTY.
-    let found = check(unsafe { libc::ioctl(namespace.as_raw_fd(), GET_NSTYPE as _) } as libc::c_long)?;
+    let found = check(unsafe { libc::ioctl(namespace.as_raw_fd(), GET_NSTYPE) } as libc::c_long)?;
     libc::c_int::try_from(found).map_err(io::Error::other)
 }
 
@@ -351,13 +356,20 @@ pub(crate) fn is_ignored(signal: i32) -> bool {
     read == 0 && now.sa_sigaction == libc::SIG_IGN
 }
 
-/// Gives every signal its default action, as a program expects to start: Rust's runtime ignores SIGPIPE; signal(7).
+/// The real-time signals as the kernel has them, and whoever names one; libc keeps the first of them for itself: signal(7).
+const REAL_TIME: std::ops::RangeInclusive<i32> = 34..=64;
+
+/// Gives every signal its default action, as a program expects to start: Rust's runtime ignores SIGPIPE; signal(7). Those, too, that libc
+/// keeps for itself: the program may have another one.
 pub(crate) fn default_actions() {
-    for signal in 1..libc::SIGRTMAX() {
-        if !matches!(signal, libc::SIGKILL | libc::SIGSTOP) {
-            // SAFETY: SIG_DFL is a valid disposition for every catchable signal; the reserved ones give EINVAL and stay.
-            unsafe { libc::signal(signal, libc::SIG_DFL) };
-        }
+    // The kernel's struct sigaction: SIG_DFL, no flags, no mask.
+    let default = [0_u64; 4];
+    for signal in 1..=*REAL_TIME.end() {
+        // SAFETY: no architecture has a larger struct sigaction than default, all zeroes is one, the old one is not asked for, and a set of
+        // signals is 8 bytes. SIGKILL and SIGSTOP give EINVAL and stay.
+        unsafe {
+            libc::syscall(libc::SYS_rt_sigaction, signal, default.as_ptr(), std::ptr::null::<libc::c_void>(), 8_usize)
+        };
     }
 }
 
@@ -374,8 +386,8 @@ pub(crate) fn default_signals() -> io::Result<()> {
 pub(crate) fn die_by(signal: i32) {
     let _ = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable);
     if default_signals().is_ok() {
-        // SAFETY: raise takes an integer; the signal's action is the default one.
-        unsafe { libc::raise(signal) };
+        // SAFETY: kill takes integers; the signal's action is the default one.
+        unsafe { libc::kill(libc::getpid(), signal) };
     }
 }
 
@@ -433,10 +445,8 @@ fn set_filter(program: &[Instruction], flags: libc::c_ulong) -> io::Result<libc:
 /// A signal by its number, named or real-time; `None` where the number is none, or one that libc keeps for itself.
 pub(crate) fn signal(number: i32) -> Option<rustix::process::Signal> {
     rustix::process::Signal::from_named_raw(number).or_else(|| {
-        // SAFETY: from_raw_unchecked wants a number that sigaction(2) takes and that libc does not use itself: such are those from
-        // SIGRTMIN to SIGRTMAX, as libc tells them.
-        (libc::SIGRTMIN()..=libc::SIGRTMAX())
-            .contains(&number)
-            .then(|| unsafe { rustix::process::Signal::from_raw_unchecked(number) })
+        // SAFETY: from_raw_unchecked wants a number that sigaction(2) takes, and that libc does not use in this process: it is only sent to
+        // others.
+        REAL_TIME.contains(&number).then(|| unsafe { rustix::process::Signal::from_raw_unchecked(number) })
     })
 }

@@ -38,6 +38,8 @@ here=$(dirname "$(realpath "$0")")
 cd "$here/.."
 # shellcheck source-path=SCRIPTDIR source=lab/staged.sh
 . tests/lab/staged.sh
+# shellcheck source-path=SCRIPTDIR source=rust.sh
+. tests/rust.sh
 SANDBOX_INJECT=${SANDBOX_INJECT:-$(injector)}
 unset SANDBOX_BIN
 export CARGO_PROFILE_RELEASE_STRIP=none CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target}/order
@@ -45,5 +47,7 @@ stage_program release
 install -m755 "$SANDBOX_INJECT" "$stage/inject"
 install -m755 "$here/bench-order.sh" "$stage/script"
 tests/lab/lab.sh run --tree --bind "$stage" -- bash "$stage/script" inside "$stage"
-python3 tests/bench/order.py "$stage/sandbox" "$(cc -print-file-name=libc.a)" < "$stage/addresses" > "$stage/start.ld"
+libc=$(rustc --print sysroot)/lib/rustlib/$(program_target)/lib/self-contained/libc.a   # musl's comes with Rust
+[ -e "$libc" ] || libc=$(cc -print-file-name=libc.a)
+python3 tests/bench/order.py "$stage/sandbox" "$libc" < "$stage/addresses" > "$stage/start.ld"
 mv "$stage/start.ld" packaging/start.ld

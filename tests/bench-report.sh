@@ -9,7 +9,6 @@
 # build is made. Missed bars do not fail it: they are in the document.
 set -euo pipefail
 here=$(dirname "$(realpath "$0")")
-target=x86_64-unknown-linux-gnu
 packages=(runc systemd-container podman docker.io jq)
 
 die() { echo "bench-report.sh: $*" >&2; exit 125; }
@@ -193,8 +192,11 @@ cd "$here/.."
 parse "$@"
 [ "$(id -u)" = 0 ] || die "needs root"
 export SANDBOX_TEST_CACHE=${SANDBOX_TEST_CACHE:-/var/cache/sandbox-test}
+# shellcheck source-path=SCRIPTDIR source=rust.sh
+. tests/rust.sh
 if [ -z "${SANDBOX_BIN:-}" ]; then
-  RUSTFLAGS="-C target-feature=+crt-static -C relocation-model=static" cargo build -q --release --target $target
+  target=$(program_target)
+  RUSTFLAGS=$static_flags cargo build -q --release --target "$target"
   SANDBOX_BIN=${CARGO_TARGET_DIR:-target}/$target/release/sandbox
 fi
 stage=$(mktemp -d /var/tmp/sandbox-stage-XXXXXX)
@@ -202,7 +204,7 @@ trap 'rm -rf "$stage"' EXIT
 mkdir "$stage/debs" "$stage/results"
 install -m755 "$SANDBOX_BIN" "$stage/sandbox"
 install -m755 tests/bench.sh tests/bench-scale.sh tests/bench-report.sh tests/bench/peers.sh "$stage/"
-rustc --edition 2024 -O -C target-feature=+crt-static --target $target -o "$stage/inside" tests/bench/inside.rs
+rustc --edition 2024 -O -C target-feature=+crt-static --target "$(host_target)" -o "$stage/inside" tests/bench/inside.rs
 fetch_peers "$stage/debs"
 facts > "$stage/results/facts.tsv"
 # shellcheck disable=SC2086  # a list of numbers

@@ -10,7 +10,6 @@ set -euo pipefail
 [ -n "${SANDBOX_TEST_SIGNALS:-}" ] || SANDBOX_TEST_SIGNALS=1 exec env --default-signal=HUP,INT,QUIT bash "$(realpath "$0")" "$@"
 cd "$(dirname "$(realpath "$0")")/.."
 export SANDBOX_TEST_CACHE=${SANDBOX_TEST_CACHE:-/var/cache/sandbox-test}
-target=x86_64-unknown-linux-gnu
 all_lanes="bullseye bullseye-v1 bullseye-legacy bookworm trixie trixie-selinux sid"
 cow_areas="bed/ workflow/ hostview/ namespaces/user_fallback"   # what also runs on a copy-on-write root, where only identity is possible
 selinux_areas="bed/ labels/ confinement/ workflow/"   # what also runs under SELinux
@@ -122,9 +121,10 @@ image_tests() { # as root, beside the peers; one that is missing is a failure
 }
 
 build() { # leaves static binaries in $stage, where tester can run them too
-  local name program
-  as_owner cargo build --release --target "$target" || return
-  install -m755 "${CARGO_TARGET_DIR:-target}/$target/release/sandbox" "$stage/sandbox" || return
+  local name program for
+  for=$(program_target)
+  as_owner cargo build --release --target "$for" || return
+  install -m755 "${CARGO_TARGET_DIR:-target}/$for/release/sandbox" "$stage/sandbox" || return
   for name in live inject; do
     program=$(test_program "$target" "$name") || return
     install -m755 -s "$program" "$stage/$name" || return
@@ -222,12 +222,14 @@ parse "$@"
 [ "$(id -u)" = 0 ] || die "needs root: sudo $0"
 install_missing
 find_cargo
+install_musl
+target=$(host_target)   # of the tests
 stage=$(mktemp -d /var/tmp/sandbox-test-XXXXXX) logs=$(mktemp -d)
 chmod 755 "$stage"
 # shellcheck disable=SC2046  # pids
 trap 'kill $(jobs -p) 2> /dev/null || true; rm -rf "$stage" "$logs"' EXIT
 # Static, so that one binary runs on every bed; line tables are enough for a panic's message.
-export RUSTFLAGS="${RUSTFLAGS:--C target-feature=+crt-static -C relocation-model=static}" CARGO_PROFILE_DEV_DEBUG=line-tables-only CARGO_TERM_COLOR=never
+export RUSTFLAGS="${RUSTFLAGS:-$static_flags}" CARGO_PROFILE_DEV_DEBUG=line-tables-only CARGO_TERM_COLOR=never
 # A fresh clone has no target directory; the dependencies need not be built again for each.
 [ -z "${CI:-}" ] || export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$SANDBOX_TEST_CACHE/target}"
 

@@ -1,6 +1,10 @@
 # shellcheck shell=bash
-# Sourced by run.sh, lab/staged.sh and examples/quickstart.sh, as root and in the project's directory: a Rust that is new enough, for the user of the
-# checkout. Who sources it has a function `die`.
+# Sourced by run.sh, bench-report.sh, lab/staged.sh and examples/quickstart.sh, as root and in the project's directory: a Rust that is new enough,
+# for the user of the checkout, and how the program is built with it. Who sources it has a function `die`.
+
+# One static file at fixed addresses: README.md, "Install".
+# shellcheck disable=SC2034  # for who sources this
+static_flags='-C target-feature=+crt-static -C relocation-model=static'
 
 owner_home() { getent passwd "${SUDO_UID:-0}" | cut -d: -f6; }
 
@@ -31,6 +35,27 @@ find_cargo() { # one that is new enough comes into the PATH: the user's own, whi
 has_rust() { # has_rust WANTED: sets $rust_found
   rust_found=$(as_owner cargo --version 2> /dev/null | cut -d' ' -f2) || true
   [ -n "$rust_found" ] && new_enough "$1" "$rust_found"
+}
+
+host_target() { as_owner rustc -vV | sed -n 's/^host: //p'; }
+
+program_target() { # what the program is built for: with musl, where Rust and a C compiler have it, a start takes less; else this machine's own libc
+  local host musl
+  host=$(host_target)
+  musl=${host%-gnu}-musl
+  if has_library "$musl" && command -v musl-gcc > /dev/null; then echo "$musl"; else echo "$host"; fi
+}
+
+has_library() { [ -d "$(as_owner rustc --print sysroot)/lib/rustlib/$1/lib" ]; } # has_library TARGET: of Rust
+
+install_musl() { # where it can be had; Debian's own Rust has none
+  local host musl
+  host=$(host_target)
+  musl=${host%-gnu}-musl
+  if ! has_library "$musl" && command -v rustup > /dev/null; then
+    as_owner rustup -q target add "$musl" || tell "rustup added no $musl, $host is used"
+  fi
+  ! has_library "$musl" || command -v musl-gcc > /dev/null || ! command -v apt-get > /dev/null || rust_packages musl-tools
 }
 
 test_program() { # test_program TARGET NAME: builds a program of tests/ and prints its path

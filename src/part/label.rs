@@ -181,7 +181,7 @@ mod tests {
                 Some("id -Z"),
             ),
             (&selinux, Errno::ACCESS, "--selinux-label a:b:c: Permission denied", Some("process:setexec")),
-            (&selinux, Errno::NOMEM, "--selinux-label a:b:c: Cannot allocate memory", None),
+            (&selinux, Errno::NOSPC, "--selinux-label a:b:c: No space left on device", None),
         ];
         for (label, answer, message, hint) in table {
             let refused = label.refused(answer);

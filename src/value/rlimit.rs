@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use rustix::process::Resource;
 use serde::Serialize;
 
 use super::{INFINITY, is_infinity, number, size, time_span_in, wrong};
@@ -19,23 +20,23 @@ enum Unit {
 }
 
 /// Every limit of getrlimit(2): name as in `Limit…=`, number, what it counts.
-const LIMITS: &[(&str, libc::__rlimit_resource_t, Unit)] = &[
-    ("AS", libc::RLIMIT_AS, Unit::Bytes),
-    ("CORE", libc::RLIMIT_CORE, Unit::Bytes),
-    ("CPU", libc::RLIMIT_CPU, Unit::Seconds),
-    ("DATA", libc::RLIMIT_DATA, Unit::Bytes),
-    ("FSIZE", libc::RLIMIT_FSIZE, Unit::Bytes),
-    ("LOCKS", libc::RLIMIT_LOCKS, Unit::Count),
-    ("MEMLOCK", libc::RLIMIT_MEMLOCK, Unit::Bytes),
-    ("MSGQUEUE", libc::RLIMIT_MSGQUEUE, Unit::Bytes),
-    ("NICE", libc::RLIMIT_NICE, Unit::Nice),
-    ("NOFILE", libc::RLIMIT_NOFILE, Unit::Count),
-    ("NPROC", libc::RLIMIT_NPROC, Unit::Count),
-    ("RSS", libc::RLIMIT_RSS, Unit::Bytes),
-    ("RTPRIO", libc::RLIMIT_RTPRIO, Unit::Count),
-    ("RTTIME", libc::RLIMIT_RTTIME, Unit::Microseconds),
-    ("SIGPENDING", libc::RLIMIT_SIGPENDING, Unit::Count),
-    ("STACK", libc::RLIMIT_STACK, Unit::Bytes),
+const LIMITS: &[(&str, Resource, Unit)] = &[
+    ("AS", Resource::As, Unit::Bytes),
+    ("CORE", Resource::Core, Unit::Bytes),
+    ("CPU", Resource::Cpu, Unit::Seconds),
+    ("DATA", Resource::Data, Unit::Bytes),
+    ("FSIZE", Resource::Fsize, Unit::Bytes),
+    ("LOCKS", Resource::Locks, Unit::Count),
+    ("MEMLOCK", Resource::Memlock, Unit::Bytes),
+    ("MSGQUEUE", Resource::Msgqueue, Unit::Bytes),
+    ("NICE", Resource::Nice, Unit::Nice),
+    ("NOFILE", Resource::Nofile, Unit::Count),
+    ("NPROC", Resource::Nproc, Unit::Count),
+    ("RSS", Resource::Rss, Unit::Bytes),
+    ("RTPRIO", Resource::Rtprio, Unit::Count),
+    ("RTTIME", Resource::Rttime, Unit::Microseconds),
+    ("SIGPENDING", Resource::Sigpending, Unit::Count),
+    ("STACK", Resource::Stack, Unit::Bytes),
 ];
 
 /// One resource limit of a process.
@@ -71,12 +72,12 @@ impl Rlimit {
                 .hint(format!("{name}={hard}"))
                 .into());
         }
-        Ok(Rlimit { resource: *resource, soft, hard })
+        Ok(Rlimit { resource: *resource as u32, soft, hard })
     }
 
     /// The name of the limit as in `Limit…=`.
     pub(crate) fn name(&self) -> &'static str {
-        LIMITS.iter().find(|(_, number, _)| *number == self.resource).map_or("?", |(name, ..)| name)
+        LIMITS.iter().find(|(_, resource, _)| *resource as u32 == self.resource).map_or("?", |(name, ..)| name)
     }
 }
 

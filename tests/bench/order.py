@@ -51,7 +51,7 @@ def pattern(name):
 def members(libc):
     """Member of the archive by function."""
     lines = subprocess.run(["nm", "-A", "--defined-only", libc], check=True, capture_output=True, text=True).stdout
-    found = re.findall(r"^\S*?([^/:\s]+\.o):\S* [tTwWi] (\S+)$", lines, re.M)
+    found = re.findall(r"^\S*?([^/:\s]+\.l?o):\S* [tTwWi] (\S+)$", lines, re.M)
     return {name: member for member, name in found}
 
 

@@ -4,11 +4,14 @@
 # stage_program PROFILE: makes $stage, a directory with the program, `sandbox`, that goes when the script ends. SANDBOX_BIN names the
 # program; else it is built, static, as a `release` or `debug` one.
 stage_program() {
-  local target=x86_64-unknown-linux-gnu options=()
+  local target options=()
   [ "$(id -u)" = 0 ] || { echo "${0##*/} needs root" >&2; exit 125; }
   if [ -z "${SANDBOX_BIN:-}" ]; then
+    # shellcheck source-path=SCRIPTDIR source=../rust.sh
+    . tests/rust.sh
+    target=$(program_target)
     [ "$1" = debug ] || options=("--$1")
-    RUSTFLAGS=${RUSTFLAGS:--C target-feature=+crt-static -C relocation-model=static} cargo build -q "${options[@]}" --target "$target"
+    RUSTFLAGS=${RUSTFLAGS:-$static_flags} cargo build -q "${options[@]}" --target "$target"
     SANDBOX_BIN=${CARGO_TARGET_DIR:-target}/$target/$1/sandbox
   fi
   stage=$(mktemp -d /var/tmp/sandbox-test-XXXXXX)
@@ -36,7 +39,7 @@ run_staged() {
 injector() {
   # shellcheck source-path=SCRIPTDIR source=../rust.sh
   . tests/rust.sh
-  RUSTFLAGS=${RUSTFLAGS:--C target-feature=+crt-static -C relocation-model=static} test_program x86_64-unknown-linux-gnu inject
+  RUSTFLAGS=${RUSTFLAGS:-$static_flags} test_program "$(host_target)" inject
 }
 
 # parse_counted HELP "WORD…" DEFAULT [NUMBER [WORD…]]: the arguments of a script that does each of some things so often: sets `number`, and
