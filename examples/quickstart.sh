@@ -100,7 +100,7 @@ outside() {
       sh -c "tar -x -C /usr/local/bin && exec bash /usr/local/bin/quickstart.sh _steps $step /tmp < /dev/null" || status=$?
   fi
   [ "$status" -eq 0 ] || exit "$status"
-  printf '\nEvery step showed what it must. Next: README.md, target/*/release/sandbox run --help\n'
+  printf '\nEvery step showed what it must. Next: README.md, %s run --help\n' "$binary"
 }
 
 # --- the steps ----------------------------------------------------------------------------------------------------------------

@@ -146,6 +146,7 @@ fn own_files(end: &ChildEnd) -> Result<OwnedFd> {
     let device = procview::mount::open().with_context(|| format!("open {}", procview::mount::DEVICE))?;
     let mount = procview::mount::make(device.as_fd())?;
     end.send(&ToParent::View(device)).context("tell the launcher")?;
+    procview::mount::look_up_all(&mount)?;
     Ok(mount)
 }
 
@@ -155,7 +156,11 @@ fn wait_for_root(end: &ChildEnd, wants_view: bool) -> Result<(OwnedFd, Option<Ow
     loop {
         match end.receive()? {
             Some(ToChild::Tree(tree)) => root = Some(tree),
-            Some(ToChild::View(mount)) => view = Some(mount),
+            Some(ToChild::View(mount)) => {
+                // While the helper is at work.
+                procview::mount::look_up_all(&mount)?;
+                view = Some(mount);
+            }
             other => return Err(unexpected(other)),
         }
         if view.is_some() == wants_view

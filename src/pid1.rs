@@ -184,7 +184,7 @@ fn end_the_rest(own_pids: bool) {
 
 fn watch_signals() -> Result<SignalFd> {
     // Every signal is blocked: as PID 1 that changes nothing, with the host's PIDs a signal for the whole unit would end the stub.
-    SigSet::all().thread_set_mask().context("block signals")?;
+    sys::block_all_signals().context("block signals")?;
     let set: SigSet = [Signal::SIGCHLD, Signal::SIGTERM].into_iter().collect();
     SignalFd::with_flags(&set, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).context("make a signalfd")
 }

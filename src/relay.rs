@@ -223,7 +223,7 @@ impl<'a> Relay<'a> {
                     terminal.restore();
                 }
                 // Stopped here until somebody continues this process, which then continues the payload.
-                let _ = nix::sys::signal::raise(Signal::SIGSTOP);
+                let _ = nix::sys::signal::kill(nix::unistd::getpid(), Signal::SIGSTOP);
             }
             Signal::SIGCONT => {
                 if let Some(terminal) = &mut self.terminal {

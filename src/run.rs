@@ -17,7 +17,7 @@ use crate::part::network::pasta::Pasta;
 use crate::part::streams;
 use crate::part::users::{self, Claim, UserPlan};
 use crate::plan::{Plan, UnitPlan};
-use crate::procview::{self, View};
+use crate::procview::{self, Server, View};
 use crate::relay::Relay;
 use crate::signals::Signals;
 use crate::state::StateFile;
@@ -286,28 +286,19 @@ impl Running<'_> {
         if self.plan.root.as_ref().is_none_or(|root| root.by_child) {
             return Ok(());
         }
-        let (files, mounted) = match &self.view {
-            Some(_) => {
-                let (files, tell, server) = helper::files().context("open /dev/fuse")?;
-                (Some(files), Some((tell, server)))
-            }
-            None => (None, None),
-        };
+        let device = self.view.as_ref().map(|_| procview::mount::open()).transpose().context("open /dev/fuse")?;
         self.helper = Some(Helper::start(Work {
             plan: Arc::clone(self.plan),
             base: claim.map_or(0, |claim| claim.base),
             namespaces,
             joined: self.joined.as_ref().map(Joined::try_clone).transpose().context("share the network")?,
             end: self.end.try_clone().context("share the socket")?,
-            files,
         })?);
-        if let (Some(view), Some((tell, server))) = (&mut self.view, mounted) {
+        if let (Some(view), Some(device)) = (&mut self.view, device) {
             // Here, and not in the helper, whom the child waits for.
-            let mount = procview::mount::make(server.as_fd())?;
-            // A helper that has failed has told why.
-            let _ = tell.send(());
+            let mount = procview::mount::make(device.as_fd())?;
             self.end.send(&ToChild::View(mount)).context("tell the child")?;
-            view.serve(server);
+            view.serve(Server::new(device));
         }
         Ok(())
     }

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use anyhow::Context;
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
+use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::error::Result;
 use crate::sys;
@@ -71,6 +72,16 @@ impl Signals {
     /// A descriptor that is readable while a signal waits that ends a start under way.
     pub(crate) fn ending(&self) -> BorrowedFd<'_> {
         self.ending.as_fd()
+    }
+
+    /// Whether such a signal waits.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub(crate) fn has_ending(&self) -> Result<bool> {
+        let mut fds = [PollFd::from_borrowed_fd(self.ending(), PollFlags::IN)];
+        rustix::event::poll(&mut fds, Some(&Timespec::default())).context("look for signals")?;
+        Ok(fds.iter().any(|fd| !fd.revents().is_empty()))
     }
 
     /// Such a signal, if one waits; others that wait are forgotten.

@@ -373,7 +373,26 @@ pub(crate) fn default_actions() {
     }
 }
 
-/// The same, and blocks none: the mask, too, would be inherited through execve.
+/// Blocks every signal, those that libc keeps for itself, too.
+///
+/// # Errors
+/// What sigprocmask(2) says.
+pub(crate) fn block_all_signals() -> io::Result<()> {
+    let all = u64::MAX;
+    // SAFETY: all is a set of signals, of 8 bytes, and the old one is not asked for.
+    check(unsafe {
+        libc::syscall(
+            libc::SYS_rt_sigprocmask,
+            libc::SIG_SETMASK,
+            &raw const all,
+            std::ptr::null::<libc::c_void>(),
+            size_of_val(&all),
+        )
+    })
+    .map(drop)
+}
+
+/// [`default_actions`], and blocks none: the mask, too, would be inherited through execve.
 ///
 /// # Errors
 /// What sigprocmask(2) says.

@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rustix::event::Timespec;
 use rustix::process::Pid;
 
 use crate::error::{Result, fault};
@@ -55,9 +56,10 @@ impl<'a> Unit<'a> {
         Ok(Unit { plan, pid, beside, bus: Some(bus), pending, stands: false, memory_events: None, cgroup: None })
     }
 
-    /// Readable when systemd has said something of a start that is under way.
-    pub(crate) fn answer(&self) -> Option<BorrowedFd<'_>> {
-        self.bus.as_ref().filter(|_| self.pending.is_some()).map(Bus::socket)
+    /// Readable when systemd has said something of a start that is under way, and how long to wait for that: then it is time for
+    /// [`Unit::turn`], too.
+    pub(crate) fn answer(&self) -> Option<(BorrowedFd<'_>, Timespec)> {
+        self.bus.as_ref().map(Bus::socket).zip(self.pending.as_ref().map(Pending::patience))
     }
 
     /// Takes in what systemd has said; whether the process is in the unit now.
@@ -260,7 +262,7 @@ fn request<'a>(plan: &'a UnitPlan, pid: Pid, beside: Option<Pid>, pidfd: Option<
         closed_devices: plan.closed_devices,
         own_devices: &plan.own_devices,
         collect_mode: "inactive-or-failed",
-        user: plan.user,
+        user: plan.user.then(|| rustix::process::getuid().as_raw()),
         mode: plan.cgroup,
     }
 }

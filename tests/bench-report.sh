@@ -194,9 +194,10 @@ parse "$@"
 export SANDBOX_TEST_CACHE=${SANDBOX_TEST_CACHE:-/var/cache/sandbox-test}
 # shellcheck source-path=SCRIPTDIR source=rust.sh
 . tests/rust.sh
+find_cargo
 if [ -z "${SANDBOX_BIN:-}" ]; then
   target=$(program_target)
-  RUSTFLAGS=$static_flags cargo build -q --release --target "$target"
+  RUSTFLAGS=$static_flags as_owner cargo build -q --release --target "$target"
   SANDBOX_BIN=${CARGO_TARGET_DIR:-target}/$target/release/sandbox
 fi
 stage=$(mktemp -d /var/tmp/sandbox-stage-XXXXXX)

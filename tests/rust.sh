@@ -39,23 +39,26 @@ has_rust() { # has_rust WANTED: sets $rust_found
 
 host_target() { as_owner rustc -vV | sed -n 's/^host: //p'; }
 
-program_target() { # what the program is built for: with musl, where Rust and a C compiler have it, a start takes less; else this machine's own libc
-  local host musl
-  host=$(host_target)
-  musl=${host%-gnu}-musl
-  if has_library "$musl" && command -v musl-gcc > /dev/null; then echo "$musl"; else echo "$host"; fi
+musl=x86_64-unknown-linux-musl
+
+# What the program is built for: with musl, where Rust and a C compiler have it, a start takes less; else this machine's own libc.
+program_target() {
+  if has_musl && command -v musl-gcc > /dev/null; then echo "$musl"; else host_target; fi
 }
 
-has_library() { [ -d "$(as_owner rustc --print sysroot)/lib/rustlib/$1/lib" ]; } # has_library TARGET: of Rust
+has_musl() { [ -d "$(as_owner rustc --print sysroot)/lib/rustlib/$musl/lib" ]; } # Rust's part of it
 
-install_musl() { # where it can be had; Debian's own Rust has none
-  local host musl
-  host=$(host_target)
-  musl=${host%-gnu}-musl
-  if ! has_library "$musl" && command -v rustup > /dev/null; then
-    as_owner rustup -q target add "$musl" || tell "rustup added no $musl, $host is used"
+install_musl() { # where it can be had: Debian's own Rust has none
+  local sysroot
+  [ "$(host_target)" = "${musl%-musl}-gnu" ] || return 0
+  sysroot=$(as_owner rustc --print sysroot)
+  if ! has_musl && command -v rustup > /dev/null && [[ $sysroot = */toolchains/* ]]; then
+    as_owner rustup -q target add "$musl" || tell "rustup added no $musl, a start will take a little longer"
   fi
-  ! has_library "$musl" || command -v musl-gcc > /dev/null || ! command -v apt-get > /dev/null || rust_packages musl-tools
+  if has_musl && ! command -v musl-gcc > /dev/null && command -v apt-get > /dev/null; then
+    apt-get -qq update || true
+    (rust_packages musl-tools) || tell "without musl-gcc a start will take a little longer"
+  fi
 }
 
 test_program() { # test_program TARGET NAME: builds a program of tests/ and prints its path

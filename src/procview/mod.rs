@@ -35,7 +35,7 @@ use crate::spec::Spec;
 use crate::systemd::CgroupMode;
 
 pub(crate) use reader::Subject;
-pub(crate) use server::{Served, Server};
+pub(crate) use server::Server;
 pub(crate) use sysinfo::{Filter, filter, listen};
 pub(crate) use view::{Part, View};
 

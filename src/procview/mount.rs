@@ -71,8 +71,8 @@ fn file_system(options: &[(&str, String)]) -> Result<OwnedFd> {
     create(&file_system, attributes)
 }
 
-/// Binds each file over its place in the tree `root`, by way of one of `places`, which the old root has and `root` is not on.
-/// Somebody has to answer on the device meanwhile.
+/// Binds each file over its place in the tree `root`, by way of one of `places`, which the old root has and `root` is not on. Nobody has
+/// to answer on the device when [`look_up_all`] was called before.
 ///
 /// # Errors
 /// With the file and the kernel's reason.
@@ -82,19 +82,23 @@ pub(crate) fn bind(mount: &OwnedFd, places: &[&PathBuf], root: BorrowedFd<'_>) -
     if !places.iter().any(|place| rustix::mount::move_mount(mount, "", CWD, place.as_path(), flags).is_ok()) {
         return Err(fault(format!("attach the sandbox's own /proc files: none of {places:?} can hold them")).into());
     }
-    look_up_all(mount).context("list the sandbox's own /proc files")?;
     for (name, path) in bound() {
         bind_one(mount, &name, &path, root).with_context(|| format!("make {} the sandbox's own", path.display()))?;
     }
     Ok(())
 }
 
-/// One question for all names instead of one for each: the kernel keeps the answer.
-fn look_up_all(mount: &OwnedFd) -> Result<()> {
+/// One question for all names instead of one for each: the kernel keeps the answer. Somebody has to answer on the device meanwhile, so it
+/// is called where there is time.
+///
+/// # Errors
+/// When nobody does.
+pub(crate) fn look_up_all(mount: &OwnedFd) -> Result<()> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let directory = rustix::fs::openat(mount, ".", flags, Mode::empty())?;
+    let what = "list the sandbox's own /proc files";
+    let directory = rustix::fs::openat(mount, ".", flags, Mode::empty()).context(what)?;
     let mut buffer = [MaybeUninit::uninit(); 4096];
-    RawDir::new(&directory, &mut buffer).next().transpose()?;
+    RawDir::new(&directory, &mut buffer).next().transpose().context(what)?;
     Ok(())
 }
 

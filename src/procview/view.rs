@@ -122,6 +122,18 @@ impl View {
         self.files.as_ref().map(|server| PollFd::from_borrowed_fd(server.as_fd(), PollFlags::IN))
     }
 
+    /// Answers the child, which looks up the names that it binds.
+    ///
+    /// # Errors
+    /// When the connection is broken.
+    pub(crate) fn answer_names(&mut self) -> Result<()> {
+        let Some(server) = &mut self.files else { return Ok(()) };
+        if server.serve(None).context("answer readers of /proc")? == Served::Ended {
+            self.files = None;
+        }
+        Ok(())
+    }
+
     /// Answers what is asked of `part`, of which poll(2) said `flags`.
     pub(crate) fn turn(&mut self, part: Part, flags: PollFlags) {
         match part {

@@ -6,7 +6,7 @@ use anyhow::Context;
 use rustix::event::{PollFd, PollFlags};
 
 use crate::error::{Result, fault};
-use crate::procview::{Part, Server, View};
+use crate::procview::{Server, View};
 use crate::signals::Signals;
 use crate::state::StateFile;
 use crate::sync::ToParent;
@@ -20,8 +20,9 @@ struct Heard {
     child: bool,
     /// A signal that ends the start.
     signal: bool,
+    /// Or it is too late for an answer.
     systemd: bool,
-    /// The helper has failed; without one, somebody asks for a file of the view.
+    /// The child asks for the view's files.
     files: bool,
 }
 
@@ -29,18 +30,22 @@ impl Running<'_> {
     /// Waits until the child is ready and its unit stands, with the limits in force; not beyond a signal that ends the start. The master
     /// of the sandbox's terminal is returned.
     pub(super) fn await_ready(&mut self, signals: &Signals, timings: &mut Timings) -> Result<Option<OwnedFd>> {
-        let mut stands = false;
+        let mut warnings = None;
+        if self.unit.as_ref().and_then(Unit::answer).is_none() {
+            warnings = Some(self.stand(timings)?);
+        }
         let master = loop {
             let heard = self.hear(signals)?;
             if heard.signal {
-                return Err(fault("interrupted by a signal").into());
+                return Err(self.interrupted());
             }
-            if heard.files {
-                self.attend()?;
+            if heard.files
+                && let Some(view) = &mut self.view
+            {
+                view.answer_names()?;
             }
             if heard.systemd && self.turn()? {
-                self.stand(timings)?;
-                stands = true;
+                warnings = Some(self.stand(timings)?);
             }
             if heard.child
                 && let Some(master) = self.hear_child()?
@@ -49,13 +54,30 @@ impl Running<'_> {
             }
         };
         timings.mark("child ready");
-        if !stands {
-            if let Some(unit) = &mut self.unit {
-                unit.finish(self.pidfd.as_fd())?;
+        let warnings = match warnings {
+            Some(warnings) => warnings,
+            None => {
+                if let Some(unit) = &mut self.unit {
+                    unit.finish(self.pidfd.as_fd())?;
+                }
+                self.stand(timings)?
             }
-            self.stand(timings)?;
+        };
+        if signals.has_ending()? {
+            return Err(self.interrupted());
+        }
+        if !self.plan.process.quiet {
+            warnings.iter().for_each(|warning| log::warn!("{warning}"));
         }
         Ok(master)
+    }
+
+    /// Settles with systemd while the signal still waits: that shortens the wait for one that hangs.
+    fn interrupted(&mut self) -> anyhow::Error {
+        if let Some(unit) = &mut self.unit {
+            unit.settle(self.pidfd.as_fd());
+        }
+        fault("interrupted by a signal").into()
     }
 
     fn hear(&self, signals: &Signals) -> Result<Heard> {
@@ -64,30 +86,20 @@ impl Running<'_> {
             PollFd::from_borrowed_fd(signals.ending(), PollFlags::IN),
         ];
         let systemd = self.unit.as_ref().and_then(Unit::answer);
-        fds.extend(systemd.map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
-        // Where there is a helper, that one answers for the view's files until the child is ready.
-        match &self.helper {
-            Some(helper) => fds.push(PollFd::from_borrowed_fd(helper.trouble(), PollFlags::IN)),
-            None => fds.extend(self.view.iter().filter_map(View::files)),
-        }
-        match rustix::event::poll(&mut fds, None) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => {}
+        fds.extend(systemd.iter().map(|(fd, _)| PollFd::from_borrowed_fd(*fd, PollFlags::IN)));
+        fds.extend(self.view.iter().filter_map(View::files));
+        let is_late = match rustix::event::poll(&mut fds, systemd.as_ref().map(|(_, patience)| patience)) {
+            Ok(count) => count == 0,
+            Err(rustix::io::Errno::INTR) => false,
             Err(error) => return Err(error).context("wait for the child"),
-        }
-        let files = if systemd.is_some() { 3 } else { 2 };
+        };
         let heard = |at: usize| fds.get(at).is_some_and(|fd| !fd.revents().is_empty());
-        Ok(Heard { child: heard(0), signal: heard(1), systemd: systemd.is_some() && heard(2), files: heard(files) })
-    }
-
-    fn attend(&mut self) -> Result<()> {
-        match (&self.helper, &mut self.view) {
-            (Some(helper), _) => helper.failure().map_or(Ok(()), Err),
-            (None, Some(view)) => {
-                view.turn(Part::Files, PollFlags::IN);
-                Ok(())
-            }
-            (None, None) => Ok(()),
-        }
+        Ok(Heard {
+            child: heard(0),
+            signal: heard(1),
+            systemd: systemd.is_some() && (is_late || heard(2)),
+            files: heard(if systemd.is_some() { 3 } else { 2 }),
+        })
     }
 
     /// Takes in what systemd has said; whether the unit stands now.
@@ -95,8 +107,8 @@ impl Running<'_> {
         self.unit.as_mut().map_or(Ok(false), |unit| unit.turn(self.pidfd.as_fd()))
     }
 
-    /// The unit stands: it can be seen, and its limits are read back.
-    fn stand(&mut self, timings: &mut Timings) -> Result<()> {
+    /// The unit stands: it can be seen, and its limits are read back. What is to be said of them is for a start that succeeds.
+    fn stand(&mut self, timings: &mut Timings) -> Result<Vec<String>> {
         self.grace = None;
         if let Some(Err(error)) = self.state.as_mut().map(StateFile::publish) {
             not_shown(&error);
@@ -104,14 +116,11 @@ impl Running<'_> {
         if let Some(pasta) = &mut self.pasta {
             pasta.begin()?;
         }
-        let Some(unit) = &mut self.unit else { return Ok(()) };
+        let Some(unit) = &mut self.unit else { return Ok(Vec::new()) };
         timings.mark("unit started");
         let report = unit.verify()?;
-        if !self.plan.process.quiet {
-            report.warnings.iter().for_each(|warning| log::warn!("{warning}"));
-        }
         timings.mark("limits verified");
-        Ok(())
+        Ok(report.warnings)
     }
 
     /// Takes in what the child says; when it is ready, the master of the sandbox's terminal, if that has one.
@@ -124,13 +133,7 @@ impl Running<'_> {
                     pasta.begin()?;
                 }
             }
-            (Some(ToParent::Ready(master)), ..) => {
-                // The child has bound every file.
-                if let Some(helper) = &self.helper {
-                    helper.dismiss();
-                }
-                return Ok(Some(master));
-            }
+            (Some(ToParent::Ready(master)), ..) => return Ok(Some(master)),
             (Some(ToParent::View(device)), Some(view), _) => view.serve(Server::new(device)),
             (other, ..) => return Err(unexpected(other)),
         }

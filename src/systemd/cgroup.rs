@@ -104,18 +104,17 @@ impl CgroupPaths {
         Some(CgroupPaths::parse(&String::from_utf8_lossy(&text)))
     }
 
-    /// Whether systemd has moved the process into this unit of the system's or a user's service manager, everywhere. On v1 it moves it in
+    /// Whether systemd has moved the process into this unit of a user's service manager, or of the system's, everywhere. On v1 it moves it in
     /// one hierarchy after the other, and has made the unit's directories before; where it made none, the process goes into the innermost
     /// cgroup around it that there is (`unit_attach_pids_to_cgroup`).
-    pub(super) fn has_entered(&self, unit: &str, user: bool) -> bool {
+    pub(super) fn has_entered(&self, unit: &str, user: Option<u32>) -> bool {
         self.has_entered_below(Path::new("/sys/fs/cgroup"), unit, user)
     }
 
-    fn has_entered_below(&self, mounts: &Path, unit: &str, user: bool) -> bool {
+    fn has_entered_below(&self, mounts: &Path, unit: &str, user: Option<u32>) -> bool {
         let Some((_, own)) = self.of_systemd() else { return false };
         let own = Path::new(own);
-        let is_in_it =
-            UnitOfProcess::of_path(own).is_some_and(|place| place.unit == unit && place.user.is_some() == user);
+        let is_in_it = UnitOfProcess::of_path(own).is_some_and(|place| place.unit == unit && place.user == user);
         let entered = |controllers: &str, path: &Path| {
             let Some(known) = controllers.split(',').find(|word| OF_SYSTEMD.contains(word)) else { return true };
             let mount = mounts.join(match known {
@@ -262,18 +261,19 @@ mod tests {
         };
         let user = "0::/user.slice/user-7.slice/user@7.service/app.slice/t.scope\n".to_owned();
         let table = [
-            ("0::/x.slice/t.scope\n".to_owned(), false, true),
-            ("0::/x.slice/t.scope\n".to_owned(), true, false),
-            ("0::/x.slice/other.scope\n".to_owned(), false, false),
-            ("0::/\n".to_owned(), false, false),
-            (user.clone(), true, true),
-            (user, false, false),
+            ("0::/x.slice/t.scope\n".to_owned(), None, true),
+            ("0::/x.slice/t.scope\n".to_owned(), Some(7), false),
+            ("0::/x.slice/other.scope\n".to_owned(), None, false),
+            ("0::/\n".to_owned(), None, false),
+            (user.clone(), Some(7), true),
+            (user.clone(), Some(8), false),
+            (user, None, false),
             // The unit has no directory of these two, and nothing is mounted for the last.
-            (v1("/x.slice/t.scope", "/x.slice", "/", "/elsewhere"), false, true),
-            (v1("/", "/x.slice", "/", "/"), false, false),
-            (v1("/x.slice", "/x.slice", "/", "/"), false, false),
-            (v1("/x.slice/t.scope", "/", "/", "/"), false, false),
-            (v1("/x.slice/t.scope", "/x.slice", "/elsewhere", "/"), false, false),
+            (v1("/x.slice/t.scope", "/x.slice", "/", "/elsewhere"), None, true),
+            (v1("/", "/x.slice", "/", "/"), None, false),
+            (v1("/x.slice", "/x.slice", "/", "/"), None, false),
+            (v1("/x.slice/t.scope", "/", "/", "/"), None, false),
+            (v1("/x.slice/t.scope", "/x.slice", "/elsewhere", "/"), None, false),
         ];
         for (text, user, want) in table {
             assert_eq!(CgroupPaths::parse(&text).has_entered_below(mounts.path(), "t.scope", user), want, "{text}");

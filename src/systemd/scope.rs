@@ -52,8 +52,8 @@ pub(crate) struct ScopeRequest<'a> {
     pub(crate) own_devices: &'a [&'static str],
     /// `inactive-or-failed`: nothing is left of a scope that failed.
     pub(crate) collect_mode: &'a str,
-    /// Whether a user's service manager is asked.
-    pub(crate) user: bool,
+    /// Whose service manager is asked; `None`: the system's.
+    pub(crate) user: Option<u32>,
     /// The layout of this machine's cgroups.
     pub(crate) mode: CgroupMode,
 }
@@ -77,7 +77,7 @@ impl Request for ScopeRequest<'_> {
 
     fn stands(&self) -> Option<bool> {
         // On v1 a user's manager has one hierarchy of all, and it is not known of the others what it leaves alone.
-        if self.user && self.mode != CgroupMode::Unified {
+        if self.user.is_some() && self.mode != CgroupMode::Unified {
             return None;
         }
         let is_in_it = |pid: Pid| CgroupPaths::of(pid).is_some_and(|paths| paths.has_entered(self.name, self.user));

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use rustix::event::Timespec;
 use zbus::{OwnedObjectPath, Variant};
 
 use crate::error::{Result, fault};
@@ -31,6 +32,13 @@ pub(crate) struct Pending {
     was_reset: bool,
     /// When the name was first found taken.
     taken: Option<Instant>,
+}
+
+impl Pending {
+    /// How long systemd is waited for; nothing when it is too late.
+    pub(crate) fn patience(&self) -> Timespec {
+        self.deadline.remaining().unwrap_or_default()
+    }
 }
 
 /// How far a start is.

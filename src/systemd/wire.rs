@@ -78,7 +78,7 @@ impl Deadline {
         Deadline { end: Instant::now() + whole, whole }
     }
 
-    fn remaining(self) -> Exchange<Timespec> {
+    pub(super) fn remaining(self) -> Exchange<Timespec> {
         let left = self.end.checked_duration_since(Instant::now()).filter(|left| !left.is_zero());
         left.and_then(|left| Timespec::try_from(left).ok()).ok_or(Failure::Timeout(self.whole))
     }

@@ -9,9 +9,10 @@ stage_program() {
   if [ -z "${SANDBOX_BIN:-}" ]; then
     # shellcheck source-path=SCRIPTDIR source=../rust.sh
     . tests/rust.sh
+    find_cargo
     target=$(program_target)
     [ "$1" = debug ] || options=("--$1")
-    RUSTFLAGS=${RUSTFLAGS:-$static_flags} cargo build -q "${options[@]}" --target "$target"
+    RUSTFLAGS=${RUSTFLAGS:-$static_flags} as_owner cargo build -q "${options[@]}" --target "$target"
     SANDBOX_BIN=${CARGO_TARGET_DIR:-target}/$target/$1/sandbox
   fi
   stage=$(mktemp -d /var/tmp/sandbox-test-XXXXXX)

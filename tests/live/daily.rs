@@ -158,8 +158,18 @@ fn ps_forged(bed: &Bed) {
     outcomes.into_iter().for_each(|outcome| drop(outcome.refused(125, [&victim])));
 }
 
-/// Goes on when this is dropped.
-struct Stopped(rustix::process::Pid);
+/// A process that goes on when this is dropped.
+pub(crate) struct Stopped(rustix::process::Pid);
+
+impl Stopped {
+    /// The service manager of tester.
+    pub(crate) fn manager() -> Stopped {
+        let manager = unit::property(&format!("user@{}.service", crate::facts::TESTER), "MainPID").parse().unwrap();
+        let manager = rustix::process::Pid::from_raw(manager).unwrap();
+        rustix::process::kill_process(manager, Signal::STOP).unwrap();
+        Stopped(manager)
+    }
+}
 
 impl Drop for Stopped {
     fn drop(&mut self) {
@@ -175,10 +185,7 @@ fn ps_of_a_stopped_manager(bed: &Bed) {
     let list = || bed.sandbox(["ps", "-q"]).timeout(Duration::from_secs(20)).output().succeeded().text();
     let both = list();
     assert!(both.contains(&unit) && both.contains(&scope), "{both}");
-    let manager = unit::property(&format!("user@{}.service", crate::facts::TESTER), "MainPID").parse().unwrap();
-    let manager = rustix::process::Pid::from_raw(manager).unwrap();
-    rustix::process::kill_process(manager, Signal::STOP).unwrap();
-    let stopped = Stopped(manager);
+    let stopped = Stopped::manager();
     let one = list();
     assert!(one.contains(&scope) && !one.contains(&unit), "{one}");
     drop(stopped);

@@ -2,7 +2,8 @@
 
 use crate::bed::{self, Bed};
 use crate::command::Running;
-use crate::{Test, test, unit};
+use crate::daily::Stopped;
+use crate::{Test, alone, test, unit};
 use rustix::process::{Pid, Signal, kill_process};
 use std::fs;
 use std::path::Path;
@@ -23,6 +24,7 @@ pub(crate) fn tests() -> Vec<Test> {
         test("signals/from_the_terminal_as_pid1", needs![root, systemd], from_the_terminal_as_pid1),
         test("signals/stop_gives_the_terminal_back", needs![root, systemd], stop_gives_the_terminal_back),
         test("signals/during_the_start", needs![root, systemd], during_the_start),
+        alone("signals/while_systemd_is_slow", needs![root, systemd, user_manager], while_systemd_is_slow),
         test("signals/dispositions_are_fresh", needs![root, systemd], dispositions_are_fresh),
         test("signals/launcher_killed", needs![root, systemd], launcher_killed),
         test("signals/launcher_killed_as_pid1", needs![root, systemd], launcher_killed_as_pid1),
@@ -265,6 +267,31 @@ fn during_the_start(bed: &Bed) {
         running.signal(Signal::TERM);
         assert_eq!(running.finish().status, 143);
         bed.poll("the scope is gone", || unit::is_gone(&format!("{unit}.scope")));
+    }
+}
+
+/// A signal that ends a start ends it also where systemd gets to it after that, and where it does not.
+fn while_systemd_is_slow(bed: &Bed) {
+    for goes_on in [true, false] {
+        let unit = bed.unit();
+        // Else it is the bus that is waited for, which the manager starts.
+        bed.command("systemctl", ["--user", "start", "dbus"]).user().output().succeeded();
+        let stopped = Stopped::manager();
+        let flags = ["run", "--user", "--as-pid1", "--unit", &unit, "--", "sleep", "1000"];
+        let running = bed.sandbox(flags).user().timeout(Duration::from_secs(25)).spawn();
+        bed.poll("the child waits", || !unit::children(running.pid()).is_empty());
+        std::thread::sleep(Duration::from_secs(1));
+        running.signal(Signal::TERM);
+        std::thread::sleep(Duration::from_millis(500));
+        let stopped = Some(stopped).filter(|_| !goes_on);
+        let outcome = running.finish().exited(143);
+        assert!(outcome.errors().contains("interrupted by SIGTERM before the command ran"), "{}", outcome.errors());
+        drop(stopped);
+        let is_gone = || {
+            let state = bed.command("systemctl", ["--user", "is-active", &format!("{unit}.scope")]).user().output();
+            state.text().trim() == "inactive"
+        };
+        bed.poll("the scope is gone", is_gone);
     }
 }
 

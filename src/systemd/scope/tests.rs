@@ -173,7 +173,7 @@ fn request() -> ScopeRequest<'static> {
         closed_devices: false,
         own_devices: &[],
         collect_mode: "inactive-or-failed",
-        user: false,
+        user: None,
         mode: CgroupMode::Unified,
     }
 }
