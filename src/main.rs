@@ -46,6 +46,7 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     log_to_stderr();
+    sys::heap::begin();
     std::panic::set_hook(Box::new(|panic| {
         if sys::heap::is_stuck() {
             drop(std::io::stderr().write_all(
