@@ -3,11 +3,11 @@
 //! ```text
 //! launcher (or its helper)                         child, later the stub
 //!   Mapped            ── id maps are written ──▶     becomes root of its user namespace
-//!   View + fd         ── the /proc files' mount ▶    keeps it until it binds from it
+//!   View + fd         ── the /proc files' mount ▶    lists it, for which the launcher answers, and binds from it later
 //!                     ◀── View + fd ────────────     a plain user's: the device to answer on
 //!   Tree + fd         ── the assembled root ───▶     attaches it, mounts proc and sysfs, pivots
 //!   Failed            ── the helper's failure ─▶     hands it back as its own: one path for errors
-//!                     ◀── Network + fd ─────────     only for pasta, which starts then
+//!                     ◀── Network + fd ─────────     only for pasta, which starts when the unit stands
 //!                     ◀── Ready (+ pty) ────────     everything that does not need the unit is done
 //!   Go                ── limits are in force ──▶     cgroup and time namespace, payload
 //!                     ◀── Calls + fd ───────────     the system calls that the launcher answers
