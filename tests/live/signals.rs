@@ -24,7 +24,11 @@ pub(crate) fn tests() -> Vec<Test> {
         test("signals/from_the_terminal_as_pid1", needs![root, systemd], from_the_terminal_as_pid1),
         test("signals/stop_gives_the_terminal_back", needs![root, systemd], stop_gives_the_terminal_back),
         test("signals/during_the_start", needs![root, systemd], during_the_start),
-        alone("signals/while_systemd_is_slow", needs![root, systemd, user_manager], while_systemd_is_slow),
+        alone(
+            "signals/while_systemd_is_slow",
+            needs![root, systemd, user_manager, kernel_min(5, 11)],
+            while_systemd_is_slow,
+        ),
         test("signals/dispositions_are_fresh", needs![root, systemd], dispositions_are_fresh),
         test("signals/launcher_killed", needs![root, systemd], launcher_killed),
         test("signals/launcher_killed_as_pid1", needs![root, systemd], launcher_killed_as_pid1),
