@@ -121,10 +121,10 @@ image_tests() { # as root, beside the peers; one that is missing is a failure
 }
 
 build() { # leaves static binaries in $stage, where tester can run them too
-  local name program for
-  for=$(program_target)
-  as_owner cargo build --release --target "$for" || return
-  install -m755 "${CARGO_TARGET_DIR:-target}/$for/release/sandbox" "$stage/sandbox" || return
+  local name program product
+  product=$(program_target)
+  as_owner cargo build --release --target "$product" || return
+  install -m755 "${CARGO_TARGET_DIR:-target}/$product/release/sandbox" "$stage/sandbox" || return
   for name in live inject; do
     program=$(test_program "$target" "$name") || return
     install -m755 -s "$program" "$stage/$name" || return
