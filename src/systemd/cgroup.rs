@@ -6,7 +6,6 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use rustix::process::Pid;
 use serde::Serialize;
 
 use crate::error::{Result, fault};
@@ -98,10 +97,13 @@ impl CgroupPaths {
         Some(Path::new(path.strip_prefix('/').unwrap_or(path)))
     }
 
-    /// Reads them; `None` where the process is gone.
-    pub(super) fn of(process: Pid) -> Option<CgroupPaths> {
-        let text = read_of_kernel(format!("/proc/{}/cgroup", process.as_raw_nonzero())).ok()?;
-        Some(CgroupPaths::parse(&String::from_utf8_lossy(&text)))
+    /// Reads those of a process, by number or `self`.
+    ///
+    /// # Errors
+    /// When it is gone, or cannot be looked at.
+    pub(super) fn of(process: &str) -> std::io::Result<CgroupPaths> {
+        let text = read_of_kernel(format!("/proc/{process}/cgroup"))?;
+        Ok(CgroupPaths::parse(&String::from_utf8_lossy(&text)))
     }
 
     /// Whether systemd has moved the process into this unit of a user's service manager, or of the system's, everywhere. On v1 it moves it in
@@ -174,12 +176,8 @@ impl UnitOfProcess {
     /// # Errors
     /// When it is gone, or cannot be looked at.
     pub(crate) fn try_read(process: &str) -> std::io::Result<Option<UnitOfProcess>> {
-        let text = read_of_kernel(format!("/proc/{process}/cgroup"))?;
-        let text = String::from_utf8_lossy(&text);
-        let paths = CgroupPaths::parse(&text);
-        // On v1 processes are tracked in the named hierarchy; a hybrid's unified one has the same paths.
-        let mode = if text.contains(":name=systemd:") { CgroupMode::Legacy } else { CgroupMode::Unified };
-        Ok(paths.path(mode, None).and_then(UnitOfProcess::of_path))
+        let paths = CgroupPaths::of(process)?;
+        Ok(paths.of_systemd().and_then(|(_, path)| UnitOfProcess::of_path(Path::new(path))))
     }
 
     fn of_path(path: &Path) -> Option<UnitOfProcess> {

@@ -9,7 +9,6 @@ use std::os::fd::OwnedFd;
 use rustix::fs::{Mode, OFlags};
 
 use super::cgroup::CgroupPaths;
-use crate::host::read_of_kernel;
 use crate::sys::Writer;
 
 /// A grace period that has begun. Dropping it waits for its end.
@@ -31,8 +30,7 @@ impl Grace {
 
 /// The `cgroup.procs` of the cgroup that this process is in, in whichever hierarchy systemd mounts; all share the one lock.
 fn own_procs() -> Option<OwnedFd> {
-    let text = read_of_kernel("/proc/self/cgroup").ok()?;
-    let paths = CgroupPaths::parse(&String::from_utf8_lossy(&text));
+    let paths = CgroupPaths::of("self").ok()?;
     let (below, path) = paths.of_systemd()?;
     let file = format!("/sys/fs/cgroup/{below}{path}/cgroup.procs");
     rustix::fs::open(file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).ok()

@@ -80,7 +80,10 @@ impl Request for ScopeRequest<'_> {
         if self.user.is_some() && self.mode != CgroupMode::Unified {
             return None;
         }
-        let is_in_it = |pid: Pid| CgroupPaths::of(pid).is_some_and(|paths| paths.has_entered(self.name, self.user));
+        let is_in_it = |pid: Pid| {
+            let paths = CgroupPaths::of(&pid.as_raw_nonzero().to_string());
+            paths.is_ok_and(|paths| paths.has_entered(self.name, self.user))
+        };
         Some([self.pid].into_iter().chain(self.beside).all(is_in_it))
     }
 }
