@@ -9,7 +9,7 @@ use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Instant;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use std::{env, fs, io, thread};
 
 /// How many operations one sample of each kind is the mean of: some 10 milliseconds of each.
@@ -35,6 +35,7 @@ fn measure(directory: &Path, samples: u32) -> io::Result<()> {
     read_all(&files)?;
     round_trips(&mut connection)?;
     for _ in 0..samples {
+        let _held = held_open(&program)?;
         report("getppid", CALLS, || {
             (0..CALLS).for_each(|_| _ = std::hint::black_box(std::os::unix::process::parent_id()));
             Ok(())
@@ -57,6 +58,15 @@ fn report(kind: &str, operations: u32, work: impl FnOnce() -> io::Result<()>) ->
 
 fn read_all(files: &[PathBuf]) -> io::Result<()> {
     files.iter().try_for_each(|file| fs::read(file).map(drop))
+}
+
+/// A few files that stay open. Memory for what a process has open is charged to its cgroup page by page: whether one more file takes a
+/// new page, and gives it back, with every open of a loop, or never, is decided by how many there are already (5 % of such a read).
+/// So every sample has another number of them, over more than a page.
+fn held_open(any: &Path) -> io::Result<Vec<fs::File>> {
+    const STEPS: u32 = 24;
+    let random = SystemTime::now().duration_since(UNIX_EPOCH).map_err(io::Error::other)?.subsec_micros();
+    (0..random % STEPS).map(|_| fs::File::open(any)).collect()
 }
 
 fn echo_server() -> io::Result<TcpStream> {

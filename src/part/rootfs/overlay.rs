@@ -64,12 +64,8 @@ impl Assembly<'_> {
 
     fn mount_overlay(&self, number: &str, lowers: &[PathBuf], upper: &Path, work: &Path) -> Result<OwnedFd> {
         // The kernel mounts an overlay read-only if its work directory cannot be written by the one who mounts: with an idmapped
-        // upper only a user of the map can.
-        if self.scratch.kept {
-            self.actor.as_owner()
-        } else {
-            self.actor.as_self()
-        }
+        // upper only a user of the map can. And it opens the files below as that one: a file's owner is not asked for capabilities.
+        self.actor.as_owner();
         // userxattr means redirect_dir=nofollow and metacopy=off by itself, and refuses to hear of redirect_dir=off.
         let off: &[&str] =
             if self.plan.userxattr { &["index", "xino"] } else { &["redirect_dir", "index", "metacopy", "xino"] };
