@@ -194,16 +194,17 @@ pub(crate) fn enter(plan: &KernelMounts, made: &[Made], tree: &OwnedFd, view: Op
     for Made { mount, at } in made {
         attach(mount, tree.as_fd(), Path::new(at), Make::Directory).with_context(|| format!("mount {at}"))?;
     }
+    let inside = Inside { tree: tree.as_fd(), made };
     let mut covers = Covers::default();
-    for path in plan.masked.iter().chain(&of_each_cpu(tree.as_fd())?) {
-        covers.mask(tree.as_fd(), plan.sysfs, path).with_context(|| format!("mask {}", path.display()))?;
+    for path in plan.masked.iter().chain(&of_each_cpu(&inside)?) {
+        covers.mask(&inside, path).with_context(|| format!("mask {}", path.display()))?;
     }
     for path in &plan.read_only {
-        make_read_only(tree.as_fd(), path).with_context(|| format!("make {} read-only", path.display()))?;
+        make_read_only(&inside, path).with_context(|| format!("make {} read-only", path.display()))?;
     }
     if let Some(view) = view {
         let places: Vec<&PathBuf> = plan.place.iter().filter(|other| *other != place).collect();
-        procview::mount::bind(view, &places, tree.as_fd())?;
+        procview::mount::bind(view, &places, |path| inside.open(path))?;
     }
     // Both names are the new root: the old one is stacked on it and detached, so no directory for it is needed, pivot_root(2).
     rustix::process::pivot_root(".", ".").context("pivot_root")?;
@@ -219,46 +220,66 @@ fn attach(mount: &OwnedFd, root: BorrowedFd<'_>, at: &Path, make: Make) -> Resul
     Ok(rustix::mount::move_mount(mount, "", &target, "", flags)?)
 }
 
-/// Opens what `path` names in the root, through links only as far as they stay in it; `None` where there is nothing.
-fn existing(root: BorrowedFd<'_>, path: &Path) -> Result<Option<OwnedFd>> {
-    match open_existing(root, path) {
-        Ok(found) => Ok(Some(found)),
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::EACCES)) => Ok(None),
-        Err(error) => Err(error.into()),
-    }
-}
-
 /// What statfs(2) says of sysfs.
 const SYSFS: i64 = 0x6265_6572;
 
-/// The same, and it is sure to be the kernel's own file: not one that an image or a mount has put there, CVE-2025-52881.
-fn existing_of_kernel(root: BorrowedFd<'_>, path: &Path) -> Result<Option<OwnedFd>> {
-    const DEBUGFS: i64 = 0x6462_6720;
-    const SECURITYFS: i64 = 0x7363_6673;
-    const TRACEFS: i64 = 0x7472_6163;
-    const CGROUP: i64 = 0x0027_e0eb;
-    const CGROUP2: i64 = 0x6367_7270;
-    const TMPFS: i64 = 0x0102_1994;
-    const PROC: i64 = 0x9fa0;
-    let Some(target) = existing(root, path)? else { return Ok(None) };
-    let expected: &[i64] = if path.starts_with("/proc") {
-        &[PROC]
-    } else if path.starts_with("/sys/fs/cgroup") {
-        // On cgroup v1 a tmpfs with a directory for each hierarchy.
-        &[SYSFS, CGROUP, CGROUP2, TMPFS]
-    } else {
-        &[SYSFS, DEBUGFS, SECURITYFS, TRACEFS]
-    };
-    let kind = rustix::fs::fstatfs(&target)?.f_type;
-    if !expected.contains(&kind) {
-        return Err(fault(format!("it is on a file system of another kind ({kind:#x}) than it should be")).into());
+/// The root that is put together.
+struct Inside<'a> {
+    tree: BorrowedFd<'a>,
+    made: &'a [Made],
+}
+
+impl Inside<'_> {
+    /// The new file system that `path` is on, and the rest of the path; for what is on it this takes half the time of a way through the
+    /// whole root.
+    fn own<'p>(&self, path: &'p Path) -> Option<(BorrowedFd<'_>, &'p Path)> {
+        self.made.iter().rev().find_map(|made| Some((made.mount.as_fd(), path.strip_prefix(made.at).ok()?)))
     }
-    Ok(Some(target))
+
+    /// Opens what `path` names, through links only as far as they stay in the root; `None` where there is nothing.
+    fn open(&self, path: &Path) -> Result<Option<OwnedFd>> {
+        let (root, path) = self.own(path).unwrap_or((self.tree, path));
+        match open_existing(root, path) {
+            Ok(found) => Ok(Some(found)),
+            // A kernel without this file, or a /sys of another machine's making.
+            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::EACCES)) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The same, and it is sure to be the kernel's own file: not one that an image or a mount has put there, CVE-2025-52881.
+    fn open_of_kernel(&self, path: &Path) -> Result<Option<OwnedFd>> {
+        const DEBUGFS: i64 = 0x6462_6720;
+        const SECURITYFS: i64 = 0x7363_6673;
+        const TRACEFS: i64 = 0x7472_6163;
+        const CGROUP: i64 = 0x0027_e0eb;
+        const CGROUP2: i64 = 0x6367_7270;
+        const TMPFS: i64 = 0x0102_1994;
+        const PROC: i64 = 0x9fa0;
+        let Some(target) = self.open(path)? else { return Ok(None) };
+        if self.own(path).is_some() {
+            // Nobody else has seen that one.
+            return Ok(Some(target));
+        }
+        let expected: &[i64] = if path.starts_with("/proc") {
+            &[PROC]
+        } else if path.starts_with("/sys/fs/cgroup") {
+            // On cgroup v1 a tmpfs with a directory for each hierarchy.
+            &[SYSFS, CGROUP, CGROUP2, TMPFS]
+        } else {
+            &[SYSFS, DEBUGFS, SECURITYFS, TRACEFS]
+        };
+        let kind = rustix::fs::fstatfs(&target)?.f_type;
+        if !expected.contains(&kind) {
+            return Err(fault(format!("it is on a file system of another kind ({kind:#x}) than it should be")).into());
+        }
+        Ok(Some(target))
+    }
 }
 
 /// What is masked of every CPU that this machine shows.
-fn of_each_cpu(root: BorrowedFd<'_>) -> Result<Vec<PathBuf>> {
-    let Some(directory) = existing_of_kernel(root, Path::new(CPUS))? else { return Ok(Vec::new()) };
+fn of_each_cpu(inside: &Inside<'_>) -> Result<Vec<PathBuf>> {
+    let Some(directory) = inside.open_of_kernel(Path::new(CPUS))? else { return Ok(Vec::new()) };
     // All CPUs of a machine have it or none, and to list them takes longer.
     let there = |path: &Path| rustix::fs::accessat(&directory, path, Access::EXISTS, AtFlags::empty()).is_ok();
     if there(Path::new("cpu0")) && !there(&Path::new("cpu0").join(MASKED_OF_A_CPU)) {
@@ -297,16 +318,16 @@ struct Covers {
 
 impl Covers {
     /// Source and target are opened first and looked at, then mounted by descriptor.
-    fn mask(&mut self, root: BorrowedFd<'_>, own_sysfs: bool, path: &Path) -> Result<()> {
-        let Some(target) = existing_of_kernel(root, path)? else {
+    fn mask(&mut self, inside: &Inside<'_>, path: &Path) -> Result<()> {
+        let Some(target) = inside.open_of_kernel(path)? else {
             return Ok(());
         };
         let kind = FileType::from_raw_mode(rustix::fs::fstat(&target)?.st_mode);
         let cover = if kind == FileType::Directory { &mut self.empty } else { &mut self.null };
         let mount = match (&cover, kind) {
             (Some(cover), _) => clone_mount(cover)?,
-            (None, FileType::Directory) => empty_directory(root, own_sysfs)?,
-            (None, _) => clone_mount(&null_device(root)?)?,
+            (None, FileType::Directory) => empty_directory(inside)?,
+            (None, _) => clone_mount(&null_device(inside.tree)?)?,
         };
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         rustix::mount::move_mount(&mount, "", &target, "", flags)?;
@@ -317,8 +338,9 @@ impl Covers {
 
 /// A read-only directory in which there is nothing. The sandbox's own sysfs has some in which there can never be anything, as mount
 /// points; a file system for it alone would be one more of which the kernel keeps lists for every cgroup.
-fn empty_directory(root: BorrowedFd<'_>, own_sysfs: bool) -> Result<OwnedFd> {
-    let of_sysfs = if own_sysfs { existing(root, Path::new("/sys/fs/cgroup"))? } else { None };
+fn empty_directory(inside: &Inside<'_>) -> Result<OwnedFd> {
+    let path = Path::new("/sys/fs/cgroup");
+    let of_sysfs = if inside.own(path).is_some() { inside.open(path)? } else { None };
     if let Some(directory) = of_sysfs.filter(|found| rustix::fs::fstatfs(found).is_ok_and(|of| of.f_type == SYSFS)) {
         return clone_mount(&directory);
     }
@@ -326,8 +348,8 @@ fn empty_directory(root: BorrowedFd<'_>, own_sysfs: bool) -> Result<OwnedFd> {
     Ok(new_file_system("tmpfs", &options, kernel_attributes() | MountAttrFlags::MOUNT_ATTR_RDONLY)?)
 }
 
-fn make_read_only(root: BorrowedFd<'_>, path: &Path) -> Result<()> {
-    let Some(target) = existing_of_kernel(root, path)? else {
+fn make_read_only(inside: &Inside<'_>, path: &Path) -> Result<()> {
+    let Some(target) = inside.open_of_kernel(path)? else {
         return Ok(());
     };
     let copy = clone_mount(&target)?;

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
+use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::path::{Component, Path, PathBuf};
 
@@ -129,11 +130,16 @@ fn swap_files(text: &[u8]) -> Vec<PathBuf> {
 /// Links in one path before it is taken for a circle, as the kernel counts them; path_resolution(7).
 const LINKS: u32 = 40;
 
+/// The directories in which most of the list would be, and most of it is not: there a name alone is asked for.
+const CROWDED: [&str; 2] = ["etc", "var/lib"];
+
 /// Follows paths a component at a time, so that no mount is touched that may hang, and each place is looked at once.
 struct Look<'a> {
     host: &'a Host,
     /// `/`, where it is a local file system.
     root: Option<OwnedFd>,
+    /// The directories in which most of the list would be, [`CROWDED`].
+    crowded: Vec<(&'static Path, OwnedFd)>,
     /// By the text of the path: to hash a path takes longer than to look at the place.
     seen: HashMap<OsString, Option<Kind>>,
 }
@@ -144,7 +150,10 @@ impl<'a> Look<'a> {
         let local = host.is_local(root) && host.mount_of(root).is_some_and(|m| !is_kernel(&m.fstype));
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = local.then(|| rustix::fs::open(root, flags, Mode::empty()).ok()).flatten();
-        Look { host, root, seen: HashMap::new() }
+        let mut look = Look { host, root, crowded: Vec::new(), seen: HashMap::new() };
+        let open = |name| Some((Path::new(name), look.open(Path::new(name), OFlags::DIRECTORY).ok()?));
+        look.crowded = CROWDED.into_iter().filter_map(open).collect();
+        look
     }
 
     /// Where `path` really is, and whether that is a directory; nothing when it is missing or not on a local file system.
@@ -161,11 +170,11 @@ impl<'a> Look<'a> {
     /// # Errors
     /// When the path is not so, or the kernel has no such step.
     fn plain(&self, path: &Path) -> std::result::Result<Option<bool>, Errno> {
-        let Some(root) = &self.root else { return Err(Errno::XDEV) };
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let stay = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV | ResolveFlags::BENEATH;
         let below = path.strip_prefix("/").map_err(|_| Errno::INVAL)?;
-        match rustix::fs::openat2(root, below, flags, Mode::empty(), stay) {
+        if self.is_missing(below) {
+            return Ok(None);
+        }
+        match self.open(below, OFlags::NOFOLLOW) {
             Ok(found) => {
                 let kind = FileType::from_raw_mode(rustix::fs::fstat(&found)?.st_mode);
                 if kind == FileType::Symlink { Err(Errno::LOOP) } else { Ok(Some(kind == FileType::Directory)) }
@@ -173,6 +182,21 @@ impl<'a> Look<'a> {
             Err(Errno::NOENT) => Ok(None),
             Err(errno) => Err(errno),
         }
+    }
+
+    /// Opens what is on the root's own file system, on a path without links.
+    fn open(&self, below: &Path, flags: OFlags) -> std::result::Result<OwnedFd, Errno> {
+        let root = self.root.as_ref().ok_or(Errno::XDEV)?;
+        let stay = ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_XDEV | ResolveFlags::BENEATH;
+        rustix::fs::openat2(root, below, flags | OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), stay)
+    }
+
+    /// Whether a name is not in a crowded directory. It is asked as a link: nothing that is mounted there, and may hang, is looked at.
+    fn is_missing(&self, below: &Path) -> bool {
+        let (Some(parent), Some(name)) = (below.parent(), below.file_name()) else { return false };
+        let Some((_, directory)) = self.crowded.iter().find(|(path, _)| *path == parent) else { return false };
+        let mut target = [MaybeUninit::uninit(); 1];
+        rustix::fs::readlinkat_raw(directory, name, &mut target).is_err_and(|errno| errno == Errno::NOENT)
     }
 
     fn follow(&mut self, path: &Path) -> Option<(PathBuf, bool)> {

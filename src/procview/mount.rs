@@ -10,7 +10,6 @@ use rustix::mount::{FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
 
 use super::bound;
 use crate::error::{Result, fault};
-use crate::part::inside::open_existing;
 use crate::part::rootfs::assemble::create;
 
 /// The device that a server of files opens.
@@ -71,19 +70,24 @@ fn file_system(options: &[(&str, String)]) -> Result<OwnedFd> {
     create(&file_system, attributes)
 }
 
-/// Binds each file over its place in the tree `root`, by way of one of `places`, which the old root has and `root` is not on. Nobody has
-/// to answer on the device when [`look_up_all`] was called before.
+/// Binds each file over its place, which `open` opens where there is one, by way of one of `places`, which the old root has and the new
+/// one is not on. Nobody has to answer on the device when [`look_up_all`] was called before.
 ///
 /// # Errors
 /// With the file and the kernel's reason.
-pub(crate) fn bind(mount: &OwnedFd, places: &[&PathBuf], root: BorrowedFd<'_>) -> Result<()> {
+pub(crate) fn bind(
+    mount: &OwnedFd,
+    places: &[&PathBuf],
+    open: impl Fn(&Path) -> Result<Option<OwnedFd>>,
+) -> Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     // A mount that is nowhere cannot be bound from; it goes with the old root.
     if !places.iter().any(|place| rustix::mount::move_mount(mount, "", CWD, place.as_path(), flags).is_ok()) {
         return Err(fault(format!("attach the sandbox's own /proc files: none of {places:?} can hold them")).into());
     }
     for (name, path) in bound() {
-        bind_one(mount, &name, &path, root).with_context(|| format!("make {} the sandbox's own", path.display()))?;
+        let bound = open(&path).and_then(|target| target.map_or(Ok(()), |target| bind_one(mount, &name, &target)));
+        bound.with_context(|| format!("make {} the sandbox's own", path.display()))?;
     }
     Ok(())
 }
@@ -102,17 +106,9 @@ pub(crate) fn look_up_all(mount: &OwnedFd) -> Result<()> {
     Ok(())
 }
 
-fn bind_one(mount: &OwnedFd, name: &str, at: &Path, root: BorrowedFd<'_>) -> Result<()> {
-    let target = match open_existing(root, at) {
-        Ok(target) => target,
-        // A kernel without this file, or a /sys of another machine's making.
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::EACCES)) => {
-            return Ok(());
-        }
-        Err(error) => return Err(error.into()),
-    };
+fn bind_one(mount: &OwnedFd, name: &str, target: &OwnedFd) -> Result<()> {
     let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
     let file = rustix::mount::open_tree(mount.as_fd(), name, flags)?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    Ok(rustix::mount::move_mount(&file, "", &target, "", flags)?)
+    Ok(rustix::mount::move_mount(&file, "", target, "", flags)?)
 }
