@@ -95,19 +95,20 @@ pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, flags: libc::c_uint, attribut
     change_mount(mount, flags, libc::mount_attr { attr_set: attributes, attr_clr: 0, propagation: 0, userns_fd: 0 })
 }
 
-/// Lets a copy of a mount be one that nothing spreads from or to (`MS_PRIVATE`), and with `userns` maps its owners through that user
-/// namespace.
+/// Lets a copy of a mount be one that nothing spreads from or to (`MS_PRIVATE`), adds `attributes` ([`attr`]), and with `userns` maps its
+/// owners through that user namespace.
 ///
 /// # Errors
 /// ENOSYS before Linux 5.12; EINVAL where the file system cannot be idmapped or is attached already.
 pub(crate) fn set_mount_apart(
     mount: BorrowedFd<'_>,
     flags: libc::c_uint,
+    attributes: u64,
     userns: Option<BorrowedFd<'_>>,
 ) -> io::Result<()> {
-    let mut attr = libc::mount_attr { attr_set: 0, attr_clr: 0, propagation: libc::MS_PRIVATE, userns_fd: 0 };
+    let mut attr = libc::mount_attr { attr_set: attributes, attr_clr: 0, propagation: libc::MS_PRIVATE, userns_fd: 0 };
     if let Some(userns) = userns {
-        attr.attr_set = libc::MOUNT_ATTR_IDMAP;
+        attr.attr_set |= libc::MOUNT_ATTR_IDMAP;
         attr.userns_fd = u64::from(userns.as_raw_fd().cast_unsigned());
     }
     change_mount(mount, flags, attr)

@@ -44,7 +44,7 @@ pub(crate) fn open_or_make(root: BorrowedFd<'_>, path: &Path, make: Make, owner:
             if let (Some(parent), Some(name)) = (relative.parent(), relative.file_name())
                 && let Ok(parent) = open(if parent.as_os_str().is_empty() { Path::new(".") } else { parent }) =>
         {
-            match make_in(parent.as_fd(), name, make, owner) {
+            match make_for(parent.as_fd(), name, make, owner) {
                 Err(Errno::EXIST) => Walk::new(root, make, owner)?.follow(relative),
                 made => Ok(made?),
             }
@@ -119,19 +119,33 @@ impl Walk {
             return Err(Errno::NOENT.into());
         }
         let make = if last { self.make } else { Make::Directory };
-        Ok(make_in(self.here(), name, make, self.owner)?)
+        Ok(make_for(self.here(), name, make, self.owner)?)
     }
 }
 
+/// Makes what is called `name` in `parent`, gives it to `owner`, and opens it (O_PATH).
+fn make_for(
+    parent: BorrowedFd<'_>,
+    name: &OsStr,
+    make: Make,
+    owner: (Uid, Gid),
+) -> std::result::Result<OwnedFd, Errno> {
+    let made = make_in(parent, name, make)?;
+    give(parent, name, owner)?;
+    Ok(made)
+}
+
 /// Makes what is called `name` in `parent`, and opens it (O_PATH).
-fn make_in(parent: BorrowedFd<'_>, name: &OsStr, make: Make, owner: (Uid, Gid)) -> std::result::Result<OwnedFd, Errno> {
+///
+/// # Errors
+/// What openat(2) and mkdirat(2) say: EEXIST.
+pub(crate) fn make_in(parent: BorrowedFd<'_>, name: &OsStr, make: Make) -> std::result::Result<OwnedFd, Errno> {
     if make == Make::File {
         let create = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
         rustix::fs::openat(parent, name, create, Mode::from_raw_mode(0o644))?;
     } else {
         rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755))?;
     }
-    give(parent, name, owner)?;
     rustix::fs::openat(parent, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
 }
 

@@ -5,6 +5,7 @@
 //! made: kernels up to 6.12 refuse detached mounts as layers (EINVAL, "failed to clone upperpath"). Where they are attached goes
 //! with the child's old root, or with the mount namespace of the helper.
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -15,9 +16,10 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags, MountPropagationF
 
 use super::actor::Actor;
 use super::device::own_device;
+use super::source::{Source, Wanted, sources};
 use super::{BindPlan, Operation, RootPlan, Tmpfs};
 use crate::error::{Result, fault};
-use crate::part::inside::{Make, give, open_or_make};
+use crate::part::inside::{Make, give, make_in, open_or_make};
 use crate::part::mounts;
 use crate::sys;
 
@@ -74,8 +76,18 @@ pub(crate) fn assemble(plan: &RootPlan, ids: &Ids<'_>) -> Result<OwnedFd> {
     let scratch = Scratch::make(plan, upper)?;
     let actor = Actor::new(ids)?;
     let mount_points = if plan.upper.is_some() { mount_points(&plan.operations, &sources) } else { Vec::new() };
-    let mut assembly =
-        Assembly { plan, ids, actor, scratch, attached, fresh: 0, root: None, overlays: Vec::new(), mount_points };
+    let mut assembly = Assembly {
+        plan,
+        ids,
+        actor,
+        scratch,
+        attached,
+        fresh: 0,
+        last_fresh: None,
+        root: None,
+        overlays: Vec::new(),
+        mount_points,
+    };
     for (operation, sources) in plan.operations.iter().zip(sources) {
         assembly.add(operation, sources)?;
     }
@@ -105,74 +117,6 @@ fn mount_points<'a>(operations: &'a [Operation], sources: &[Vec<Source>]) -> Vec
         }
     };
     operations.iter().zip(sources).filter_map(point).collect()
-}
-
-/// The mounts that an operation shows, detached and, where asked, idmapped; with the directory's own owner and mode on disk.
-pub(super) struct Source {
-    pub(super) mount: OwnedFd,
-    pub(super) stat: Stat,
-}
-
-fn sources(operation: &Operation, ids: &Ids<'_>) -> Result<Vec<Source>> {
-    match operation {
-        Operation::Overlay(overlay) => {
-            overlay.layers.iter().map(|layer| open_source(layer, false, overlay.idmap, "layer", ids)).collect()
-        }
-        Operation::Bind(bind) if bind.is_own_node() => Ok(Vec::new()),
-        Operation::Bind(bind) => match open_source(&bind.source, bind.recursive, bind.idmap, "bind", ids) {
-            Err(error) if bind.optional => {
-                log::info!("left out: {error:#}");
-                Ok(Vec::new())
-            }
-            source => source.map(|source| vec![source]),
-        },
-        Operation::Sysfs => {
-            let mount = mounts::new_sysfs().context("mount sysfs")?;
-            let stat = rustix::fs::fstat(&mount).context("look at sysfs")?;
-            Ok(vec![Source { mount, stat }])
-        }
-        Operation::Tmpfs(_) | Operation::Directory(_) | Operation::Link { .. } | Operation::File { .. } => {
-            Ok(Vec::new())
-        }
-        Operation::Copy { source, .. } => {
-            let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-            let context = || format!("open {}", source.display());
-            let mount = rustix::fs::openat(CWD, source, flags, Mode::empty()).with_context(context)?;
-            let stat = rustix::fs::fstat(&mount).with_context(context)?;
-            Ok(vec![Source { mount, stat }])
-        }
-    }
-}
-
-pub(super) fn open_source(path: &Path, recursive: bool, idmap: bool, what: &str, ids: &Ids<'_>) -> Result<Source> {
-    let mut flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    if recursive {
-        flags |= OpenTreeFlags::AT_RECURSIVE;
-    }
-    let mount = rustix::mount::open_tree(CWD, path, flags).with_context(|| format!("{what} {}", path.display()))?;
-    let stat = rustix::fs::fstat(&mount).with_context(|| format!("{what} {}", path.display()))?;
-    if ids.inside.is_some() || idmap {
-        set_apart(mount.as_fd(), path, recursive, ids.userns.filter(|_| idmap), what)?;
-    }
-    Ok(Source { mount, stat })
-}
-
-/// Lets the copy of a mount be one that nothing spreads from: the original may be shared with the whole host. With `userns` its owners
-/// are mapped.
-fn set_apart(
-    mount: BorrowedFd<'_>,
-    path: &Path,
-    recursive: bool,
-    userns: Option<BorrowedFd<'_>>,
-    what: &str,
-) -> Result<()> {
-    let flags = if recursive { sys::attr::RECURSIVE } else { 0 };
-    sys::set_mount_apart(mount, flags, userns).map_err(|error| match userns {
-        Some(_) => fault(format!("map the owners of {what} {}: {error}", path.display()))
-            .hint("--userns identity shares IDs with the host")
-            .into(),
-        None => anyhow::Error::new(error).context(format!("set {what} {} apart from the host's", path.display())),
-    })
 }
 
 /// A place that only this mount namespace sees, for uppers, init layers and attached layers.
@@ -227,7 +171,7 @@ fn open_upper(path: &Path, ids: &Ids<'_>) -> Result<OwnedFd> {
             return Err(error).with_context(|| format!("make --upper {}", path.display()));
         }
     }
-    Ok(open_source(path, false, ids.userns.is_some(), "upper", ids)?.mount)
+    Ok(Wanted::new(path, "upper").idmapped(ids.userns.is_some()).open(ids)?.mount)
 }
 
 pub(super) struct Assembly<'a> {
@@ -239,6 +183,8 @@ pub(super) struct Assembly<'a> {
     attached: bool,
     /// How many empty directories were made.
     fresh: u32,
+    /// The empty directory that was attached last, and where: what is made in it needs no way through the root.
+    last_fresh: Option<(PathBuf, OwnedFd)>,
     /// The first mount, attached.
     root: Option<OwnedFd>,
     /// Overlays that become read-only at the end, when every mount point in them exists.
@@ -271,18 +217,37 @@ impl Assembly<'_> {
     /// The directory (or file) inside where something is to be mounted.
     fn target(&self, at: &Path, make: Make) -> Result<OwnedFd> {
         self.actor.as_owner();
-        match &self.root {
-            Some(root) => Ok(open_or_make(root.as_fd(), at, make, self.ids.root())?),
-            None => {
-                Ok(rustix::fs::openat(&self.scratch.directory, "root", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?)
+        let Some(root) = &self.root else {
+            return Ok(rustix::fs::openat(
+                &self.scratch.directory,
+                "root",
+                OFlags::PATH | OFlags::CLOEXEC,
+                Mode::empty(),
+            )?);
+        };
+        if let Some((directory, name)) = self.in_fresh(at) {
+            match make_in(directory, name, make) {
+                Err(rustix::io::Errno::EXIST) => {}
+                made => return Ok(made?),
             }
         }
+        Ok(open_or_make(root.as_fd(), at, make, self.ids.root())?)
+    }
+
+    /// The directory of `at`, and its name there, if that directory is one that only this process has seen.
+    fn in_fresh<'p>(&self, at: &'p Path) -> Option<(BorrowedFd<'_>, &'p OsStr)> {
+        let (place, directory) = self.last_fresh.as_ref()?;
+        (at.parent() == Some(place)).then(|| Some((directory.as_fd(), at.file_name()?)))?
     }
 
     pub(super) fn attach(&mut self, mount: &OwnedFd, at: &Path, make: Make) -> Result<()> {
         let target = self.target(at, make)?;
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         rustix::mount::move_mount(mount, "", &target, "", flags)?;
+        if self.in_fresh(at).is_none() {
+            // By whatever way, it may be covered.
+            self.last_fresh = None;
+        }
         if self.root.is_none() {
             self.root = Some(mount.try_clone()?);
         }
@@ -293,7 +258,9 @@ impl Assembly<'_> {
     /// one limit for all memory that the root takes.
     fn tmpfs(&mut self, tmpfs: &Tmpfs) -> Result<()> {
         let mount = self.new_tmpfs(tmpfs)?;
-        self.attach(&mount, &tmpfs.at, Make::Directory)
+        self.attach(&mount, &tmpfs.at, Make::Directory)?;
+        self.last_fresh = Some((tmpfs.at.clone(), mount));
+        Ok(())
     }
 
     fn new_tmpfs(&mut self, tmpfs: &Tmpfs) -> Result<OwnedFd> {
@@ -342,17 +309,10 @@ impl Assembly<'_> {
         };
         let directory = FileType::from_raw_mode(source.stat.st_mode) == FileType::Directory;
         self.attach(&source.mount, &bind.at, if directory { Make::Directory } else { Make::File })?;
-        let mut attributes = sys::attr::NOSUID;
-        if bind.device {
-            attributes |= sys::attr::NOEXEC;
-        } else {
-            attributes |= sys::attr::NODEV;
+        if source.is_restricted {
+            return Ok(());
         }
-        if bind.read_only {
-            attributes |= sys::attr::RDONLY;
-        }
-        mounts::restrict(source.mount.as_fd(), attributes, bind.recursive)?;
-        Ok(())
+        mounts::restrict(source.mount.as_fd(), bind.attributes(), bind.recursive)
     }
 
     fn file(&self, at: &Path, content: &str) -> Result<()> {
@@ -364,6 +324,10 @@ impl Assembly<'_> {
         let (Some(directory), Some(name)) = (at.parent(), at.file_name()) else {
             return Ok(());
         };
+        if let Some((directory, name)) = self.in_fresh(at) {
+            self.actor.as_owner();
+            return Ok(rustix::fs::symlinkat(target, directory, name)?);
+        }
         let directory = self.target(directory, Make::Directory)?;
         rustix::fs::symlinkat(target, &directory, name)?;
         Ok(give(directory.as_fd(), name, self.ids.root())?)

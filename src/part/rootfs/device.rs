@@ -9,7 +9,8 @@ use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Uid};
 use rustix::mount::{MountAttrFlags, MoveMountFlags, OpenTreeFlags};
 
 use super::Operation;
-use super::assemble::{Ids, Source, new_file_system, open_source};
+use super::assemble::{Ids, new_file_system};
+use super::source::{Source, Wanted};
 use crate::error::Result;
 
 /// The node of a device that gets one of its own. Made where things may be attached.
@@ -32,7 +33,7 @@ fn own_node(path: &Path, ids: &Ids<'_>) -> Result<Source> {
     match rustix::fs::mknodat(&place, "node", kind, Mode::from_raw_mode(stat.st_mode & 0o777), stat.st_rdev) {
         Ok(()) => {}
         // A service whose DeviceAllow= has no `m`, and we are in it: then the host's own node, with its owner as it is.
-        Err(rustix::io::Errno::PERM) => return open_source(path, false, false, "device", ids),
+        Err(rustix::io::Errno::PERM) => return Wanted::new(path, "device").open(ids),
         Err(error) => return Err(error).with_context(context),
     }
     // The mask of this process has cut it.
@@ -48,7 +49,7 @@ fn own_node(path: &Path, ids: &Ids<'_>) -> Result<Source> {
         Err(error) => return Err(error).with_context(context),
     };
     let stat = rustix::fs::fstat(&mount).with_context(context)?;
-    Ok(Source { mount, stat })
+    Ok(Source { mount, stat, is_restricted: false })
 }
 
 /// Attaches `place` in this mount namespace for as long as it takes to copy what is called `node` in it.

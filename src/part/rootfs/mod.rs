@@ -6,6 +6,7 @@ mod device;
 mod init;
 mod overlay;
 mod show;
+mod source;
 mod view;
 
 use std::path::{Path, PathBuf};
@@ -17,6 +18,7 @@ use crate::host::{Host, Mount};
 use crate::part::network::names;
 use crate::part::scratch;
 use crate::spec::{Bind, RootSource, Spec, Upper};
+use crate::sys;
 use view::View;
 
 /// The first kernel that takes the layers of an overlay one by one (`lowerdir+`); in one string they have at most 4096 bytes.
@@ -143,6 +145,12 @@ pub(crate) struct BindPlan {
 }
 
 impl BindPlan {
+    /// What its mount may not do, [`sys::attr`].
+    fn attributes(&self) -> u64 {
+        let kind = if self.device { sys::attr::NOEXEC } else { sys::attr::NODEV };
+        sys::attr::NOSUID | kind | if self.read_only { sys::attr::RDONLY } else { 0 }
+    }
+
     /// Whether it is a node of our own for the same device: what holds the host's nodes cannot be idmapped.
     fn is_own_node(&self) -> bool {
         self.device && self.idmap

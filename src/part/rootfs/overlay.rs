@@ -8,7 +8,8 @@ use rustix::fs::{CWD, Mode, Stat};
 use rustix::mount::{FsOpenFlags, MountAttrFlags, MountFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
 
 use super::Overlay;
-use super::assemble::{Assembly, Source, create, escape, own};
+use super::assemble::{Assembly, create, escape, own};
+use super::source::Source;
 use crate::error::{Result, fault};
 use crate::part::inside::Make;
 
