@@ -342,11 +342,15 @@ fn read_accounts(path: &str) -> String {
     use std::io::Read;
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY;
     let Ok(file) = std::fs::File::options().read(true).custom_flags(flags).open(path) else { return String::new() };
-    let mut bytes = Vec::new();
-    if file.metadata().is_ok_and(|meta| meta.is_file()) && file.take(4 << 20).read_to_end(&mut bytes).is_ok() {
-        return String::from_utf8_lossy(&bytes).into_owned();
+    let Some(meta) = file.metadata().ok().filter(std::fs::Metadata::is_file) else { return String::new() };
+    const MOST: u64 = 4 << 20;
+    // Room for all of it at once: else it is read in pieces of some bytes.
+    let mut bytes = Vec::with_capacity(usize::try_from(meta.len().min(MOST)).unwrap_or(0) + 64);
+    if file.take(MOST).read_to_end(&mut bytes).is_ok() {
+        String::from_utf8_lossy(&bytes).into_owned()
+    } else {
+        String::new()
     }
-    String::new()
 }
 
 fn rlimit_name(resource: u32) -> &'static str {

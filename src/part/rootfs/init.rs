@@ -29,7 +29,11 @@ impl Assembly<'_> {
                 continue;
             }
             let at = init.join(&entry.path);
-            self.init_entry(&at, entry, lowers).with_context(|| format!("init layer: {}", entry.path.display()))?;
+            let context = || format!("init layer: {}", entry.path.display());
+            if self.init_entry(&at, entry, lowers).with_context(context)? {
+                // Others may be in it.
+                made.insert(entry.path.clone(), true);
+            }
         }
         Ok(())
     }
@@ -60,29 +64,29 @@ impl Assembly<'_> {
         if in_layer.as_ref().is_some_and(|stat| FileType::from_raw_mode(stat.st_mode) != FileType::Directory) {
             return Ok(false);
         }
-        // An entry may be a directory of its own that others are in.
-        if rustix::fs::lstat(at).is_err() {
-            self.make_as_seen(at, in_layer.as_ref())?;
-        }
+        self.make_as_seen(at, in_layer.as_ref())?;
         Ok(true)
     }
 
-    fn init_entry(&self, at: &Path, entry: &InitEntry, lowers: &[PathBuf]) -> Result<()> {
+    /// Makes it; whether that has made a directory.
+    fn init_entry(&self, at: &Path, entry: &InitEntry, lowers: &[PathBuf]) -> Result<bool> {
         match &entry.what {
             InitKind::File(content) => {
                 self.actor.as_owner();
-                Ok(std::fs::write(at, content)?)
+                std::fs::write(at, content)?;
+                Ok(false)
             }
-            InitKind::Directory if find(lowers, &entry.path).is_some() => Ok(()),
-            InitKind::Directory => self.make_as_seen(at, None),
+            InitKind::Directory if find(lowers, &entry.path).is_some() => Ok(false),
+            InitKind::Directory => self.make_as_seen(at, None).map(|()| true),
             InitKind::Absent => {
                 rustix::fs::mknodat(CWD, at, FileType::CharacterDevice, Mode::empty(), 0)?;
-                Ok(())
+                Ok(false)
             }
             InitKind::Empty => {
                 self.make_as_seen(at, find(lowers, &entry.path).as_ref())?;
                 let prefix = if self.plan.userxattr { "user" } else { "trusted" };
-                Ok(rustix::fs::setxattr(at, format!("{prefix}.overlay.opaque"), b"y", XattrFlags::empty())?)
+                rustix::fs::setxattr(at, format!("{prefix}.overlay.opaque"), b"y", XattrFlags::empty())?;
+                Ok(true)
             }
         }
     }
