@@ -2,14 +2,14 @@
 # bench-order.sh — writes packaging/start.ld: which functions a start executes, for the linker to lay them side by side; as root.
 #   tests/bench.sh order
 # A start that needs fewer pages of code has fewer page faults, each some µs: they were a twentieth of it. Builds the release program
-# with its symbols, and in the tree lab steps through one `run` with limits and one `exec`, all their processes: some minutes each.
+# with its symbols, and in the tree lab sets a breakpoint on each function of one `run` with limits and one `exec`, in all their processes.
 # To be done again after larger changes. A function that is not there any more, or has a new name, only misses its place.
 set -euo pipefail
 
-steps() { # steps STAGE COMMAND…: into STAGE/addresses
+called() { # called STAGE COMMAND…: by COMMAND's threads, into STAGE/addresses
   local stage=$1
   rm -f "$stage/log"
-  "$stage/inject" "$stage/log" all steps -- "${@:2}"
+  "$stage/inject" "$stage/log" all entries "$stage/functions" -- "${@:2}"
   # The tracer is nobody's child here.
   soon 100 test -e "$stage/log"
   cat "$stage/log" >> "$stage/addresses"
@@ -26,10 +26,10 @@ soon() { # soon TENTHS COMMAND…: waits so long at most until it succeeds
 
 if [ "${1:-}" = inside ]; then
   stage=$2
-  steps "$stage" "$stage/sandbox" run -p CPUShares=600 -p MemoryMax=500M -- true
+  called "$stage" "$stage/sandbox" run -p CPUShares=600 -p MemoryMax=500M -- true
   "$stage/sandbox" run --quiet --unit order -- sleep infinity &
   soon 300 "$stage/sandbox" exec order -- true
-  steps "$stage" "$stage/sandbox" exec order -- true
+  called "$stage" "$stage/sandbox" exec order -- true
   "$stage/sandbox" stop order > /dev/null
   wait
   exit
@@ -46,6 +46,7 @@ export CARGO_PROFILE_RELEASE_STRIP=none CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-tar
 stage_program release
 install -m755 "$SANDBOX_INJECT" "$stage/inject"
 install -m755 "$here/bench-order.sh" "$stage/script"
+nm --defined-only "$stage/sandbox" | awk '$2 ~ /^[tTwWi]$/ { print $1 }' > "$stage/functions"
 tests/lab/lab.sh run --tree --bind "$stage" -- bash "$stage/script" inside "$stage"
 libc=$(rustc --print sysroot)/lib/rustlib/$(program_target)/lib/self-contained/libc.a   # musl's comes with Rust
 [ -e "$libc" ] || libc=$(cc -print-file-name=libc.a)

@@ -2,8 +2,10 @@
 
 order.py PROGRAM LIBC < ADDRESSES > SCRIPT
 
-PROGRAM has its symbols, LIBC is the archive that it is linked with, ADDRESSES are what it executed, hexadecimal, one a line.
-What is written names functions without their hashes, which are others in every build, and libc's by the member of its archive.
+PROGRAM has its symbols, LIBC is the archive that it is linked with, ADDRESSES are what its threads executed: a line for each, hexadecimal,
+in the order in which they did. Functions of the same threads come together, in that order: so each thread needs few pages.
+What is written names functions as they are in this build, then without their hashes, which another compiler has others of, and libc's
+by the member of its archive.
 """
 
 import bisect
@@ -27,13 +29,17 @@ def functions(program):
     return sorted((int(w[0], 16), int(w[1], 16), w[3]) for w in words if len(w) == 4 and w[2] in "tTwWi")
 
 
-def executed(found, addresses):
-    """The functions that have one of the addresses."""
+def executed(found, threads):
+    """The functions that have one of the addresses: of the same threads together, in the order in which they were executed."""
     starts = [start for start, _, _ in found]
-    for address in addresses:
-        at = bisect.bisect_right(starts, address) - 1
-        if at >= 0 and address < found[at][0] + found[at][1]:
-            yield found[at]
+    users, first = defaultdict(set), {}
+    for thread, addresses in enumerate(threads):
+        for address in addresses:
+            at = bisect.bisect_right(starts, address) - 1
+            if at >= 0 and address < found[at][0] + found[at][1]:
+                users[at].add(thread)
+                first.setdefault(at, len(first))
+    return [found[at] for at in sorted(users, key=lambda at: (sorted(users[at]), first[at]))]
 
 
 def pattern(name):
@@ -60,17 +66,20 @@ def main(program, libc):
     every, hot, libc_names = defaultdict(int), defaultdict(int), set()
     for _, size, name in found:
         every[pattern(name)] += size
-    for _, size, name in set(executed(found, {int(line, 16) for line in sys.stdin})):
+    exact = []
+    for _, size, name in executed(found, [[int(word, 16) for word in line.split()] for line in sys.stdin]):
         if pattern(name):
             hot[pattern(name)] += size
+            exact.append(name)
         else:
             libc_names.add(name)
-    names = sorted(name for name, size in hot.items() if every[name] <= FACTOR * size + SLACK)
+    names = [name for name, size in hot.items() if every[name] <= FACTOR * size + SLACK]
     of = members(libc)
     archive = sorted({of[name] for name in libc_names if name in of})
     if len(names) < 100 or not archive:
         sys.exit(f"order.py: {len(names)} functions and {len(archive)} of libc are too few: are there symbols?")
-    rows = [f"    *(.text.{name} .text.unlikely.{name})" for name in names] + [f"    *libc.a:{member}(.text .text.*)" for member in archive]
+    rows = [f"    *libc.a:{member}(.text .text.*)" for member in archive]
+    rows += [f"    *(.text.{name} .text.unlikely.{name})" for name in [*exact, *names]]
     print(HEAD, "SECTIONS", "{", "  .text.start :", "  {", *rows, "  }", "}", "INSERT BEFORE .text;", sep="\n")
 
 

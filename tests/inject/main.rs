@@ -4,7 +4,7 @@
 //! inject LOG first|all count -- COMMAND…            write to LOG how many system calls COMMAND makes
 //! inject LOG first|all kill N -- COMMAND…           SIGKILL at the entry of the Nth, which is not done
 //! inject LOG first|all ENOSPC N -- COMMAND…         the Nth is not done and returns this error
-//! inject LOG all steps -- COMMAND…                  write to LOG the addresses that COMMAND's program executes
+//! inject LOG all entries FUNCTIONS -- COMMAND…      write to LOG which of COMMAND's program's FUNCTIONS are called
 //! ```
 //! `first` counts the calls of COMMAND's own process, all its threads; `all` those of its descendants too, in the order in which they are
 //! seen. strace(1) cannot do this: its `when=N` counts each kind of call, and each thread, for itself. The command keeps the process ID, the
@@ -26,8 +26,8 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode, Stdio};
 use std::str::FromStr;
 
+mod entries;
 mod own_tests;
-mod steps;
 
 /// What happens at the chosen call.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -121,12 +121,12 @@ fn tracer(words: &[String]) -> Result<()> {
         other => bail!("whose is {other}?"),
     };
     let deed = match deed.as_str() {
-        "steps" => None,
+        "entries" => None,
         "count" => Some(Deed::Count),
         "kill" => Some(Deed::Kill),
         name => Some(Deed::Fail(errno(name)?)),
     };
-    let at = number.first().map_or(Ok(0), |number| number.parse())?;
+    let at = number.first().filter(|_| deed.is_some()).map_or(Ok(0), |number| number.parse())?;
     leave_cgroup();
     take(first)?;
     let mut out = std::io::stdout();
@@ -137,7 +137,10 @@ fn tracer(words: &[String]) -> Result<()> {
     match deed {
         Some(deed) => Tracer::new(first, whose, deed, at, log).follow(),
         // Nobody else hears of it: its own streams are closed.
-        None => steps::follow(first, log).or_else(|error| Ok(std::fs::write(log, format!("{error:#}\n"))?)),
+        None => {
+            let list = number.first().context("which functions?")?;
+            entries::follow(first, list, log).or_else(|error| Ok(std::fs::write(log, format!("{error:#}\n"))?))
+        }
     }
 }
 
