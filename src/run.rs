@@ -369,7 +369,9 @@ impl Running<'_> {
             Ok(reported) => reported,
             Err(error) => return Err(self.first_failure(error)),
         };
-        let out_of_memory = out_of_memory.or_else(oom_kills);
+        if reported.is_none() {
+            out_of_memory = oom_kills();
+        }
         drop(relay);
         let pasta_ended = self.pasta.as_ref().is_some_and(Pasta::has_ended);
         let end = match reported {

@@ -26,7 +26,10 @@ soon() { # soon TENTHS COMMAND…: waits so long at most until it succeeds
 
 if [ "${1:-}" = inside ]; then
   stage=$2
-  called "$stage" "$stage/sandbox" run -p CPUShares=600 -p MemoryMax=500M -- true
+  start=("$stage/sandbox" run -p CPUShares=600 -p MemoryMax=500M -- true)
+  "${start[@]}"   # the first one makes directories
+  # Who is waited for last is a matter of chance.
+  for _ in 1 2 3 4; do called "$stage" "${start[@]}"; done
   "$stage/sandbox" run --quiet --unit order -- sleep infinity &
   soon 300 "$stage/sandbox" exec order -- true
   called "$stage" "$stage/sandbox" exec order -- true

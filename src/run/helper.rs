@@ -2,6 +2,7 @@
 //! its root, working directory, umask and file system user are its own too, and unlike a process it costs no copy of the launcher's
 //! memory.
 
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -59,9 +60,9 @@ impl Namespaces {
     }
 }
 
-/// A helper at work. Dropping it waits for nothing.
+/// A helper at work. Dropping it waits for nothing, and its stack stays until the end of this process, which comes next.
 pub(super) struct Helper {
-    thread: JoinHandle<()>,
+    thread: ManuallyDrop<JoinHandle<()>>,
 }
 
 impl Helper {
@@ -72,7 +73,7 @@ impl Helper {
     pub(super) fn start(work: Work) -> Result<Helper> {
         sys::share_heap();
         let thread = std::thread::Builder::new().spawn(move || work.run());
-        Ok(Helper { thread: thread.context("start the helper that makes the root")? })
+        Ok(Helper { thread: ManuallyDrop::new(thread.context("start the helper that makes the root")?) })
     }
 
     /// Waits until it has ended and its mounts are gone, if it does not take too long.

@@ -79,7 +79,8 @@ def main(program, libc):
     if len(names) < 100 or not archive:
         sys.exit(f"order.py: {len(names)} functions and {len(archive)} of libc are too few: are there symbols?")
     rows = [f"    *libc.a:{member}(.text .text.*)" for member in archive]
-    rows += [f"    *(.text.{name} .text.unlikely.{name})" for name in [*exact, *names]]
+    names = [*sorted(libc_names - of.keys()), *exact, *names]
+    rows += [f"    *(.text.{name} .text.unlikely.{name})" for name in names]
     print(HEAD, "SECTIONS", "{", "  .text.start :", "  {", *rows, "  }", "}", "INSERT BEFORE .text;", sep="\n")
 
 
