@@ -142,7 +142,7 @@ impl Scratch {
         // Relative paths keep option strings short; absolute ones could be covered.
         rustix::process::fchdir(&directory).context("enter the scratch tmpfs")?;
         let scratch = Scratch { directory, kept: upper.is_some() };
-        for name in ["root", "layers", "init", "upper", "work", "fresh"] {
+        for name in ["root", "layers"] {
             scratch.make_directory(name)?;
         }
         if !plan.many_layers {
@@ -275,7 +275,7 @@ impl Assembly<'_> {
             }
             None => {
                 self.fresh += 1;
-                let place = Path::new("fresh").join(self.fresh.to_string());
+                let place = self.last_fresh_place();
                 self.make_directory(&place, (self.ids.base, self.ids.base), tmpfs.mode)?;
                 let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
                 rustix::mount::open_tree(CWD, &place, flags)?
@@ -283,11 +283,16 @@ impl Assembly<'_> {
         })
     }
 
+    /// The scratch directory that [`Assembly::new_tmpfs`] made last.
+    fn last_fresh_place(&self) -> PathBuf {
+        PathBuf::from(format!("fresh-{}", self.fresh))
+    }
+
     /// Copies, since the file system of credentials (ramfs) cannot be idmapped, and root inside could not read root's own.
     fn copy(&mut self, at: &Path, sources: &[Source]) -> Result<()> {
         let Some(source) = sources.first() else { return Ok(()) };
         let mount = self.new_tmpfs(&Tmpfs { at: at.to_owned(), mode: 0o555, size: None })?;
-        let place = Path::new("fresh").join(self.fresh.to_string());
+        let place = self.last_fresh_place();
         let files = format!("/proc/self/fd/{}", source.mount.as_raw_fd());
         self.actor.as_self();
         for entry in std::fs::read_dir(files).context("list the files to copy")? {

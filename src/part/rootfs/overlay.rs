@@ -26,7 +26,7 @@ impl Assembly<'_> {
             rustix::mount::move_mount(&layer.mount, "", CWD, &place, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)?;
             lowers.push(place);
         }
-        let init = Path::new("init").join(&number);
+        let init = PathBuf::from(format!("init-{number}"));
         let mount_points = self.mount_points_in(overlay, &lowers);
         self.init_layer(&init, overlay.init.iter().chain(&mount_points), &lowers, &top)?;
         lowers.push(init);
@@ -39,7 +39,7 @@ impl Assembly<'_> {
     /// The upper and work directories of an overlay; the upper's own owner and mode are what the root of the overlay shows.
     fn upper_and_work(&self, overlay: &Overlay, number: &str, top: &Stat) -> Result<(PathBuf, PathBuf)> {
         if !self.scratch.kept {
-            let (upper, work) = (Path::new("upper").join(number), Path::new("work").join(number));
+            let (upper, work) = (PathBuf::from(format!("upper-{number}")), PathBuf::from(format!("work-{number}")));
             self.make_directory(&upper, self.owner(top), top.st_mode)?;
             self.scratch.make_directory(&work)?;
             return Ok((upper, work));
