@@ -341,7 +341,7 @@ impl Running<'_> {
     fn supervise(mut self, signals: &Signals, master: Option<OwnedFd>, timings: &mut Timings) -> Result<Ended> {
         // Where the next command may want the same directories its mounts have to be gone, with the payload under way.
         if let Some(helper) = self.helper.take_if(|_| self.holds_locks) {
-            helper.wait();
+            helper.join();
         }
         let view = self.view.take();
         let mut relay = self.relay(signals, master, view)?;

@@ -2,7 +2,7 @@
 # bench-order.sh — writes packaging/start.ld: which functions a start executes, for the linker to lay them side by side; as root.
 #   tests/bench.sh order
 # A start that needs fewer pages of code has fewer page faults, each some µs: they were a twentieth of it. Builds the release program
-# with its symbols, and in the tree lab sets a breakpoint on each function of one `run` with limits and one `exec`, in all their processes.
+# with its symbols, and in the tree lab sets a breakpoint on each function, in all processes of a few `run` with limits and an `exec`.
 # To be done again after larger changes. A function that is not there any more, or has a new name, only misses its place.
 set -euo pipefail
 

@@ -191,8 +191,11 @@ impl<'a> Look<'a> {
         rustix::fs::openat2(root, below, flags | OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), stay)
     }
 
-    /// Whether a name is not in a crowded directory. It is asked as a link: nothing that is mounted there, and may hang, is looked at.
+    /// Whether a name is not in a crowded directory. It is asked as a link, which starts no automount; what is mounted may hang.
     fn is_missing(&self, below: &Path) -> bool {
+        if self.host.mounts.iter().any(|mount| mount.point.strip_prefix("/").is_ok_and(|point| point == below)) {
+            return false;
+        }
         let (Some(parent), Some(name)) = (below.parent(), below.file_name()) else { return false };
         let Some((_, directory)) = self.crowded.iter().find(|(path, _)| *path == parent) else { return false };
         let mut target = [MaybeUninit::uninit(); 1];

@@ -60,7 +60,7 @@ impl Namespaces {
     }
 }
 
-/// A helper at work. Dropping it waits for nothing, and its stack stays until the end of this process, which comes next.
+/// A helper at work. Dropping it waits for nothing, and gives nothing back: mostly this process ends next.
 pub(super) struct Helper {
     thread: ManuallyDrop<JoinHandle<()>>,
 }
@@ -81,6 +81,15 @@ impl Helper {
         let deadline = Instant::now() + PATIENCE;
         while !self.thread.is_finished() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_micros(200));
+        }
+    }
+
+    /// The same, for a launcher that goes on: the helper's stack is given back.
+    pub(super) fn join(self) {
+        self.wait();
+        if self.thread.is_finished() {
+            // It has told the child what went wrong.
+            let _ = ManuallyDrop::into_inner(self.thread).join();
         }
     }
 }

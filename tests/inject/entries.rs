@@ -28,7 +28,7 @@ pub(crate) fn follow(first: Pid, list: &str, log: &str) -> Result<()> {
         };
         let Some(pid) = status.pid() else { continue };
         match entries.stopped(pid, status) {
-            Err(error) if error.downcast_ref() == Some(&Errno::ESRCH) => {}
+            Err(error) if is_gone(&error) => {}
             result => result.with_context(|| format!("trace {pid}: {status:?}"))?,
         }
     }
@@ -61,6 +61,15 @@ struct Code {
 struct Executed {
     seen: BTreeSet<u64>,
     order: Vec<u64>,
+}
+
+/// Whether the process was killed meanwhile: its memory then has no room, or is not there.
+fn is_gone(error: &anyhow::Error) -> bool {
+    let gone = |error: &std::io::Error| {
+        let errno = error.raw_os_error();
+        error.kind() == std::io::ErrorKind::WriteZero || matches!(errno, Some(libc::ESRCH | libc::ENOENT | libc::EIO))
+    };
+    error.downcast_ref() == Some(&Errno::ESRCH) || error.downcast_ref().is_some_and(gone)
 }
 
 fn memory(pid: Pid) -> Result<File> {

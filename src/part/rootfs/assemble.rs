@@ -183,7 +183,7 @@ pub(super) struct Assembly<'a> {
     attached: bool,
     /// How many empty directories were made.
     fresh: u32,
-    /// The empty directory that was attached last, and where: what is made in it needs no way through the root.
+    /// The empty /dev, as long as nothing was attached elsewhere: what is made in it needs no way through the root.
     last_fresh: Option<(PathBuf, OwnedFd)>,
     /// The first mount, attached.
     root: Option<OwnedFd>,
@@ -259,8 +259,24 @@ impl Assembly<'_> {
     fn tmpfs(&mut self, tmpfs: &Tmpfs) -> Result<()> {
         let mount = self.new_tmpfs(tmpfs)?;
         self.attach(&mount, &tmpfs.at, Make::Directory)?;
-        self.last_fresh = Some((tmpfs.at.clone(), mount));
+        // The one that much is made in.
+        if tmpfs.at == Path::new("/dev") && self.leads_to(&tmpfs.at, &mount)? && self.makes_for_root() {
+            self.last_fresh = Some((tmpfs.at.clone(), mount));
+        }
         Ok(())
+    }
+
+    /// Whether the way to `at` ends at the root of this mount: not where it is covered, or a link that led there is.
+    fn leads_to(&self, at: &Path, mount: &OwnedFd) -> Result<bool> {
+        let found = rustix::fs::fstat(self.target(at, Make::Directory)?)?;
+        let own = rustix::fs::fstat(mount)?;
+        Ok((found.st_dev, found.st_ino) == (own.st_dev, own.st_ino))
+    }
+
+    /// Whether what the actor makes is the root's without being given to it.
+    fn makes_for_root(&self) -> bool {
+        let (uid, gid) = self.ids.root();
+        self.ids.base != 0 || (uid, gid) == (rustix::process::geteuid(), rustix::process::getegid())
     }
 
     fn new_tmpfs(&mut self, tmpfs: &Tmpfs) -> Result<OwnedFd> {
