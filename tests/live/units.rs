@@ -403,8 +403,10 @@ impl StoppedDbus {
 
 impl Drop for StoppedDbus {
     fn drop(&mut self) {
-        // A user manager does not come back to the bus by itself, and on cgroup v1 it needs it to move processes.
-        for verb in [&["start", "dbus.socket", "dbus.service"][..], &["try-restart", "user@1000.service"]] {
+        // A user manager does not come back to the bus by itself, and on cgroup v1 it needs it to move processes. It starts once logind
+        // is back there.
+        let services = ["systemd-logind.service", "user@1000.service"].map(|service| ["try-restart", service]);
+        for verb in [&["start", "dbus.socket", "dbus.service"][..], &services[0], &services[1]] {
             let _ = std::process::Command::new("systemctl").args(verb).status();
         }
     }
