@@ -179,7 +179,7 @@ fn wait_for_go(end: &ChildEnd) -> Result<()> {
 }
 
 /// How long a child without a launcher stays for systemd to put it into its unit.
-const UNIT_WAIT: Duration = Duration::from_secs(3);
+pub(crate) const UNIT_WAIT: Duration = Duration::from_secs(3);
 
 /// How long it stays from the moment that it sees itself there: several times what the slowest of systemd's moves takes (8 ms).
 const MOVE_WAIT: Duration = Duration::from_millis(100);

@@ -4,11 +4,12 @@ use std::fs::File;
 use std::os::fd::BorrowedFd;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::Timespec;
 use rustix::process::Pid;
 
+use crate::child;
 use crate::error::{Result, fault};
 use crate::host;
 use crate::layer::Manager;
@@ -84,9 +85,13 @@ impl<'a> Unit<'a> {
         step: fn(&mut Bus, &ScopeRequest<'_>, Pending) -> Result<Progress>,
     ) -> Result<bool> {
         if let (Some(pending), Some(bus)) = (self.pending.take(), &mut self.bus) {
-            match step(bus, &request(self.plan, self.pid, self.beside, Some(pidfd)), pending)? {
-                Progress::Stands => self.stands = true,
-                Progress::Waits(pending) => self.pending = Some(pending),
+            match step(bus, &request(self.plan, self.pid, self.beside, Some(pidfd)), pending) {
+                Ok(Progress::Stands) => self.stands = true,
+                Ok(Progress::Waits(pending)) => self.pending = Some(pending),
+                Err(error) => {
+                    self.pending = bus.take_unanswered();
+                    return Err(error);
+                }
             }
         }
         Ok(self.pending.is_none())
@@ -97,6 +102,23 @@ impl<'a> Unit<'a> {
         if let Err(error) = self.finish(pidfd) {
             log::debug!("{error:#}");
         }
+        // Nobody tells how that ends but the kernel.
+        if self.pending.take().is_some() {
+            self.stands = self.comes(pidfd);
+        }
+    }
+
+    /// Whether the process comes into the unit, within the time in which systemd would do that.
+    fn comes(&self, pidfd: BorrowedFd<'_>) -> bool {
+        let start = Instant::now();
+        let request = request(self.plan, self.pid, self.beside, Some(pidfd));
+        while start.elapsed() < child::UNIT_WAIT {
+            match request.has_entered() {
+                Some(false) => std::thread::sleep(Duration::from_millis(5)),
+                known => return known == Some(true),
+            }
+        }
+        false
     }
 
     /// Reads every limit back from the kernel.

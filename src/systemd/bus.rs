@@ -15,6 +15,7 @@ use zbus::{DynamicType, Type};
 use crate::error::{Fault, Result, fault};
 
 use super::property;
+use super::start::Pending;
 use super::wire::{Call, Deadline, Exchange, Failure, Wire};
 
 /// The longest that one operation may take, all its steps together.
@@ -68,6 +69,8 @@ pub(crate) struct Bus {
     others: Vec<Place>,
     /// The longest that the answer to a call is waited for.
     patience: Duration,
+    /// A start of which nobody knows what came: not systemd's answer ended the wait for it, but that it could not be heard.
+    pub(super) unanswered: Option<Pending>,
 }
 
 impl Bus {
@@ -114,7 +117,8 @@ impl Bus {
             match place.address().and_then(|address| Wire::connect(&address, place.daemon)) {
                 Ok(wire) => {
                     let daemon = place.daemon;
-                    return Ok(Bus { wire, daemon, user, watched: None, others: places, patience: WAIT });
+                    let (watched, unanswered) = (None, None);
+                    return Ok(Bus { wire, daemon, user, watched, others: places, patience: WAIT, unanswered });
                 }
                 Err(failure) => tried.push(format!("{}: {}", place.path.display(), text(&failure))),
             }

@@ -88,6 +88,13 @@ impl Request for ScopeRequest<'_> {
     }
 }
 
+impl ScopeRequest<'_> {
+    /// Whether the kernel shows the process in the unit; `None` where that cannot be known.
+    pub(crate) fn has_entered(&self) -> Option<bool> {
+        self.stands()
+    }
+}
+
 impl Bus {
     /// Whether a call made it, such as ours, and no file: nobody else has to know that it failed.
     pub(super) fn is_transient(&mut self, name: &str) -> bool {

@@ -94,9 +94,14 @@ impl Bus {
     /// which the payload may run already.
     ///
     /// # Errors
-    /// When it has not, for whatever reason; nothing is left of the unit then.
+    /// When it has not, for whatever reason; nothing is left of the unit then, but where [`Bus::take_unanswered`] has something.
     pub(crate) fn finish_scope(&mut self, request: &ScopeRequest<'_>, pending: Pending) -> Result<Progress> {
         self.finish(request, pending)
+    }
+
+    /// The start that the last failure was not systemd's answer to: it may go on.
+    pub(crate) fn take_unanswered(&mut self) -> Option<Pending> {
+        self.unanswered.take()
     }
 
     /// The same for any kind of unit.
@@ -110,7 +115,16 @@ impl Bus {
                 Ok(None) => return Ok(Progress::Waits(pending)),
                 Ok(Some(result)) => self.conclude(request, &result)?,
                 Err(Failure::Timeout(_)) => return Err(self.give_up(request, &pending.job)),
-                Err(failure) => self.recover(request, &mut pending, failure)?,
+                Err(failure) => {
+                    let is_answer = matches!(failure, Failure::Remote { .. });
+                    match self.recover(request, &mut pending, failure) {
+                        Err(error) if !is_answer => {
+                            self.unanswered = Some(pending);
+                            return Err(error);
+                        }
+                        result => result?,
+                    }
+                }
             };
             match attempt {
                 Attempt::Done => return Ok(Progress::Stands),
