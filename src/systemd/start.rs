@@ -116,9 +116,9 @@ impl Bus {
                 Ok(Some(result)) => self.conclude(request, &result)?,
                 Err(Failure::Timeout(_)) => return Err(self.give_up(request, &pending.job)),
                 Err(failure) => {
-                    let is_answer = matches!(failure, Failure::Remote { .. });
+                    let may_go_on = !matches!(failure, Failure::Remote { .. }) && !self.is_elsewhere(&failure);
                     match self.recover(request, &mut pending, failure) {
-                        Err(error) if !is_answer => {
+                        Err(error) if may_go_on => {
                             self.unanswered = Some(pending);
                             return Err(error);
                         }
