@@ -178,7 +178,8 @@ fn wait_for_go(end: &ChildEnd) -> Result<()> {
     }
 }
 
-/// How long a child without a launcher stays for systemd to put it into its unit.
+/// How long systemd is waited for, which may put the child into its unit, once nobody hears from it: by a child without a launcher, and by a
+/// launcher that has lost the connection.
 pub(crate) const UNIT_WAIT: Duration = Duration::from_secs(3);
 
 /// How long it stays from the moment that it sees itself there: several times what the slowest of systemd's moves takes (8 ms).
