@@ -16,6 +16,7 @@ use crate::part::landlock::Restrictions;
 use crate::part::mounts;
 use crate::part::network;
 use crate::part::process::{Identity, Prepared, ProcessPlan};
+use crate::part::rootfs::RootPlan;
 use crate::part::rootfs::assemble::{Ids, assemble};
 use crate::part::streams;
 use crate::part::terminal;
@@ -27,9 +28,9 @@ use crate::seccomp::Filter;
 use crate::sync::{self, ChildEnd, Failure, ToChild, ToParent};
 use crate::sys;
 
-/// Runs the child to its end. What fails is reported to the launcher, which prints it; nothing is printed here.
-pub(crate) fn enter(plan: &Plan, end: &ChildEnd, streams: &Streams, kept: &[BorrowedFd<'_>]) -> ! {
-    let status = steps(plan, end, streams, kept).unwrap_or_else(|error| {
+/// Runs the child to its end; `born` is a second of the boot-time clock just before it began. What fails is reported to the launcher, which prints it; nothing is printed here.
+pub(crate) fn enter(plan: &Plan, end: &ChildEnd, streams: &Streams, kept: &[BorrowedFd<'_>], born: u64) -> ! {
+    let status = steps(plan, end, streams, kept, born).unwrap_or_else(|error| {
         // If the launcher is gone there is nobody to tell.
         drop(end.send(&ToParent::Failed(Failure::from_error(&error))));
         // The launcher ends this process when systemd has it in its unit: a dead one that systemd puts there never leaves it, and
@@ -41,7 +42,7 @@ pub(crate) fn enter(plan: &Plan, end: &ChildEnd, streams: &Streams, kept: &[Borr
     sys::exit_now(status)
 }
 
-fn steps(plan: &Plan, end: &ChildEnd, streams: &Streams, kept: &[BorrowedFd<'_>]) -> Result<u8> {
+fn steps(plan: &Plan, end: &ChildEnd, streams: &Streams, kept: &[BorrowedFd<'_>], born: u64) -> Result<u8> {
     streams.take()?;
     // Locks stay: the range of IDs and a kept upper are in use as long as this process lives, also when its launcher is killed.
     let keep: Vec<_> = [end.as_fd()].into_iter().chain(kept.iter().copied()).collect();
@@ -66,18 +67,19 @@ fn steps(plan: &Plan, end: &ChildEnd, streams: &Streams, kept: &[BorrowedFd<'_>]
             end.send(&ToParent::Network(network::own_namespace()?)).context("tell the launcher")?;
         }
     }
+    let mut listed = None;
     if let Some(root) = &plan.root {
         let made = mounts::make(&plan.kernel_mounts)?;
         let (tree, view) = if root.by_child {
-            let view = plan.procview.as_ref().map(|_| own_files(end)).transpose()?;
-            (assemble(root, &Ids { base: 0, userns: None, inside: None })?, view)
+            own_root(root, end, plan.procview.is_some())?
         } else {
             wait_for_root(end, plan.procview.is_some())?
         };
-        mounts::enter(&plan.kernel_mounts, &made, &tree, view.as_ref())?;
+        mounts::enter(&plan.kernel_mounts, &made, &tree, view.as_ref().map(|view| &view.mount))?;
+        listed = view.map(|view| view.listed);
     }
     rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable).context("own /proc/self")?;
-    plan.namespaces.enter_time()?;
+    plan.namespaces.enter_time(born)?;
     let terminal = plan.process.terminal.then(terminal::open).transpose()?;
     let prepared = plan.process.prepare()?;
     let answered = plan.procview.as_ref().map(|view| procview::filter(view.affinity, &plan.seccomp));
@@ -85,9 +87,10 @@ fn steps(plan: &Plan, end: &ChildEnd, streams: &Streams, kept: &[BorrowedFd<'_>]
     // For all processes from here on, while systemd works; what this one may do now stays, until the payload is on its own.
     plan.capabilities.apply()?;
     let (master, terminal) = terminal.map_or((None, None), |(master, terminal)| (Some(master), Some(terminal)));
+    drop(listed);
     end.send(&ToParent::Ready(master)).context("tell the launcher")?;
     // Until here a launcher that died is seen as the end of the socket.
-    wait_for_go(end)?;
+    let tell = wait_for_go(end)?;
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("tie the child to its launcher")?;
     // The process is in its unit now: its cgroup becomes the root of what it sees.
     plan.namespaces.enter_cgroup()?;
@@ -98,7 +101,7 @@ fn steps(plan: &Plan, end: &ChildEnd, streams: &Streams, kept: &[BorrowedFd<'_>]
         leave_descriptors(plan, &[end.as_fd()], terminal.as_ref())?;
         return Err(payload.become_it(&prepared, terminal.as_ref(), Origin::First(end)));
     }
-    pid1::supervise(plan, end, payload, &prepared, terminal)
+    pid1::supervise(plan, end, payload, &prepared, terminal, tell)
 }
 
 /// Closes, in the process that becomes the payload, what it does not need for that: by way of /proc/self/fd its working directory or its
@@ -140,26 +143,37 @@ fn wait_for_maps(end: &ChildEnd) -> Result<()> {
     }
 }
 
+/// The sandbox's own /proc files.
+struct OwnFiles {
+    mount: OwnedFd,
+    /// See [`procview::mount::look_up_all`].
+    listed: OwnedFd,
+}
+
 /// The mount of the sandbox's own /proc files, made by a plain user: a device works in the user namespace that opened it, so it is
 /// opened here, and goes to the launcher, who answers on it.
-fn own_files(end: &ChildEnd) -> Result<OwnedFd> {
+fn own_files(end: &ChildEnd) -> Result<OwnFiles> {
     let device = procview::mount::open().with_context(|| format!("open {}", procview::mount::DEVICE))?;
     let mount = procview::mount::make(device.as_fd())?;
     end.send(&ToParent::View(device)).context("tell the launcher")?;
-    procview::mount::look_up_all(&mount)?;
-    Ok(mount)
+    Ok(OwnFiles { listed: procview::mount::look_up_all(&mount)?, mount })
+}
+
+/// The root that a plain user makes, and where wanted the mount of the /proc files.
+fn own_root(root: &RootPlan, end: &ChildEnd, wants_view: bool) -> Result<(OwnedFd, Option<OwnFiles>)> {
+    let view = wants_view.then(|| own_files(end)).transpose()?;
+    Ok((assemble(root, &Ids { base: 0, userns: None, inside: None })?, view))
 }
 
 /// The root, of the helper, and where wanted the mount of the /proc files, of the launcher: in either order.
-fn wait_for_root(end: &ChildEnd, wants_view: bool) -> Result<(OwnedFd, Option<OwnedFd>)> {
+fn wait_for_root(end: &ChildEnd, wants_view: bool) -> Result<(OwnedFd, Option<OwnFiles>)> {
     let (mut root, mut view) = (None, None);
     loop {
         match end.receive()? {
             Some(ToChild::Tree(tree)) => root = Some(tree),
             Some(ToChild::View(mount)) => {
                 // While the helper is at work.
-                procview::mount::look_up_all(&mount)?;
-                view = Some(mount);
+                view = Some(OwnFiles { listed: procview::mount::look_up_all(&mount)?, mount });
             }
             other => return Err(unexpected(other)),
         }
@@ -171,9 +185,10 @@ fn wait_for_root(end: &ChildEnd, wants_view: bool) -> Result<(OwnedFd, Option<Ow
     }
 }
 
-fn wait_for_go(end: &ChildEnd) -> Result<()> {
+/// Whether the launcher wants to hear when the payload runs.
+fn wait_for_go(end: &ChildEnd) -> Result<bool> {
     match end.receive()? {
-        Some(ToChild::Go) => Ok(()),
+        Some(ToChild::Go { tell }) => Ok(tell),
         other => Err(unexpected(other)),
     }
 }

@@ -70,7 +70,7 @@ pub(crate) fn enter(sandbox: &Sandbox, process: &ProcessPlan) -> Result<u8> {
         if sandbox.found.ours {
             process.apply_from_outside(pid)?;
         }
-        entered.end.send(&ToChild::Go).context("tell the child")
+        entered.end.send(&ToChild::Go { tell: false }).context("tell the child")
     };
     // One that has ended is in no unit, and hears nothing; it has said why.
     let_go().map_err(|error| entered.failure().unwrap_or(error))?;
@@ -288,7 +288,7 @@ fn attend(target: &Target, payload: Payload<'_>, end: &ChildEnd) -> Result<u8> {
     rustix::process::setsid().context("make a session")?;
     child::leave_keyring()?;
     match end.receive()? {
-        Some(ToChild::Go) => {}
+        Some(ToChild::Go { .. }) => {}
         _ => return Err(fault("the caller is gone").into()),
     }
     // Processes inside are not to look into this one or its child while they have the caller's memory.

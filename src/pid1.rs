@@ -24,7 +24,8 @@ use crate::sys;
 /// Longest wait for the launcher to have looked at what the unit counted.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(2);
 
-/// Starts the payload and stays until it has ended; the result is the exit status of this process, which nobody reads.
+/// Starts the payload and stays until it has ended; the result is the exit status of this process, which nobody reads. That the payload
+/// runs is told to the launcher where it is to be: that wakes it.
 ///
 /// # Errors
 /// When the payload cannot be started, with its own reason.
@@ -34,6 +35,7 @@ pub(crate) fn supervise(
     payload: Payload<'_>,
     prepared: &Prepared,
     terminal: Option<OwnedFd>,
+    tell: bool,
 ) -> Result<u8> {
     let signals = watch_signals()?;
     // Where the PID namespace is the host's, orphans of the payload come to the stub all the same.
@@ -44,7 +46,9 @@ pub(crate) fn supervise(
     if let Some(failure) = read_failure(started)? {
         return Err(failure.into_error());
     }
-    end.send(&ToParent::Executed).context("tell the launcher")?;
+    if tell {
+        end.send(&ToParent::Executed).context("tell the launcher")?;
+    }
     let own_pids = plan.namespaces.has(Namespace::Pid);
     let status = Stub { end, signals, payload, in_unit: plan.unit.is_some(), own_pids }.watch()?;
     end_the_rest(own_pids);
@@ -149,7 +153,6 @@ pub(crate) fn attend(end: &ChildEnd, become_it: impl FnOnce(BorrowedFd<'_>) -> a
     if let Some(failure) = read_failure(started)? {
         return Err(failure.into_error());
     }
-    end.send(&ToParent::Executed).context("tell the launcher")?;
     let status = Stub { end, signals, payload, in_unit: true, own_pids: false }.watch()?;
     end.send(&ToParent::Exited(status)).context("tell the launcher")?;
     Ok(0)

@@ -52,6 +52,17 @@ pub(crate) struct Relay<'a> {
     status: Option<i32>,
     /// What SIGTERM becomes for the payload.
     stop_signal: Option<i32>,
+    /// When [`Event::Settled`] is due.
+    settles: Option<Instant>,
+}
+
+/// What a relay tells who called it.
+#[derive(Debug)]
+pub(crate) enum Event<'m> {
+    /// The first process inside said something.
+    Said(&'m ToParent),
+    /// The payload has run for as long as [`Relay::settle_after`] says.
+    Settled,
 }
 
 impl<'a> Relay<'a> {
@@ -81,6 +92,7 @@ impl<'a> Relay<'a> {
             killed: false,
             status: None,
             stop_signal: None,
+            settles: None,
         })
     }
 
@@ -94,7 +106,7 @@ impl<'a> Relay<'a> {
     ///
     /// # Errors
     /// When the payload could not be executed, or an event cannot be read.
-    pub(crate) fn until_end(&mut self, seen: &mut dyn FnMut(&ToParent)) -> Result<Option<i32>> {
+    pub(crate) fn until_end(&mut self, seen: &mut dyn FnMut(Event<'_>)) -> Result<Option<i32>> {
         loop {
             let ready = self.poll()?;
             if let Some(terminal) = &mut self.terminal {
@@ -114,6 +126,9 @@ impl<'a> Relay<'a> {
                     self.hear(seen)?;
                 }
                 return Ok(self.status);
+            }
+            if self.settles.take_if(|at| Instant::now() >= *at).is_some() {
+                seen(Event::Settled);
             }
             // One at a time, and after the end was looked for: a signal that came later than that is for drain().
             if ready.has(Source::Signals)
@@ -136,6 +151,11 @@ impl<'a> Relay<'a> {
         self.stop_signal = signal;
     }
 
+    /// Says so ([`Event::Settled`]) when the payload has run for so long.
+    pub(crate) fn settle_after(&mut self, time: Duration) {
+        self.settles = Some(Instant::now() + time);
+    }
+
     fn poll(&self) -> Result<Ready> {
         let mut fds = vec![
             (Source::Child, PollFd::new(&self.pidfd, PollFlags::IN)),
@@ -149,7 +169,8 @@ impl<'a> Relay<'a> {
         }
         let parts = self.view.iter().flat_map(View::interest);
         fds.extend(parts.map(|(part, fd)| (Source::View(part), PollFd::from_borrowed_fd(fd, PollFlags::IN))));
-        wait_for(fds, None)
+        let left = self.settles.map(|at| at.saturating_duration_since(Instant::now()));
+        wait_for(fds, left.and_then(|left| Timespec::try_from(left).ok()).as_ref())
     }
 
     /// Hands on what was written before the last process inside ended. A reader that is slow is waited for, as a writer to a pipe
@@ -185,7 +206,7 @@ impl<'a> Relay<'a> {
         Ok(())
     }
 
-    fn hear(&mut self, seen: &mut dyn FnMut(&ToParent)) -> Result<()> {
+    fn hear(&mut self, seen: &mut dyn FnMut(Event<'_>)) -> Result<()> {
         match self.end.receive()? {
             Some(ToParent::Failed(failure)) => return Err(failure.into_error()),
             Some(ToParent::Calls(listener)) => {
@@ -197,12 +218,12 @@ impl<'a> Relay<'a> {
                 if let ToParent::Exited(status) = message {
                     self.status = Some(status);
                 }
-                seen(&message);
+                seen(Event::Said(&message));
             }
             None => {
                 self.socket_open = false;
                 if self.payload.is_some() {
-                    seen(&ToParent::Executed);
+                    seen(Event::Said(&ToParent::Executed));
                 }
             }
         }

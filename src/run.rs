@@ -3,6 +3,7 @@
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
@@ -18,7 +19,7 @@ use crate::part::streams;
 use crate::part::users::{self, Claim, UserPlan};
 use crate::plan::{Plan, UnitPlan};
 use crate::procview::{self, Server, View};
-use crate::relay::Relay;
+use crate::relay::{Event, Relay};
 use crate::signals::Signals;
 use crate::state::StateFile;
 use crate::sync::{self, ParentEnd, ToChild, ToParent};
@@ -33,6 +34,9 @@ mod upper;
 
 use helper::{Helper, Namespaces, Work};
 use upper::lock_upper;
+
+/// A command that has run for so long gets what was decided for it written down; one that ends sooner is looked at by nobody.
+const DESCRIBED: Duration = Duration::from_millis(20);
 
 /// What takes others some time was begun before there was a plan.
 pub(crate) struct Begun {
@@ -62,6 +66,7 @@ pub(crate) fn run(plan: &Arc<Plan>, leases: &[BorrowedFd<'_>], begun: Begun, tim
     let joined = plan.network.join().map(JoinPlan::open).transpose()?;
     let (end, child_end) = sync::pair().context("make a socket pair")?;
     let flags = plan.namespaces.clone_flags();
+    let born = rustix::time::clock_gettime(rustix::time::ClockId::Boottime).tv_sec.unsigned_abs();
     let side = match &joined {
         None => sys::clone_process(flags).map_err(explain_clone)?,
         Some(joined) => joined.clone_process(flags, &plan.users)?,
@@ -72,7 +77,7 @@ pub(crate) fn run(plan: &Arc<Plan>, leases: &[BorrowedFd<'_>], begun: Begun, tim
             let claimed = claim.iter().map(|claim| claim.lock().as_fd());
             let locks = claimed.chain(upper).chain(leases.iter().copied()).filter(|_| !may_trace_the_stub(plan));
             let kept: Vec<_> = locks.chain(sys::listen_fds(listen)).collect();
-            child::enter(plan, &child_end, &streams, &kept)
+            child::enter(plan, &child_end, &streams, &kept, born)
         }
         Side::Parent(pid, pidfd) => (pid, pidfd),
     };
@@ -259,7 +264,9 @@ impl Running<'_> {
             pasta.await_ready(signals.ending())?;
             timings.mark("network up");
         }
-        self.end.send(&ToChild::Go).context("tell the child")?;
+        self.end
+            .send(&ToChild::Go { tell: self.plan.service.tells_ready() || timings.wanted })
+            .context("tell the child")?;
         self.let_go = true;
         Ok(master)
     }
@@ -267,7 +274,7 @@ impl Running<'_> {
     /// Those that the helper needs, and the view.
     fn open_namespaces(&mut self, is_mapped: bool) -> Result<Namespaces> {
         self.view = self.plan.procview.as_ref().map(|_| View::new(self.pid, self.plan.process.quiet)).transpose()?;
-        Namespaces::open(self.plan, self.pid, is_mapped)
+        Namespaces::open(self.plan, self.pid, is_mapped, self.view.as_ref())
     }
 
     fn map_ids(&self, claim: Option<&Claim>) -> Result<()> {
@@ -348,22 +355,18 @@ impl Running<'_> {
         let oom_kills = || self.unit.as_ref().and_then(Unit::oom_kills).filter(|kills| *kills > 0);
         let (mut out_of_memory, mut unreachable) = (None, false);
         let reported = relay.until_end(&mut |event| match event {
-            ToParent::Executed => {
+            Event::Settled => self.state.iter().for_each(|state| state.describe(self.plan)),
+            Event::Said(ToParent::Executed) => {
                 self.plan.service.executed();
                 timings.mark("payload executed");
             }
-            ToParent::Exited(status) => {
+            Event::Said(ToParent::Exited(status)) => {
                 // Once the stub has ended, systemd removes the cgroup that counts them, and the kernel the network.
                 out_of_memory = oom_kills();
                 unreachable = *status != 0 && self.plan.network.was_missed(self.pid);
                 self.end.close_half();
             }
-            ToParent::Ready(_)
-            | ToParent::View(_)
-            | ToParent::Calls(_)
-            | ToParent::Network(_)
-            | ToParent::Child(..)
-            | ToParent::Failed(_) => {}
+            Event::Said(_) => {}
         });
         let reported = match reported {
             Ok(reported) => reported,
@@ -401,6 +404,9 @@ impl Running<'_> {
         if let Some(mut view) = view {
             view.open(procview::Subject::new(self.plan, self.pid));
             relay.serve(view);
+        }
+        if self.state.is_some() {
+            relay.settle_after(DESCRIBED);
         }
         relay.stop_by(self.plan.unit.as_ref().and_then(|unit| unit.stop_signal));
         if let Some(log) = self.plan.log.as_ref().filter(|log| log.terminal) {

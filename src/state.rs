@@ -6,6 +6,7 @@
 
 mod process;
 
+use std::cell::Cell;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::Write;
@@ -115,9 +116,15 @@ pub(crate) struct Record {
     pub(crate) ports: Vec<Publish>,
     /// How one gets in.
     pub(crate) entry: Entry,
-    /// Every decision, as `run --dry-run` prints it.
+}
+
+/// Every decision of a start. Nobody has to know them to find the sandbox or to enter it, and to write them down takes a fortieth of a
+/// start, so the launcher adds them when the sandbox has lived for a moment: [`crate::run`].
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Decisions {
+    /// As `run --dry-run` prints them.
     pub(crate) decided: String,
-    /// The same, as `run --dry-run --json` prints it.
+    /// As `run --dry-run --json` prints them.
     pub(crate) plan: Box<RawValue>,
 }
 
@@ -142,8 +149,6 @@ impl Record {
             settings: unit.settings.iter().map(KeptSetting::from).collect(),
             ports: plan.network.published().to_vec(),
             entry: entry(plan),
-            decided: plan.to_string(),
-            plan: serde_json::value::to_raw_value(plan).ok()?,
         })
     }
 
@@ -253,7 +258,8 @@ pub(crate) struct StateFile {
     /// Where it is to be found.
     path: PathBuf,
     file: File,
-    length: u64,
+    /// How long it is, in bytes.
+    length: Cell<u64>,
 }
 
 impl StateFile {
@@ -277,7 +283,7 @@ impl StateFile {
         let at = directory.join(format!(".{}", std::process::id()));
         let mut file = create(directory, &at)?;
         file.write_all(text).inspect_err(|_| drop(std::fs::remove_file(&at)))?;
-        Ok(StateFile { at, path, file, length: text.len() as u64 })
+        Ok(StateFile { at, path, file, length: Cell::new(text.len() as u64) })
     }
 
     /// Puts it where the others look.
@@ -290,10 +296,28 @@ impl StateFile {
         Ok(())
     }
 
+    /// Adds what was decided.
+    pub(crate) fn describe(&self, plan: &Plan) {
+        let plan_text = serde_json::value::to_raw_value(plan);
+        let text = plan_text
+            .and_then(|plan_text| serde_json::to_string(&Decisions { decided: plan.to_string(), plan: plan_text }));
+        match text {
+            Ok(text) => self.add(&text),
+            Err(error) => log::debug!("{}: {error}", self.at.display()),
+        }
+    }
+
     /// Adds the payload's exit status, for those that wait for it.
     pub(crate) fn ended(&self, status: u8) {
-        if let Err(error) = self.file.write_all_at(format!("\n{status}\n").as_bytes(), self.length) {
-            log::debug!("{}: {error}", self.at.display());
+        self.add(&status.to_string());
+    }
+
+    /// Adds a line.
+    fn add(&self, line: &str) {
+        let line = format!("\n{line}\n");
+        match self.file.write_all_at(line.as_bytes(), self.length.get()) {
+            Ok(()) => self.length.set(self.length.get() + line.len() as u64),
+            Err(error) => log::debug!("{}: {error}", self.at.display()),
         }
     }
 }
@@ -354,11 +378,19 @@ pub(crate) struct Found {
 impl Found {
     /// The payload's exit status, once its launcher has written it.
     pub(crate) fn status(&self) -> Option<u8> {
-        let text = match &self.file {
-            Some(file) => read(file)?,
-            None => read(&File::open(&self.path).ok()?)?,
-        };
-        text.lines().nth(1)?.parse().ok()
+        self.text()?.lines().skip(1).find_map(|line| line.parse().ok())
+    }
+
+    /// What was decided, once its launcher has written it; one of a former version has it in its first line.
+    pub(crate) fn decisions(&self) -> Option<Decisions> {
+        self.text()?.lines().find_map(|line| serde_json::from_str(line).ok())
+    }
+
+    fn text(&self) -> Option<String> {
+        match &self.file {
+            Some(file) => read(file),
+            None => read(&File::open(&self.path).ok()?),
+        }
     }
 
     /// Removes what a killed launcher left, where that is the caller's to do.
@@ -501,8 +533,6 @@ mod tests {
                 group_ids: vec![(0, 65536)],
                 host_view: true,
             },
-            decided: String::new(),
-            plan: Box::<RawValue>::default(),
         }
     }
 
@@ -528,10 +558,31 @@ mod tests {
         state.publish().unwrap();
         let found = open(&path, uid, true).unwrap().unwrap();
         assert_eq!((serde_json::to_vec(&found.record).unwrap(), found.status()), (text, None));
+        assert!(found.decisions().is_none());
+        state.add(r#"{"decided":"unit web.scope\n","plan":{"name":"web"}}"#);
         state.ended(143);
         drop(state);
+        let decisions = found.decisions().unwrap();
+        assert_eq!((decisions.decided.as_str(), decisions.plan.get()), ("unit web.scope\n", r#"{"name":"web"}"#));
         assert_eq!(found.status(), Some(143));
         assert_eq!(std::fs::read_dir(&sub).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_a_former_version_wrote_is_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let uid = rustix::process::geteuid().as_raw();
+        let mut record = record();
+        record.manager = Some(uid);
+        let mut text = serde_json::to_value(&record).unwrap();
+        text["decided"] = "unit web.scope\n".into();
+        text["plan"] = serde_json::json!({ "name": "web" });
+        let path = directory.path().join("web.scope.json");
+        std::fs::write(&path, format!("{text}\n7\n")).unwrap();
+        let found = open(&path, uid, true).unwrap().unwrap();
+        let decisions = found.decisions().unwrap();
+        assert_eq!((decisions.decided.as_str(), decisions.plan.get()), ("unit web.scope\n", r#"{"name":"web"}"#));
+        assert_eq!(found.status(), Some(7));
     }
 
     #[test]

@@ -11,7 +11,7 @@
 //!                     ◀── Ready (+ pty) ────────     everything that does not need the unit is done
 //!   Go                ── limits are in force ──▶     cgroup and time namespace, payload
 //!                     ◀── Calls + fd ───────────     the system calls that the launcher answers
-//!                     ◀── Executed ─────────────     the payload's execve succeeded
+//!                     ◀── Executed ─────────────     the payload's execve succeeded, where Go asked for that
 //!   Signal n | Stop   ── relayed ──────────────▶
 //!                     ◀── Exited status ────────     the payload ended
 //!   (closes its half) ── nothing more is said ─▶     the stub ends, and with it the unit
@@ -51,8 +51,8 @@ pub(crate) enum ToChild {
     View(OwnedFd),
     /// The network namespace that pasta is for; to the process that attends to it.
     Network(OwnedFd),
-    /// The payload may run.
-    Go,
+    /// The payload may run, and when it does that is to be told.
+    Go { tell: bool },
     /// Send this signal to the payload.
     Signal(i32),
     /// Send this signal to the payload's process group (it came from the terminal).
@@ -181,7 +181,7 @@ impl ParentEnd {
             ToChild::Tree(tree) => send(&self.0, b"T", Some(tree.as_fd())),
             ToChild::View(mount) => send(&self.0, b"V", Some(mount.as_fd())),
             ToChild::Network(namespace) => send(&self.0, b"N", Some(namespace.as_fd())),
-            ToChild::Go => send(&self.0, b"G", None),
+            ToChild::Go { tell } => send(&self.0, if *tell { b"GX" } else { b"G" }, None),
             ToChild::Signal(number) => send(&self.0, &number_message(b'S', *number), None),
             ToChild::SignalGroup(number) => send(&self.0, &number_message(b'P', *number), None),
             ToChild::Failed(failure) => send(&self.0, &failure.encode(), None),
@@ -252,7 +252,7 @@ impl ChildEnd {
             (Some((b'T', _)), Some(tree)) => ToChild::Tree(tree),
             (Some((b'V', _)), Some(mount)) => ToChild::View(mount),
             (Some((b'N', _)), Some(namespace)) => ToChild::Network(namespace),
-            (Some((b'G', _)), None) => ToChild::Go,
+            (Some((b'G', tell)), None) => ToChild::Go { tell: !tell.is_empty() },
             (Some((b'S', number)), None) => ToChild::Signal(decode_number(number)?),
             (Some((b'P', number)), None) => ToChild::SignalGroup(decode_number(number)?),
             (Some((b'F', failure)), None) => ToChild::Failed(Failure::decode(failure).ok_or_else(bad_message)?),
@@ -334,14 +334,16 @@ mod tests {
         parent.send(&ToChild::Mapped).unwrap();
         parent.send(&ToChild::Tree(file())).unwrap();
         parent.send(&ToChild::View(file())).unwrap();
-        parent.send(&ToChild::Go).unwrap();
+        parent.send(&ToChild::Go { tell: false }).unwrap();
+        parent.send(&ToChild::Go { tell: true }).unwrap();
         parent.send(&ToChild::Signal(15)).unwrap();
         parent.send(&ToChild::SignalGroup(2)).unwrap();
         parent.send(&ToChild::Failed(failure.clone())).unwrap();
         assert!(matches!(child.receive().unwrap(), Some(ToChild::Mapped)));
         assert!(matches!(child.receive().unwrap(), Some(ToChild::Tree(_))));
         assert!(matches!(child.receive().unwrap(), Some(ToChild::View(_))));
-        assert!(matches!(child.receive().unwrap(), Some(ToChild::Go)));
+        assert!(matches!(child.receive().unwrap(), Some(ToChild::Go { tell: false })));
+        assert!(matches!(child.receive().unwrap(), Some(ToChild::Go { tell: true })));
         assert!(matches!(child.receive().unwrap(), Some(ToChild::Signal(15))));
         assert!(matches!(child.receive().unwrap(), Some(ToChild::SignalGroup(2))));
         assert!(matches!(child.receive().unwrap(), Some(ToChild::Failed(f)) if f == failure));
@@ -372,7 +374,7 @@ mod tests {
         drop(child);
         assert!(matches!(parent.receive().unwrap(), Some(ToParent::Exited(0))));
         assert!(parent.receive().unwrap().is_none());
-        assert!(parent.send(&ToChild::Go).is_err());
+        assert!(parent.send(&ToChild::Go { tell: false }).is_err());
     }
 
     #[test]

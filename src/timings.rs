@@ -7,13 +7,15 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 pub(crate) struct Timings {
     began: Instant,
+    /// They are printed at the end.
+    pub(crate) wanted: bool,
     marks: Vec<(&'static str, Duration)>,
 }
 
 impl Timings {
     /// Begins now.
-    pub(crate) fn begin() -> Timings {
-        Timings { began: Instant::now(), marks: Vec::new() }
+    pub(crate) fn begin(wanted: bool) -> Timings {
+        Timings { began: Instant::now(), wanted, marks: Vec::new() }
     }
 
     /// Notes that this step is done.

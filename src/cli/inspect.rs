@@ -1,6 +1,7 @@
 //! `sandbox inspect`.
 
 use std::io::Write;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use clap::Args;
@@ -10,8 +11,11 @@ use crate::enter;
 use crate::error::{Result, line};
 use crate::living::{self, Sandbox};
 use crate::part::network::publish::Publish;
-use crate::state::Record;
+use crate::state::{Decisions, Record};
 use crate::systemd::{self, Assignment, Bus, CgroupMode, Changes, KeptSetting, Limit, Setting, Subject, Usage};
+
+/// How long it is waited for what the launcher writes down of a sandbox that has just begun.
+const DECIDED: Duration = Duration::from_secs(2);
 
 const AFTER_HELP: &str = "\
 JSON: one object with
@@ -29,7 +33,8 @@ JSON: one object with
   usage    memory_bytes, cpu_usec, tasks
   given    a list of every setting: key, value, from (command line, FILE:LINE,
            image ID, kept root NAME)
-  plan     every decision, as `sandbox run --dry-run --json` prints it";
+  plan     every decision, as `sandbox run --dry-run --json` prints it; null
+           where the launcher was stopped before it wrote it down";
 
 // Flags of `sandbox inspect`.
 #[derive(Debug, Args)]
@@ -84,7 +89,10 @@ pub(super) fn main(arguments: &Arguments) -> Result<u8> {
     let mode = CgroupMode::read()?;
     let mut bus = sandbox.manager()?;
     let asked_for = settings(&mut bus, record, mode);
-    let plan: serde_json::Value = serde_json::from_str(record.plan.get()).context("read what was decided")?;
+    let decisions = decisions(&sandbox);
+    let plan: serde_json::Value = decisions.as_ref().map_or(Ok(serde_json::Value::Null), |decisions| {
+        serde_json::from_str(decisions.plan.get()).context("read what was decided")
+    })?;
     let report = Report {
         name: &record.name,
         unit: &record.unit,
@@ -105,9 +113,25 @@ pub(super) fn main(arguments: &Arguments) -> Result<u8> {
         given: plan.get("given").unwrap_or(&serde_json::Value::Null),
         plan: &plan,
     };
-    let text = if arguments.json { format!("{:#}\n", serde_json::to_value(&report)?) } else { shown(&report, record)? };
+    let text = if arguments.json {
+        format!("{:#}\n", serde_json::to_value(&report)?)
+    } else {
+        shown(&report, decisions.as_ref())
+    };
     std::io::stdout().write_all(text.as_bytes())?;
     Ok(0)
+}
+
+/// What was decided. Its launcher writes that down a moment after the start; one that is stopped or paused before then does not.
+fn decisions(sandbox: &Sandbox) -> Option<Decisions> {
+    let end = Instant::now() + DECIDED;
+    loop {
+        let decisions = sandbox.found.decisions();
+        if decisions.is_some() || Instant::now() >= end || !sandbox.found.record.launcher.lives() {
+            return decisions;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
 }
 
 /// The settings that the unit was made with, then what `set-property` added.
@@ -148,14 +172,14 @@ fn asked(bus: &mut Bus, sandbox: &Sandbox, setting: Setting, mode: CgroupMode) -
     })
 }
 
-fn shown(report: &Report<'_>, record: &Record) -> Result<String> {
+fn shown(report: &Report<'_>, decisions: Option<&Decisions>) -> String {
     let mut rows: Vec<(&str, String)> = vec![
         ("state", report.state.to_owned()),
         ("cgroup", report.cgroup.clone()),
         ("launcher", report.launcher.to_string()),
         ("leader", report.leader.to_string()),
         ("payload", report.payload.map_or_else(|| "-".to_owned(), |pid| pid.to_string())),
-        ("started as", record.arguments.join(" ")),
+        ("started as", report.arguments.join(" ")),
     ];
     for asked in &report.limits {
         let key = if asked.changed { "changed" } else { "not in force" };
@@ -174,5 +198,8 @@ fn shown(report: &Report<'_>, record: &Record) -> Result<String> {
         ("given", format!("{} {} ({})", text("key"), text("value"), text("from")))
     }));
     let now: String = rows.iter().map(|(key, value)| format!("{key:<13} {}\n", crate::error::plain(value))).collect();
-    Ok(format!("{}{now}", record.decided))
+    match decisions {
+        Some(decisions) => format!("{}{now}", decisions.decided),
+        None => format!("{:<13} not written down: the launcher is stopped\n{now}", "decided"),
+    }
 }

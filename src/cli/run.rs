@@ -92,7 +92,7 @@ fn check_entrypoint(layer: &Layer, image: Option<&ResolvedImage>) -> Result<()> 
 }
 
 fn start(arguments: Arguments) -> Result<u8> {
-    let mut timings = Timings::begin();
+    let mut timings = Timings::begin(arguments.timings);
     let profile = arguments.profile.as_deref().map(Profile::load).transpose()?;
     let given = Provenance::new(&arguments.layer, profile.as_ref());
     let layer = match &profile {

@@ -134,7 +134,7 @@ pub(super) fn time_namespace(users: &UserPlan) -> Trial {
         // The change to root of the namespace made /proc/self somebody else's, proc_pid(5).
         rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable)?;
         let others = [Mount, Pid, Uts, Ipc, Net, Cgroup, User];
-        crate::part::namespaces::Namespaces::plan(&others).enter_time()
+        crate::part::namespaces::Namespaces::plan(&others).enter_time(1)
     };
     told(Child::start_mapped(users, 0, work).and_then(Child::answer))
 }

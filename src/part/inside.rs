@@ -6,7 +6,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, Gid, Mode, OFlags, ResolveFlags, Uid};
+use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
 use rustix::io::Errno;
 
 /// As many links as the kernel follows in one path, path_resolution(7).
@@ -135,17 +135,23 @@ fn make_for(
     Ok(made)
 }
 
+/// Makes what is called `name` in `parent`.
+///
+/// # Errors
+/// What mknodat(2) and mkdirat(2) say: EEXIST.
+pub(crate) fn make_name(parent: BorrowedFd<'_>, name: &OsStr, make: Make) -> std::result::Result<(), Errno> {
+    match make {
+        Make::File => rustix::fs::mknodat(parent, name, FileType::RegularFile, Mode::from_raw_mode(0o644), 0),
+        Make::Directory | Make::Nothing => rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755)),
+    }
+}
+
 /// Makes what is called `name` in `parent`, and opens it (O_PATH).
 ///
 /// # Errors
 /// What openat(2) and mkdirat(2) say: EEXIST.
 pub(crate) fn make_in(parent: BorrowedFd<'_>, name: &OsStr, make: Make) -> std::result::Result<OwnedFd, Errno> {
-    if make == Make::File {
-        let create = OFlags::CREATE | OFlags::EXCL | OFlags::WRONLY | OFlags::CLOEXEC;
-        rustix::fs::openat(parent, name, create, Mode::from_raw_mode(0o644))?;
-    } else {
-        rustix::fs::mkdirat(parent, name, Mode::from_raw_mode(0o755))?;
-    }
+    make_name(parent, name, make)?;
     rustix::fs::openat(parent, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())
 }
 

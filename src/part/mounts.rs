@@ -204,7 +204,7 @@ pub(crate) fn enter(plan: &KernelMounts, made: &[Made], tree: &OwnedFd, view: Op
     }
     if let Some(view) = view {
         let places: Vec<&PathBuf> = plan.place.iter().filter(|other| *other != place).collect();
-        procview::mount::bind(view, &places, |path| inside.open(path))?;
+        procview::mount::bind(view, &places, |path, make| inside.cover(path, make))?;
     }
     // Both names are the new root: the old one is stacked on it and detached, so no directory for it is needed, pivot_root(2).
     rustix::process::pivot_root(".", ".").context("pivot_root")?;
@@ -223,6 +223,42 @@ fn attach(mount: &OwnedFd, root: BorrowedFd<'_>, at: &Path, make: Make) -> Resul
 /// What statfs(2) says of sysfs.
 const SYSFS: i64 = 0x6265_6572;
 
+/// What is to be covered.
+enum Target<'a> {
+    /// By its name in a new file system, in which nobody but the kernel has put anything: to open it first takes as long as to cover it.
+    Named(BorrowedFd<'a>, &'a Path),
+    /// Opened, so that it is what was looked at.
+    Opened(OwnedFd),
+}
+
+impl Target<'_> {
+    /// Covers it with a mount that is nowhere yet.
+    ///
+    /// # Errors
+    /// With the kernel's reason.
+    fn cover(&self, with: &OwnedFd) -> Result<()> {
+        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+        let covered = match self {
+            Target::Named(root, name) => rustix::mount::move_mount(with, "", root, *name, flags),
+            Target::Opened(target) => {
+                rustix::mount::move_mount(with, "", target, "", flags | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH)
+            }
+        };
+        Ok(covered?)
+    }
+
+    /// A mount of it and of what is mounted below.
+    fn copy(&self) -> Result<OwnedFd> {
+        match self {
+            Target::Named(root, name) => {
+                let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+                Ok(rustix::mount::open_tree(root, *name, flags | OpenTreeFlags::AT_RECURSIVE)?)
+            }
+            Target::Opened(target) => clone_mount(target),
+        }
+    }
+}
+
 /// The root that is put together.
 struct Inside<'a> {
     tree: BorrowedFd<'a>,
@@ -236,13 +272,44 @@ impl Inside<'_> {
         self.made.iter().rev().find_map(|made| Some((made.mount.as_fd(), path.strip_prefix(made.at).ok()?)))
     }
 
+    /// Covers what `path` names, if there is something, with what `make` makes.
+    fn cover(&self, path: &Path, make: &dyn Fn() -> Result<OwnedFd>) -> Result<()> {
+        let target = match self.named(path) {
+            Some(named) => named?.map(|(target, _)| target),
+            None => self.open(path)?.map(Target::Opened),
+        };
+        target.map_or(Ok(()), |target| target.cover(&make()?))
+    }
+
+    /// What `path` names and of what kind it is, which is sure to be the kernel's own file; `None` where there is nothing.
+    fn find_of_kernel<'s>(&'s self, path: &'s Path) -> Result<Option<(Target<'s>, FileType)>> {
+        if let Some(named) = self.named(path) {
+            return named;
+        }
+        let Some(opened) = self.open_of_kernel(path)? else { return Ok(None) };
+        let kind = FileType::from_raw_mode(rustix::fs::fstat(&opened)?.st_mode);
+        Ok(Some((Target::Opened(opened), kind)))
+    }
+
+    /// What `path` names, where that is on one of the new file systems and no link.
+    fn named<'s>(&'s self, path: &'s Path) -> Option<Result<Option<(Target<'s>, FileType)>>> {
+        let (root, name) = self.own(path).filter(|(_, name)| !name.as_os_str().is_empty())?;
+        match rustix::fs::statat(root, name, AtFlags::SYMLINK_NOFOLLOW) {
+            Ok(stat) => {
+                let kind = FileType::from_raw_mode(stat.st_mode);
+                (kind != FileType::Symlink).then(|| Ok(Some((Target::Named(root, name), kind))))
+            }
+            Err(error) if is_absence(error) => Some(Ok(None)),
+            Err(error) => Some(Err(error.into())),
+        }
+    }
+
     /// Opens what `path` names, through links only as far as they stay in the root; `None` where there is nothing.
     fn open(&self, path: &Path) -> Result<Option<OwnedFd>> {
         let (root, path) = self.own(path).unwrap_or((self.tree, path));
         match open_existing(root, path) {
             Ok(found) => Ok(Some(found)),
-            // A kernel without this file, or a /sys of another machine's making.
-            Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::EACCES)) => Ok(None),
+            Err(error) if rustix::io::Errno::from_io_error(&error).is_some_and(is_absence) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
@@ -275,6 +342,12 @@ impl Inside<'_> {
         }
         Ok(Some(target))
     }
+}
+
+/// Of a file that this kernel has not, or that a /sys of another machine's making has not.
+fn is_absence(error: rustix::io::Errno) -> bool {
+    use rustix::io::Errno;
+    matches!(error, Errno::NOENT | Errno::NOTDIR | Errno::ACCESS)
 }
 
 /// What is masked of every CPU that this machine shows.
@@ -317,20 +390,18 @@ struct Covers {
 }
 
 impl Covers {
-    /// Source and target are opened first and looked at, then mounted by descriptor.
+    /// Source and target are looked at first.
     fn mask(&mut self, inside: &Inside<'_>, path: &Path) -> Result<()> {
-        let Some(target) = inside.open_of_kernel(path)? else {
+        let Some((target, kind)) = inside.find_of_kernel(path)? else {
             return Ok(());
         };
-        let kind = FileType::from_raw_mode(rustix::fs::fstat(&target)?.st_mode);
         let cover = if kind == FileType::Directory { &mut self.empty } else { &mut self.null };
         let mount = match (&cover, kind) {
             (Some(cover), _) => clone_mount(cover)?,
             (None, FileType::Directory) => empty_directory(inside)?,
             (None, _) => clone_mount(&null_device(inside.tree)?)?,
         };
-        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-        rustix::mount::move_mount(&mount, "", &target, "", flags)?;
+        target.cover(&mount)?;
         cover.get_or_insert(mount);
         Ok(())
     }
@@ -349,12 +420,11 @@ fn empty_directory(inside: &Inside<'_>) -> Result<OwnedFd> {
 }
 
 fn make_read_only(inside: &Inside<'_>, path: &Path) -> Result<()> {
-    let Some(target) = inside.open_of_kernel(path)? else {
+    let Some((target, _)) = inside.find_of_kernel(path)? else {
         return Ok(());
     };
-    let copy = clone_mount(&target)?;
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    rustix::mount::move_mount(&copy, "", &target, "", flags)?;
+    let copy = target.copy()?;
+    target.cover(&copy)?;
     let attributes = sys::attr::RDONLY | sys::attr::NOSUID | sys::attr::NODEV | sys::attr::NOEXEC;
     restrict(copy.as_fd(), attributes, true)
 }

@@ -6,7 +6,6 @@ use serde::Serialize;
 
 use crate::error::Result;
 use crate::layer::Namespace;
-use crate::state::Process;
 use crate::sys;
 use anyhow::Context;
 
@@ -58,18 +57,16 @@ impl Namespaces {
         Ok(())
     }
 
-    /// Makes the time namespace, in which the boot-time clock starts at 0, and enters it: a process that shares this one's memory has to
+    /// Makes the time namespace, in which the boot-time clock is at 0 at its second `zero`, and enters it: a process that shares this one's memory has to
     /// be in the same one (clone(2) says EINVAL otherwise before Linux 6.1). The files in /proc have to be this process's own.
     ///
     /// # Errors
     /// When the kernel refuses.
-    pub(crate) fn enter_time(&self) -> Result<()> {
+    pub(crate) fn enter_time(&self, zero: u64) -> Result<()> {
         if self.has(Namespace::Time) {
             sys::unshare(TIME).context("unshare the time namespace")?;
             // Only the boot-time clock: the monotonic one has to agree with systemd's in notifications, sd_notify(3).
-            // From the second in which this process started: a start before the clock's zero is a huge number to ps(1).
-            let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime).tv_sec.unsigned_abs();
-            let zero = Process::own_start().map_or(now, |ticks| ticks / rustix::param::clock_ticks_per_second());
+            // No process inside may have begun before its zero: that is a huge number to ps(1).
             std::fs::write("/proc/self/timens_offsets", format!("boottime -{zero} 0"))
                 .context("set the boot-time clock")?;
             let made = std::fs::File::open("/proc/self/ns/time_for_children").context("open the time namespace")?;

@@ -173,6 +173,11 @@ impl ServicePlan {
         socket.chain(credentials).collect()
     }
 
+    /// Whether the service manager is to hear when the payload runs.
+    pub(crate) fn tells_ready(&self) -> bool {
+        self.ready && self.notify.is_some()
+    }
+
     /// Tells the service manager that the payload runs.
     pub(crate) fn executed(&self) {
         if let Some(socket) = self.notify.as_deref().filter(|_| self.ready) {

@@ -70,7 +70,7 @@ fn file_system(options: &[(&str, String)]) -> Result<OwnedFd> {
     create(&file_system, attributes)
 }
 
-/// Binds each file over its place, which `open` opens where there is one, by way of one of `places`, which the old root has and the new
+/// Binds each file over its place, which `cover` covers with it where there is one, by way of one of `places`, which the old root has and the new
 /// one is not on. Nobody has to answer on the device when [`look_up_all`] was called before.
 ///
 /// # Errors
@@ -78,7 +78,7 @@ fn file_system(options: &[(&str, String)]) -> Result<OwnedFd> {
 pub(crate) fn bind(
     mount: &OwnedFd,
     places: &[&PathBuf],
-    open: impl Fn(&Path) -> Result<Option<OwnedFd>>,
+    cover: impl Fn(&Path, &dyn Fn() -> Result<OwnedFd>) -> Result<()>,
 ) -> Result<()> {
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
     // A mount that is nowhere cannot be bound from; it goes with the old root.
@@ -86,29 +86,23 @@ pub(crate) fn bind(
         return Err(fault(format!("attach the sandbox's own /proc files: none of {places:?} can hold them")).into());
     }
     for (name, path) in bound() {
-        let bound = open(&path).and_then(|target| target.map_or(Ok(()), |target| bind_one(mount, &name, &target)));
-        bound.with_context(|| format!("make {} the sandbox's own", path.display()))?;
+        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+        let file = || Ok(rustix::mount::open_tree(mount.as_fd(), &*name, flags)?);
+        cover(&path, &file).with_context(|| format!("make {} the sandbox's own", path.display()))?;
     }
     Ok(())
 }
 
 /// One question for all names instead of one for each: the kernel keeps the answer. Somebody has to answer on the device meanwhile, so it
-/// is called where there is time.
+/// is called where there is time. When what it returns is closed, who answers is told so: it is closed where that one is woken anyway.
 ///
 /// # Errors
 /// When nobody does.
-pub(crate) fn look_up_all(mount: &OwnedFd) -> Result<()> {
+pub(crate) fn look_up_all(mount: &OwnedFd) -> Result<OwnedFd> {
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let what = "list the sandbox's own /proc files";
     let directory = rustix::fs::openat(mount, ".", flags, Mode::empty()).context(what)?;
     let mut buffer = [MaybeUninit::uninit(); 4096];
     RawDir::new(&directory, &mut buffer).next().transpose().context(what)?;
-    Ok(())
-}
-
-fn bind_one(mount: &OwnedFd, name: &str, target: &OwnedFd) -> Result<()> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let file = rustix::mount::open_tree(mount.as_fd(), name, flags)?;
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
-    Ok(rustix::mount::move_mount(&file, "", target, "", flags)?)
+    Ok(directory)
 }

@@ -1,5 +1,6 @@
 //! Reads the [`Statistics`] of one sandbox: cgroup v1 and v2, the unit and the slices that it is in.
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -43,12 +44,26 @@ pub(crate) struct Reader {
     subject: Subject,
     /// /sys/fs/cgroup.
     base: PathBuf,
-    mode: Option<CgroupMode>,
-    paths: CgroupPaths,
+    /// Read when somebody first asks: most payloads never do.
+    place: OnceCell<Place>,
     /// Seconds that the boot-time clock inside is ahead of this process's; read when it is set.
     offset: Option<f64>,
     load: Load,
     counter: Counter,
+}
+
+/// Where the sandbox is among the machine's cgroups.
+#[derive(Debug)]
+struct Place {
+    mode: Option<CgroupMode>,
+    paths: CgroupPaths,
+}
+
+impl Place {
+    fn of(pid: Pid) -> Place {
+        let groups = text_of(format!("/proc/{pid}/cgroup")).unwrap_or_default();
+        Place { mode: CgroupMode::read().ok(), paths: CgroupPaths::parse(&groups) }
+    }
 }
 
 /// The load averages at some time, and the counters then.
@@ -64,12 +79,10 @@ struct Load {
 impl Reader {
     /// For a sandbox whose first process is in its unit already.
     pub(crate) fn new(subject: Subject) -> Reader {
-        let groups = text_of(format!("/proc/{}/cgroup", subject.pid)).unwrap_or_default();
         Reader {
             subject,
             base: "/sys/fs/cgroup".into(),
-            mode: CgroupMode::read().ok(),
-            paths: CgroupPaths::parse(&groups),
+            place: OnceCell::new(),
             offset: None,
             // Its cgroups are new: all their counters are about 0.
             load: Load { at: boot_time(), ..Load::default() },
@@ -121,23 +134,28 @@ impl Reader {
         statistics
     }
 
+    fn place(&self) -> &Place {
+        self.place.get_or_init(|| Place::of(self.subject.pid))
+    }
+
     /// The directories of a controller from the sandbox's own up, without the root, which has no limits.
     fn directories(&self, controller: &str) -> Vec<PathBuf> {
-        let Some(mode) = self.mode else { return Vec::new() };
-        let Some(path) = self.paths.path(mode, Some(controller)) else { return Vec::new() };
+        let Place { mode, paths } = self.place();
+        let Some(mode) = *mode else { return Vec::new() };
+        let Some(path) = paths.path(mode, Some(controller)) else { return Vec::new() };
         let top = self.base.join(mode.hierarchy(Some(controller)));
         path.ancestors().filter(|path| !path.as_os_str().is_empty()).map(|path| top.join(path)).collect()
     }
 
     /// The unit's directory of a controller, where the unit has one of its own.
     fn own_directory(&self, controller: &str) -> Option<PathBuf> {
-        let mode = self.mode.filter(|_| self.subject.own_unit)?;
-        let unit = self.paths.path(mode, None)?.file_name()?;
+        let Place { mode, paths } = self.place();
+        let unit = paths.path(mode.filter(|_| self.subject.own_unit)?, None)?.file_name()?;
         self.directories(controller).into_iter().next().filter(|directory| directory.file_name() == Some(unit))
     }
 
     fn is_v2(&self) -> bool {
-        self.mode == Some(CgroupMode::Unified)
+        self.place().mode == Some(CgroupMode::Unified)
     }
 
     fn memory(&self) -> Option<Memory> {
@@ -316,8 +334,9 @@ impl Reader {
 
     /// The processes of the unit; `None` where it has none of its own.
     fn count(&mut self) -> Option<Count> {
-        let mode = self.mode.filter(|_| self.subject.own_unit)?;
-        let directory = self.base.join(mode.hierarchy(None)).join(self.paths.path(mode, None)?);
+        let Place { mode, paths } = self.place();
+        let mode = mode.filter(|_| self.subject.own_unit)?;
+        let directory = self.base.join(mode.hierarchy(None)).join(paths.path(mode, None)?);
         Some(self.counter.count(&directory))
     }
 }
@@ -366,9 +385,9 @@ mod tests {
             std::fs::write(path, text).unwrap();
         }
         let subject = Subject { pid: rustix::process::getpid(), own_unit: true, affinity: None };
-        let paths = CgroupPaths::parse(groups);
+        let place = OnceCell::from(Place { mode: Some(mode), paths: CgroupPaths::parse(groups) });
         let (load, counter) = (Load::default(), Counter::default());
-        Reader { subject, base: base.into(), mode: Some(mode), paths, offset: None, load, counter }
+        Reader { subject, base: base.into(), place, offset: None, load, counter }
     }
 
     #[test]

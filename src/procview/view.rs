@@ -95,6 +95,14 @@ impl View {
         })
     }
 
+    /// The sandbox's mount namespace once more.
+    ///
+    /// # Errors
+    /// When there are too many descriptors.
+    pub(crate) fn mount_namespace(&self) -> std::io::Result<OwnedFd> {
+        self.door.mount.try_clone().map(OwnedFd::from)
+    }
+
     /// Takes the device over that the mount was made on.
     pub(crate) fn serve(&mut self, server: Server) {
         self.files = Some(server);

@@ -16,6 +16,7 @@ use crate::part::network::join::Joined;
 use crate::part::rootfs::assemble::{Ids, assemble};
 use crate::part::users;
 use crate::plan::Plan;
+use crate::procview::View;
 use crate::sync::{Failure, ParentEnd, ToChild};
 use crate::sys;
 
@@ -46,16 +47,19 @@ pub(super) struct Namespaces {
 }
 
 impl Namespaces {
-    /// Opens those of the first process, which has to have the caller's user still.
+    /// Opens those of the first process, which has to have the caller's user still; `view` has one of them open already.
     ///
     /// # Errors
     /// When the process is gone.
-    pub(super) fn open(plan: &Plan, pid: Pid, is_mapped: bool) -> Result<Namespaces> {
+    pub(super) fn open(plan: &Plan, pid: Pid, is_mapped: bool, view: Option<&View>) -> Result<Namespaces> {
         let open = |kind: &str, wanted: bool| {
             wanted.then(|| users::open_namespace(pid, kind)).transpose().map(|file| file.map(OwnedFd::from))
         };
         let helped = plan.root.as_ref().filter(|root| !root.by_child);
-        let mount = open("mnt", helped.is_some_and(|root| !root.own_namespace))?;
+        let mount = match (helped.filter(|root| !root.own_namespace), view) {
+            (Some(_), Some(view)) => Some(view.mount_namespace().context("share the mount namespace")?),
+            (needed, _) => open("mnt", needed.is_some())?,
+        };
         Ok(Namespaces { user: open("user", is_mapped && helped.is_some())?, mount })
     }
 }

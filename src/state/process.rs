@@ -26,11 +26,6 @@ impl Process {
         Some(Process { pid, started })
     }
 
-    /// When this process started, in clock ticks after boot; `None` without a /proc.
-    pub(crate) fn own_start() -> Option<u64> {
-        Process::start_of(&stat_of("self").ok()??)
-    }
-
     /// Seconds since its start, which no change of the clock changes.
     pub(crate) fn age(self) -> f64 {
         let now = clock_gettime(ClockId::Boottime);

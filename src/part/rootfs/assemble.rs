@@ -19,7 +19,7 @@ use super::device::own_device;
 use super::source::{Source, Wanted, sources};
 use super::{BindPlan, Operation, RootPlan, Tmpfs};
 use crate::error::{Result, fault};
-use crate::part::inside::{Make, give, make_in, open_or_make};
+use crate::part::inside::{Make, give, make_in, make_name, open_or_make};
 use crate::part::mounts;
 use crate::sys;
 
@@ -241,6 +241,18 @@ impl Assembly<'_> {
     }
 
     pub(super) fn attach(&mut self, mount: &OwnedFd, at: &Path, make: Make) -> Result<()> {
+        if let Some((directory, name)) = self.in_fresh(at) {
+            self.actor.as_owner();
+            match make_name(directory, name, make) {
+                // There is no need to open it.
+                Ok(()) => {
+                    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+                    return Ok(rustix::mount::move_mount(mount, "", directory, name, flags)?);
+                }
+                Err(rustix::io::Errno::EXIST) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
         let target = self.target(at, make)?;
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         rustix::mount::move_mount(mount, "", &target, "", flags)?;
