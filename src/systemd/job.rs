@@ -42,11 +42,20 @@ impl Job {
     }
 }
 
+/// Where a call goes that is sent with another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Order {
+    /// In front of it.
+    Before,
+    /// Behind it, which is done sooner then. The daemon has both before systemd has the first, and systemd asks it for more than one
+    /// thing before a job ends; what is asked for here must not be all that is waited for, though.
+    Behind,
+}
+
 impl Bus {
-    /// Asks the bus daemon for the end of jobs of one unit. The call that makes the job goes out right behind it,
-    /// and a daemon handles what it gets in order, so no signal is missed and no answer is waited for. systemd's own
-    /// socket sends them all unasked.
-    pub(super) fn match_jobs(&mut self, unit: &str) -> Exchange<()> {
+    /// Asks the bus daemon for the end of jobs of one unit. The call that makes the job goes out with it, and a daemon handles what it
+    /// gets in order, so no signal is missed and no answer is waited for. systemd's own socket sends them all unasked.
+    pub(super) fn match_jobs(&mut self, unit: &str, order: Order) -> Exchange<()> {
         if !self.daemon || self.watched.as_deref() == Some(unit) {
             return Ok(());
         }
@@ -55,7 +64,7 @@ impl Bus {
              interface='org.freedesktop.systemd1.Manager',member='JobRemoved',arg2='{unit}'"
         );
         self.watched = Some(unit.to_owned());
-        self.wire.send_along(&Call::daemon("AddMatch"), &(rule,))
+        self.wire.send_along(&Call::daemon("AddMatch"), &(rule,), order)
     }
 
     /// Waits for the end of a job: its result.

@@ -13,7 +13,7 @@ use crate::error::{Result, fault};
 
 use super::bus::{Bus, interface, manager_call, object_call, unit_path};
 use super::cgroup::{CgroupMode, CgroupPaths};
-use super::job::Job;
+use super::job::{Job, Order};
 use super::property::{Setting, Value};
 use super::service::Request;
 use super::variant::{value, variant};
@@ -75,9 +75,13 @@ impl Request for ScopeRequest<'_> {
         self.pidfd.is_none() || left_out.contains(&"PIDFDs")
     }
 
-    fn stands(&self) -> Option<bool> {
+    fn is_shown(&self) -> bool {
         // On v1 a user's manager has one hierarchy of all, and it is not known of the others what it leaves alone.
-        if self.user.is_some() && self.mode != CgroupMode::Unified {
+        self.user.is_none() || self.mode == CgroupMode::Unified
+    }
+
+    fn stands(&self) -> Option<bool> {
+        if !self.is_shown() {
             return None;
         }
         let is_in_it = |pid: Pid| {
@@ -136,7 +140,7 @@ impl Bus {
         let deadline = Deadline::after(wait);
         let mut stop = || {
             self.greeted(deadline)?;
-            self.match_jobs(unit)?;
+            self.match_jobs(unit, Order::Before)?;
             let job = Job::of(self.wire.send(call, body)?);
             self.await_job(job, deadline)
         };

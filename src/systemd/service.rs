@@ -20,6 +20,10 @@ pub(super) trait Request {
     fn settings(&self) -> &[Setting];
     /// All properties as they are sent, but for those that this systemd does not take.
     fn properties<'a>(&'a self, left_out: &[&str]) -> Vec<(&'a str, Variant<'a>)>;
+    /// Whether the kernel shows when systemd is done.
+    fn is_shown(&self) -> bool {
+        false
+    }
     /// Whether the kernel shows that systemd is done; `None` where it does not show that.
     fn stands(&self) -> Option<bool> {
         None

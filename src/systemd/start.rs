@@ -8,7 +8,7 @@ use zbus::{OwnedObjectPath, Variant};
 use crate::error::{Result, fault};
 
 use super::bus::{Bus, WAIT, manager_call, no_room_for, unknown_property};
-use super::job::Job;
+use super::job::{Job, Order};
 use super::property::Value;
 use super::scope::{CLEANUP_WAIT, ScopeRequest};
 use super::service::Request;
@@ -152,7 +152,7 @@ impl Bus {
 
     fn try_send_start(&mut self, request: &dyn Request, pending: &mut Pending) -> Exchange<()> {
         self.greeted(pending.deadline)?;
-        self.match_jobs(request.name())?;
+        self.match_jobs(request.name(), if request.is_shown() { Order::Behind } else { Order::Before })?;
         let properties = request.properties(&pending.left_out);
         let nothing_else: Vec<(&str, Vec<(&str, Variant<'_>)>)> = Vec::new();
         let body = (request.name(), "fail", properties, nothing_else);

@@ -23,6 +23,7 @@ use zbus::wire::serialized::{Context, Data};
 use zbus::wire::{BE, LE};
 use zbus::{DynamicType, Signature, Type, Variant};
 
+use super::job::Order;
 use crate::host::read_of_kernel;
 
 /// The longest message that is believed; the bus itself allows 128 MiB, nothing that we ask for comes near this.
@@ -151,6 +152,8 @@ pub(super) struct Wire {
     buffer: Vec<u8>,
     /// What goes out together with the next call.
     outgoing: Vec<u8>,
+    /// What goes out behind the next call.
+    behind: Vec<u8>,
     greeting: Greeting,
     serial: u32,
     /// The number of the `Hello` that is not answered yet.
@@ -175,6 +178,7 @@ impl Wire {
             socket,
             buffer: Vec::new(),
             outgoing: Vec::new(),
+            behind: Vec::new(),
             greeting: Greeting::Sent,
             serial: 0,
             hello: None,
@@ -241,14 +245,21 @@ impl Wire {
             self.flush()?;
         }
         self.outgoing.extend_from_slice(data.bytes());
+        self.outgoing.append(&mut self.behind);
         self.send_outgoing(&fds)?;
         Ok(self.serial)
     }
 
-    /// Puts a call that wants no answer in front of the next one.
-    pub(super) fn send_along<B: Serialize + DynamicType>(&mut self, call: &Call<'_>, body: &B) -> Exchange<()> {
+    /// Sends a call that wants no answer with the next one.
+    pub(super) fn send_along<B: Serialize + DynamicType>(
+        &mut self,
+        call: &Call<'_>,
+        body: &B,
+        order: Order,
+    ) -> Exchange<()> {
         let message = self.message(call, Flags::NO_REPLY_EXPECTED, body)?;
-        self.outgoing.extend_from_slice(message.data().bytes());
+        let place = if order == Order::Before { &mut self.outgoing } else { &mut self.behind };
+        place.extend_from_slice(message.data().bytes());
         Ok(())
     }
 

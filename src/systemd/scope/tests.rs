@@ -118,6 +118,10 @@ impl Request for Shown<'_> {
         self.0.properties(left_out)
     }
 
+    fn is_shown(&self) -> bool {
+        self.1.is_some()
+    }
+
     fn stands(&self) -> Option<bool> {
         self.1
     }
