@@ -13,7 +13,7 @@ use crate::part::caps::{self, Capabilities};
 use crate::part::journal::Streams;
 use crate::part::label::Label;
 use crate::part::landlock::Restrictions;
-use crate::part::mounts;
+use crate::part::mounts::{self, Root};
 use crate::part::network;
 use crate::part::process::{Identity, Prepared, ProcessPlan};
 use crate::part::rootfs::RootPlan;
@@ -70,12 +70,9 @@ fn steps(plan: &Plan, end: &ChildEnd, streams: &Streams, kept: &[BorrowedFd<'_>]
     let mut listed = None;
     if let Some(root) = &plan.root {
         let made = mounts::make(&plan.kernel_mounts)?;
-        let (tree, view) = if root.by_child {
-            own_root(root, end, plan.procview.is_some())?
-        } else {
-            wait_for_root(end, plan.procview.is_some())?
-        };
-        mounts::enter(&plan.kernel_mounts, &made, &tree, view.as_ref().map(|view| &view.mount))?;
+        let get_root = if root.by_child { own_root } else { wait_for_root };
+        let (root, view) = get_root(root, end, plan.procview.is_some())?;
+        mounts::enter(&plan.kernel_mounts, &made, &root, view.as_ref().map(|view| &view.mount))?;
         listed = view.map(|view| view.listed);
     }
     rustix::process::set_dumpable_behavior(DumpableBehavior::Dumpable).context("own /proc/self")?;
@@ -160,17 +157,18 @@ fn own_files(end: &ChildEnd) -> Result<OwnFiles> {
 }
 
 /// The root that a plain user makes, and where wanted the mount of the /proc files.
-fn own_root(root: &RootPlan, end: &ChildEnd, wants_view: bool) -> Result<(OwnedFd, Option<OwnFiles>)> {
+fn own_root(root: &RootPlan, end: &ChildEnd, wants_view: bool) -> Result<(Root, Option<OwnFiles>)> {
     let view = wants_view.then(|| own_files(end)).transpose()?;
-    Ok((assemble(root, &Ids { base: 0, userns: None, inside: None })?, view))
+    let (tree, _) = assemble(root, &Ids { base: 0, userns: None, inside: None })?;
+    Ok((Root { tree, is_ours: false }, view))
 }
 
 /// The root, of the helper, and where wanted the mount of the /proc files, of the launcher: in either order.
-fn wait_for_root(end: &ChildEnd, wants_view: bool) -> Result<(OwnedFd, Option<OwnFiles>)> {
+fn wait_for_root(_: &RootPlan, end: &ChildEnd, wants_view: bool) -> Result<(Root, Option<OwnFiles>)> {
     let (mut root, mut view) = (None, None);
     loop {
         match end.receive()? {
-            Some(ToChild::Tree(tree)) => root = Some(tree),
+            Some(ToChild::Root(made)) => root = Some(made),
             Some(ToChild::View(mount)) => {
                 // While the helper is at work.
                 view = Some(OwnFiles { listed: procview::mount::look_up_all(&mount)?, mount });
@@ -206,7 +204,11 @@ fn await_unit(plan: &Plan, end: &ChildEnd) {
     leave_streams(end);
     let name = format!("/{}", unit.name);
     let start = Instant::now();
-    let is_in_unit = || std::fs::read_to_string("/proc/self/cgroup").is_ok_and(|groups| groups.contains(&name));
+    let proc = mounts::proc_of_this();
+    let is_in_unit = || {
+        let groups = proc.as_ref().and_then(|proc| mounts::read_at(proc, "self/cgroup").ok());
+        groups.is_some_and(|groups| groups.contains(&name))
+    };
     while !is_in_unit() && start.elapsed() < UNIT_WAIT {
         std::thread::sleep(Duration::from_millis(5));
     }

@@ -5,7 +5,7 @@
 //!   Mapped            ── id maps are written ──▶     becomes root of its user namespace
 //!   View + fd         ── the /proc files' mount ▶    lists it, for which the launcher answers, and binds from it later
 //!                     ◀── View + fd ────────────     a plain user's: the device to answer on
-//!   Tree + fd         ── the assembled root ───▶     attaches it, mounts proc and sysfs, pivots
+//!   Root + fd         ── the assembled root ───▶     attaches it and pivots, if that is not done; mounts proc and sysfs
 //!   Failed            ── the helper's failure ─▶     hands it back as its own: one path for errors
 //!                     ◀── Network + fd ─────────     only for pasta, which starts when the unit stands
 //!                     ◀── Ready (+ pty) ────────     everything that does not need the unit is done
@@ -36,6 +36,7 @@ use rustix::net::{
 use rustix::process::Pid;
 
 use crate::error::{Fault, fault};
+use crate::part::mounts::Root;
 
 /// Longest message in bytes; a failure's text is cut to fit.
 const MAX: usize = 4096;
@@ -45,8 +46,8 @@ const MAX: usize = 4096;
 pub(crate) enum ToChild {
     /// The id maps of the user namespace are written.
     Mapped,
-    /// The assembled root, a tree of mounts: detached, or attached in the child's mount namespace.
-    Tree(OwnedFd),
+    /// The assembled root.
+    Root(Root),
     /// The mount of the sandbox's own /proc files, detached.
     View(OwnedFd),
     /// The network namespace that pasta is for; to the process that attends to it.
@@ -178,7 +179,9 @@ impl ParentEnd {
     pub(crate) fn send(&self, message: &ToChild) -> io::Result<()> {
         match message {
             ToChild::Mapped => send(&self.0, b"M", None),
-            ToChild::Tree(tree) => send(&self.0, b"T", Some(tree.as_fd())),
+            ToChild::Root(Root { tree, is_ours }) => {
+                send(&self.0, if *is_ours { b"TO" } else { b"T" }, Some(tree.as_fd()))
+            }
             ToChild::View(mount) => send(&self.0, b"V", Some(mount.as_fd())),
             ToChild::Network(namespace) => send(&self.0, b"N", Some(namespace.as_fd())),
             ToChild::Go { tell } => send(&self.0, if *tell { b"GX" } else { b"G" }, None),
@@ -249,7 +252,7 @@ impl ChildEnd {
         };
         let message = match (bytes.split_first(), fd) {
             (Some((b'M', _)), None) => ToChild::Mapped,
-            (Some((b'T', _)), Some(tree)) => ToChild::Tree(tree),
+            (Some((b'T', ours)), Some(tree)) => ToChild::Root(Root { tree, is_ours: !ours.is_empty() }),
             (Some((b'V', _)), Some(mount)) => ToChild::View(mount),
             (Some((b'N', _)), Some(namespace)) => ToChild::Network(namespace),
             (Some((b'G', tell)), None) => ToChild::Go { tell: !tell.is_empty() },
@@ -332,7 +335,8 @@ mod tests {
         let file = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
         let failure = Failure { status: 127, message: "run x: not found".into(), hint: String::new() };
         parent.send(&ToChild::Mapped).unwrap();
-        parent.send(&ToChild::Tree(file())).unwrap();
+        parent.send(&ToChild::Root(Root { tree: file(), is_ours: true })).unwrap();
+        parent.send(&ToChild::Root(Root { tree: file(), is_ours: false })).unwrap();
         parent.send(&ToChild::View(file())).unwrap();
         parent.send(&ToChild::Go { tell: false }).unwrap();
         parent.send(&ToChild::Go { tell: true }).unwrap();
@@ -340,7 +344,8 @@ mod tests {
         parent.send(&ToChild::SignalGroup(2)).unwrap();
         parent.send(&ToChild::Failed(failure.clone())).unwrap();
         assert!(matches!(child.receive().unwrap(), Some(ToChild::Mapped)));
-        assert!(matches!(child.receive().unwrap(), Some(ToChild::Tree(_))));
+        assert!(matches!(child.receive().unwrap(), Some(ToChild::Root(Root { is_ours: true, .. }))));
+        assert!(matches!(child.receive().unwrap(), Some(ToChild::Root(Root { is_ours: false, .. }))));
         assert!(matches!(child.receive().unwrap(), Some(ToChild::View(_))));
         assert!(matches!(child.receive().unwrap(), Some(ToChild::Go { tell: false })));
         assert!(matches!(child.receive().unwrap(), Some(ToChild::Go { tell: true })));

@@ -5,18 +5,22 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use rustix::fs::{Access, AtFlags, CWD, FileType, Mode, OFlags, StatVfsMountFlags};
-use rustix::mount::{MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags, UnmountFlags};
+use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags, StatVfsMountFlags};
+use rustix::mount::{MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags};
 use serde::Serialize;
 
 use crate::error::{Result, fault};
 use crate::host::parse_mountinfo;
 use crate::layer::Namespace;
-use crate::part::inside::{Make, open_existing, open_or_make};
+use crate::part::inside::{Make, open_or_make};
 use crate::part::rootfs::assemble::new_file_system;
 use crate::procview;
 use crate::spec::Spec;
 use crate::sys;
+
+mod cover;
+
+use cover::{Covers, Inside, make_read_only, of_each_cpu};
 
 /// The kernel's file systems inside.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -177,20 +181,56 @@ fn make_one(kind: &str, at: &'static str, options: &[(&str, String)], flags: Mou
     Ok(Made { mount, at })
 }
 
-/// Makes `tree` the root of this process's mount namespace, with the kernel's file systems in it and the files of `view` over theirs,
+/// Attaches `tree`, which is in no mount namespace yet, in this process's own: below one of `places`, which the old root has.
+///
+/// # Errors
+/// With the kernel's reason.
+fn attach_root(places: &[PathBuf], tree: &OwnedFd) -> Result<()> {
+    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
+        .context("make / private")?;
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    let attach_at = |place: &PathBuf| rustix::mount::move_mount(tree, "", CWD, place.as_path(), flags).is_ok();
+    if places.iter().any(attach_at) {
+        return Ok(());
+    }
+    Err(fault(format!("attach the new root: none of {places:?} can hold it")).into())
+}
+
+/// Makes `tree`, a mount in this thread's mount namespace, the root of that one and of each process that had its old root; that is
+/// stacked on the new one. pivot_root(2) looks at every thread of the machine, which takes a millisecond where there are 3,000.
+///
+/// # Errors
+/// With the kernel's reason.
+pub(crate) fn pivot(tree: &OwnedFd) -> Result<()> {
+    rustix::process::fchdir(tree).context("enter the new root")?;
+    // Both names are the new root, so no directory for the old one is needed, pivot_root(2).
+    rustix::process::pivot_root(".", ".").context("pivot_root")
+}
+
+/// A root, and whether it is this mount namespace's already, by [`pivot`].
+#[derive(Debug)]
+pub(crate) struct Root {
+    /// A tree of mounts.
+    pub(crate) tree: OwnedFd,
+    /// Else it is in no mount namespace.
+    pub(crate) is_ours: bool,
+}
+
+/// Makes `root` the root of this process's mount namespace, with the kernel's file systems in it and the files of `view` over theirs,
 /// and drops the old root.
 ///
 /// # Errors
 /// With the object and the kernel's reason.
-pub(crate) fn enter(plan: &KernelMounts, made: &[Made], tree: &OwnedFd, view: Option<&OwnedFd>) -> Result<()> {
-    rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
-        .context("make / private")?;
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    let attach_at = |place: &&PathBuf| rustix::mount::move_mount(tree, "", CWD, place.as_path(), flags).is_ok();
-    let Some(place) = plan.place.iter().find(attach_at) else {
-        return Err(fault(format!("attach the new root: none of {:?} can hold it", plan.place)).into());
-    };
-    rustix::process::fchdir(tree).context("enter the new root")?;
+pub(crate) fn enter(plan: &KernelMounts, made: &[Made], root: &Root, view: Option<&OwnedFd>) -> Result<()> {
+    let Root { tree, is_ours } = root;
+    if *is_ours {
+        rustix::process::fchdir(tree).context("enter the new root")?;
+        // Whatever the root was that this process had of the caller.
+        rustix::process::chroot(".").context("enter the new root")?;
+    } else {
+        attach_root(&plan.place, tree)?;
+        pivot(tree)?;
+    }
     for Made { mount, at } in made {
         attach(mount, tree.as_fd(), Path::new(at), Make::Directory).with_context(|| format!("mount {at}"))?;
     }
@@ -203,13 +243,33 @@ pub(crate) fn enter(plan: &KernelMounts, made: &[Made], tree: &OwnedFd, view: Op
         make_read_only(&inside, path).with_context(|| format!("make {} read-only", path.display()))?;
     }
     if let Some(view) = view {
-        let places: Vec<&PathBuf> = plan.place.iter().filter(|other| *other != place).collect();
-        procview::mount::bind(view, &places, |path, make| inside.cover(path, make))?;
+        procview::mount::bind(view, |path, make| inside.cover(path, make))?;
+        detach().context("detach what the view's files were bound from")?;
     }
-    // Both names are the new root: the old one is stacked on it and detached, so no directory for it is needed, pivot_root(2).
-    rustix::process::pivot_root(".", ".").context("pivot_root")?;
-    rustix::mount::unmount(".", UnmountFlags::DETACH).context("detach the old root")?;
+    detach().context("detach the old root")?;
     rustix::process::chdir("/").context("enter /")
+}
+
+/// Takes away what is stacked on the working directory, the root: what was put there last.
+fn detach() -> rustix::io::Result<()> {
+    rustix::mount::unmount(".", UnmountFlags::DETACH)
+}
+
+/// The host's /proc, or where the root is a new one already another that nobody else sees.
+pub(crate) fn proc_of_this() -> Option<OwnedFd> {
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let here = rustix::fs::open("/proc", flags, Mode::empty()).ok();
+    let is_filled = |proc: &OwnedFd| rustix::fs::accessat(proc, "self", Access::EXISTS, AtFlags::empty()).is_ok();
+    here.filter(is_filled).or_else(|| new_file_system("proc", &[], kernel_attributes()).ok())
+}
+
+/// The text of a file below a directory.
+///
+/// # Errors
+/// What openat(2) and read(2) say.
+pub(crate) fn read_at(directory: &OwnedFd, path: &str) -> std::io::Result<String> {
+    let file = rustix::fs::openat(directory, path, OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty())?;
+    std::io::read_to_string(std::fs::File::from(file))
 }
 
 fn attach(mount: &OwnedFd, root: BorrowedFd<'_>, at: &Path, make: Make) -> Result<()> {
@@ -218,223 +278,6 @@ fn attach(mount: &OwnedFd, root: BorrowedFd<'_>, at: &Path, make: Make) -> Resul
     let target = open_or_make(root, at, make, owner)?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     Ok(rustix::mount::move_mount(mount, "", &target, "", flags)?)
-}
-
-/// What statfs(2) says of sysfs.
-const SYSFS: i64 = 0x6265_6572;
-
-/// What is to be covered.
-enum Target<'a> {
-    /// By its name in a new file system, in which nobody but the kernel has put anything: to open it first takes as long as to cover it.
-    Named(BorrowedFd<'a>, &'a Path),
-    /// Opened, so that it is what was looked at.
-    Opened(OwnedFd),
-}
-
-impl Target<'_> {
-    /// Covers it with a mount that is nowhere yet.
-    ///
-    /// # Errors
-    /// With the kernel's reason.
-    fn cover(&self, with: &OwnedFd) -> Result<()> {
-        let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-        let covered = match self {
-            Target::Named(root, name) => rustix::mount::move_mount(with, "", root, *name, flags),
-            Target::Opened(target) => {
-                rustix::mount::move_mount(with, "", target, "", flags | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH)
-            }
-        };
-        Ok(covered?)
-    }
-
-    /// A mount of it and of what is mounted below.
-    fn copy(&self) -> Result<OwnedFd> {
-        match self {
-            Target::Named(root, name) => {
-                let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-                Ok(rustix::mount::open_tree(root, *name, flags | OpenTreeFlags::AT_RECURSIVE)?)
-            }
-            Target::Opened(target) => clone_mount(target),
-        }
-    }
-}
-
-/// The root that is put together.
-struct Inside<'a> {
-    tree: BorrowedFd<'a>,
-    made: &'a [Made],
-}
-
-impl Inside<'_> {
-    /// The new file system that `path` is on, and the rest of the path; for what is on it this takes half the time of a way through the
-    /// whole root.
-    fn own<'p>(&self, path: &'p Path) -> Option<(BorrowedFd<'_>, &'p Path)> {
-        self.made.iter().rev().find_map(|made| Some((made.mount.as_fd(), path.strip_prefix(made.at).ok()?)))
-    }
-
-    /// Covers what `path` names, if there is something, with what `make` makes.
-    fn cover(&self, path: &Path, make: &dyn Fn() -> Result<OwnedFd>) -> Result<()> {
-        let target = match self.named(path) {
-            Some(named) => named?.map(|(target, _)| target),
-            None => self.open(path)?.map(Target::Opened),
-        };
-        target.map_or(Ok(()), |target| target.cover(&make()?))
-    }
-
-    /// What `path` names and of what kind it is, which is sure to be the kernel's own file; `None` where there is nothing.
-    fn find_of_kernel<'s>(&'s self, path: &'s Path) -> Result<Option<(Target<'s>, FileType)>> {
-        if let Some(named) = self.named(path) {
-            return named;
-        }
-        let Some(opened) = self.open_of_kernel(path)? else { return Ok(None) };
-        let kind = FileType::from_raw_mode(rustix::fs::fstat(&opened)?.st_mode);
-        Ok(Some((Target::Opened(opened), kind)))
-    }
-
-    /// What `path` names, where that is on one of the new file systems and no link.
-    fn named<'s>(&'s self, path: &'s Path) -> Option<Result<Option<(Target<'s>, FileType)>>> {
-        let (root, name) = self.own(path).filter(|(_, name)| !name.as_os_str().is_empty())?;
-        match rustix::fs::statat(root, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => {
-                let kind = FileType::from_raw_mode(stat.st_mode);
-                (kind != FileType::Symlink).then(|| Ok(Some((Target::Named(root, name), kind))))
-            }
-            Err(error) if is_absence(error) => Some(Ok(None)),
-            Err(error) => Some(Err(error.into())),
-        }
-    }
-
-    /// Opens what `path` names, through links only as far as they stay in the root; `None` where there is nothing.
-    fn open(&self, path: &Path) -> Result<Option<OwnedFd>> {
-        let (root, path) = self.own(path).unwrap_or((self.tree, path));
-        match open_existing(root, path) {
-            Ok(found) => Ok(Some(found)),
-            Err(error) if rustix::io::Errno::from_io_error(&error).is_some_and(is_absence) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    /// The same, and it is sure to be the kernel's own file: not one that an image or a mount has put there, CVE-2025-52881.
-    fn open_of_kernel(&self, path: &Path) -> Result<Option<OwnedFd>> {
-        const DEBUGFS: i64 = 0x6462_6720;
-        const SECURITYFS: i64 = 0x7363_6673;
-        const TRACEFS: i64 = 0x7472_6163;
-        const CGROUP: i64 = 0x0027_e0eb;
-        const CGROUP2: i64 = 0x6367_7270;
-        const TMPFS: i64 = 0x0102_1994;
-        const PROC: i64 = 0x9fa0;
-        let Some(target) = self.open(path)? else { return Ok(None) };
-        if self.own(path).is_some() {
-            // Nobody else has seen that one.
-            return Ok(Some(target));
-        }
-        let expected: &[i64] = if path.starts_with("/proc") {
-            &[PROC]
-        } else if path.starts_with("/sys/fs/cgroup") {
-            // On cgroup v1 a tmpfs with a directory for each hierarchy.
-            &[SYSFS, CGROUP, CGROUP2, TMPFS]
-        } else {
-            &[SYSFS, DEBUGFS, SECURITYFS, TRACEFS]
-        };
-        let kind = rustix::fs::fstatfs(&target)?.f_type;
-        if !expected.contains(&kind) {
-            return Err(fault(format!("it is on a file system of another kind ({kind:#x}) than it should be")).into());
-        }
-        Ok(Some(target))
-    }
-}
-
-/// Of a file that this kernel has not, or that a /sys of another machine's making has not.
-fn is_absence(error: rustix::io::Errno) -> bool {
-    use rustix::io::Errno;
-    matches!(error, Errno::NOENT | Errno::NOTDIR | Errno::ACCESS)
-}
-
-/// What is masked of every CPU that this machine shows.
-fn of_each_cpu(inside: &Inside<'_>) -> Result<Vec<PathBuf>> {
-    let Some(directory) = inside.open_of_kernel(Path::new(CPUS))? else { return Ok(Vec::new()) };
-    // All CPUs of a machine have it or none, and to list them takes longer.
-    let there = |path: &Path| rustix::fs::accessat(&directory, path, Access::EXISTS, AtFlags::empty()).is_ok();
-    if there(Path::new("cpu0")) && !there(&Path::new("cpu0").join(MASKED_OF_A_CPU)) {
-        return Ok(Vec::new());
-    }
-    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let listed = rustix::fs::openat(&directory, ".", flags, Mode::empty()).with_context(|| format!("open {CPUS}"))?;
-    let mut paths = Vec::new();
-    for entry in rustix::fs::Dir::read_from(listed)? {
-        let entry = entry.with_context(|| format!("read {CPUS}"))?;
-        let name = entry.file_name().to_string_lossy();
-        let is_cpu = name.strip_prefix("cpu").is_some_and(|number| number.parse::<u32>().is_ok());
-        let path = Path::new(&*name).join(MASKED_OF_A_CPU);
-        if is_cpu && there(&path) {
-            paths.push(Path::new(CPUS).join(path));
-        }
-    }
-    Ok(paths)
-}
-
-/// The null device of the root, which covers files: nothing else that may be called so, CVE-2025-31133.
-fn null_device(root: BorrowedFd<'_>) -> Result<OwnedFd> {
-    let null = open_existing(root, Path::new("/dev/null")).context("open /dev/null in the root")?;
-    let stat = rustix::fs::fstat(&null)?;
-    let is_null = FileType::from_raw_mode(stat.st_mode) == FileType::CharacterDevice
-        && (rustix::fs::major(stat.st_rdev), rustix::fs::minor(stat.st_rdev)) == (1, 3);
-    if is_null { Ok(null) } else { Err(fault("/dev/null in the root is not the null device").into()) }
-}
-
-/// What masked paths are covered with, each found once: files with /dev/null, directories with an empty one.
-#[derive(Default)]
-struct Covers {
-    null: Option<OwnedFd>,
-    empty: Option<OwnedFd>,
-}
-
-impl Covers {
-    /// Source and target are looked at first.
-    fn mask(&mut self, inside: &Inside<'_>, path: &Path) -> Result<()> {
-        let Some((target, kind)) = inside.find_of_kernel(path)? else {
-            return Ok(());
-        };
-        let cover = if kind == FileType::Directory { &mut self.empty } else { &mut self.null };
-        let mount = match (&cover, kind) {
-            (Some(cover), _) => clone_mount(cover)?,
-            (None, FileType::Directory) => empty_directory(inside)?,
-            (None, _) => clone_mount(&null_device(inside.tree)?)?,
-        };
-        target.cover(&mount)?;
-        cover.get_or_insert(mount);
-        Ok(())
-    }
-}
-
-/// A read-only directory in which there is nothing. The sandbox's own sysfs has some in which there can never be anything, as mount
-/// points; a file system for it alone would be one more of which the kernel keeps lists for every cgroup.
-fn empty_directory(inside: &Inside<'_>) -> Result<OwnedFd> {
-    let path = Path::new("/sys/fs/cgroup");
-    let of_sysfs = if inside.own(path).is_some() { inside.open(path)? } else { None };
-    if let Some(directory) = of_sysfs.filter(|found| rustix::fs::fstatfs(found).is_ok_and(|of| of.f_type == SYSFS)) {
-        return clone_mount(&directory);
-    }
-    let options = [("mode", "0755".to_owned()), ("size", "4096".to_owned()), ("nr_inodes", "2".to_owned())];
-    Ok(new_file_system("tmpfs", &options, kernel_attributes() | MountAttrFlags::MOUNT_ATTR_RDONLY)?)
-}
-
-fn make_read_only(inside: &Inside<'_>, path: &Path) -> Result<()> {
-    let Some((target, _)) = inside.find_of_kernel(path)? else {
-        return Ok(());
-    };
-    let copy = target.copy()?;
-    target.cover(&copy)?;
-    let attributes = sys::attr::RDONLY | sys::attr::NOSUID | sys::attr::NODEV | sys::attr::NOEXEC;
-    restrict(copy.as_fd(), attributes, true)
-}
-
-fn clone_mount(of: &OwnedFd) -> Result<OwnedFd> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE
-        | OpenTreeFlags::OPEN_TREE_CLOEXEC
-        | OpenTreeFlags::AT_EMPTY_PATH
-        | OpenTreeFlags::AT_RECURSIVE;
-    Ok(rustix::mount::open_tree(of, "", flags)?)
 }
 
 /// Mounts the cgroup file system; called when this process is in its unit and has a cgroup namespace, so its root is the unit.

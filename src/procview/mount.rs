@@ -2,7 +2,7 @@
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Context;
 use rustix::fs::{CWD, Mode, OFlags, RawDir};
@@ -70,21 +70,14 @@ fn file_system(options: &[(&str, String)]) -> Result<OwnedFd> {
     create(&file_system, attributes)
 }
 
-/// Binds each file over its place, which `cover` covers with it where there is one, by way of one of `places`, which the old root has and the new
-/// one is not on. Nobody has to answer on the device when [`look_up_all`] was called before.
+/// Binds each file over its place, which `cover` covers with it where there is one. The mount stays, stacked on the working directory: one
+/// that is nowhere cannot be bound from. Nobody has to answer on the device when [`look_up_all`] was called before.
 ///
 /// # Errors
 /// With the file and the kernel's reason.
-pub(crate) fn bind(
-    mount: &OwnedFd,
-    places: &[&PathBuf],
-    cover: impl Fn(&Path, &dyn Fn() -> Result<OwnedFd>) -> Result<()>,
-) -> Result<()> {
-    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
-    // A mount that is nowhere cannot be bound from; it goes with the old root.
-    if !places.iter().any(|place| rustix::mount::move_mount(mount, "", CWD, place.as_path(), flags).is_ok()) {
-        return Err(fault(format!("attach the sandbox's own /proc files: none of {places:?} can hold them")).into());
-    }
+pub(crate) fn bind(mount: &OwnedFd, cover: impl Fn(&Path, &dyn Fn() -> Result<OwnedFd>) -> Result<()>) -> Result<()> {
+    rustix::mount::move_mount(mount, "", CWD, ".", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .context("attach the sandbox's own /proc files")?;
     for (name, path) in bound() {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
         let file = || Ok(rustix::mount::open_tree(mount.as_fd(), &*name, flags)?);

@@ -12,6 +12,7 @@ use anyhow::Context;
 use rustix::process::Pid;
 
 use crate::error::Result;
+use crate::part::mounts::{self, Root};
 use crate::part::network::join::Joined;
 use crate::part::rootfs::assemble::{Ids, assemble};
 use crate::part::users;
@@ -120,7 +121,13 @@ impl Work {
         // What of /sys is made here shows the network.
         self.joined.as_ref().map_or(Ok(()), Joined::enter)?;
         let ids = Ids { base: self.base, userns: self.namespaces.user.as_ref().map(AsFd::as_fd), inside };
-        self.end.send(&ToChild::Tree(assemble(root, &ids)?)).context("tell the child")?;
+        let (tree, is_attached) = assemble(root, &ids)?;
+        // Not under a child that may still have to open its network in the host's /proc.
+        let is_ours = is_attached && self.plan.network.pasta().is_none();
+        if is_ours {
+            mounts::pivot(&tree)?;
+        }
+        self.end.send(&ToChild::Root(Root { tree, is_ours })).context("tell the child")?;
         // Where it may not, the mount namespace ends a moment later, with the thread.
         let _ = sys::setns(host.as_fd(), libc::CLONE_NEWNS);
         Ok(())

@@ -26,6 +26,7 @@ pub(crate) fn tests() -> Vec<Test> {
         test("daily/ps_unit_vanished", needs![root, systemd], ps_unit_vanished),
         test("daily/names", needs![root, systemd], names),
         test("daily/inspect", needs![root, systemd], inspect),
+        test("daily/inspect_undecided", needs![root, systemd], inspect_undecided),
         test("daily/stats", needs![root, systemd], stats),
         test("daily/wait", needs![root, systemd], wait),
         test("daily/kill", needs![root, systemd], kill),
@@ -81,6 +82,11 @@ fn state_file(unit: &str) -> std::path::PathBuf {
     format!("/run/sandbox/{unit}.json").into()
 }
 
+/// The line of such a file that is the sandbox's record; behind it comes what was decided.
+fn record(text: &str) -> Value {
+    serde_json::from_str(text.lines().next().unwrap()).unwrap()
+}
+
 /// What a killed launcher leaves is not believed, and goes.
 fn ps_stale_file(bed: &Bed) {
     let (running, scope) = bed.live([""; 0], "echo ready; exec cat");
@@ -93,7 +99,7 @@ fn ps_stale_file(bed: &Bed) {
     assert!(!file.exists(), "it is swept");
     // The same with its PIDs reused, by this very process.
     let own = std::process::id().to_string();
-    let mut record: Value = serde_json::from_str(&text).unwrap();
+    let mut record = record(&text);
     for who in ["launcher", "leader"] {
         record[who]["pid"] = own.parse::<u64>().unwrap().into();
     }
@@ -110,7 +116,7 @@ fn ps_stale_file(bed: &Bed) {
 /// The word of a file whose processes live is not enough: systemd must have the unit, and they must be in it.
 fn ps_unit_vanished(bed: &Bed) {
     let (_running, scope) = bed.live([""; 0], "echo ready; exec cat");
-    let mut record: Value = serde_json::from_str(&fs::read_to_string(state_file(&scope)).unwrap()).unwrap();
+    let mut record = record(&fs::read_to_string(state_file(&scope)).unwrap());
     for other in [format!("{}-none.scope", bed.id()), "init.scope".to_owned()] {
         record["unit"] = other.clone().into();
         let file = state_file(&format!("{}x", bed.id()));
@@ -130,7 +136,7 @@ fn ps_forged(bed: &Bed) {
     let pid: u64 = unit::property(&victim, "MainPID").parse().unwrap();
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     let started: u64 = stat.rsplit(')').next().unwrap().split_whitespace().nth(19).unwrap().parse().unwrap();
-    let mut record: Value = serde_json::from_str(&fs::read_to_string(state_file(&scope)).unwrap()).unwrap();
+    let mut record = record(&fs::read_to_string(state_file(&scope)).unwrap());
     record["unit"] = victim.clone().into();
     record["service"] = true.into();
     record["as_pid1"] = true.into();
@@ -231,6 +237,21 @@ fn inspect(bed: &Bed) {
     let text = bed.sandbox(["inspect", &scope]).output().succeeded().text();
     assert!(text.contains("given         memory 64M (command line)"), "{text}");
     assert!(text.contains("in force      --memory 64M: ") && text.contains("67108864"), "{text}");
+}
+
+/// A launcher that is stopped at once has not written down what was decided: the rest is told all the same.
+fn inspect_undecided(bed: &Bed) {
+    let (running, scope) = bed.live([""; 0], "echo ready; exec cat");
+    assert!(json(bed, &["inspect", "--json", &scope])["plan"]["unit"].is_object());
+    running.signal(Signal::STOP);
+    let file = state_file(&scope);
+    let text = fs::read_to_string(&file).unwrap();
+    fs::write(&file, text.lines().next().unwrap()).unwrap();
+    let report = json(bed, &["inspect", "--json", &scope]);
+    assert!(report["plan"].is_null() && report["launcher"] == running.pid(), "{report}");
+    let text = bed.sandbox(["inspect", &scope]).output().succeeded().text();
+    assert!(text.contains("decided       not written down: the launcher is stopped"), "{text}");
+    running.signal(Signal::CONT);
 }
 
 fn stats(bed: &Bed) {

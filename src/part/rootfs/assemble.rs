@@ -50,12 +50,12 @@ impl Ids<'_> {
     }
 }
 
-/// Makes the root and returns it as a tree of mounts: attached in the mount namespace `ids.inside`, where this thread then is, else
-/// detached. Where that one may not be entered (setns(2) wants SYS_CHROOT), this thread then is in one of its own.
+/// Makes the root and returns it as a tree of mounts, and whether it is attached: in the mount namespace `ids.inside`, where this thread
+/// then is. Where that one may not be entered (setns(2) wants SYS_CHROOT), this thread then is in one of its own.
 ///
 /// # Errors
 /// With the object and the kernel's reason, when anything of the plan cannot be had.
-pub(crate) fn assemble(plan: &RootPlan, ids: &Ids<'_>) -> Result<OwnedFd> {
+pub(crate) fn assemble(plan: &RootPlan, ids: &Ids<'_>) -> Result<(OwnedFd, bool)> {
     let make_private = || {
         rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
             .context("make / private")
@@ -384,7 +384,7 @@ impl Assembly<'_> {
     }
 
     /// Makes the root read-only where asked, and takes the finished tree out of this namespace if it is not the sandbox's.
-    fn finish(self) -> Result<OwnedFd> {
+    fn finish(self) -> Result<(OwnedFd, bool)> {
         let root = self.root.ok_or_else(|| fault("the plan has no root"))?;
         if self.plan.read_only {
             // A plain user's view of the host is a tmpfs, with an overlay for each directory in it.
@@ -393,13 +393,13 @@ impl Assembly<'_> {
             }
         }
         if self.attached {
-            return Ok(root);
+            return Ok((root, true));
         }
         let flags = OpenTreeFlags::OPEN_TREE_CLONE
             | OpenTreeFlags::OPEN_TREE_CLOEXEC
             | OpenTreeFlags::AT_RECURSIVE
             | OpenTreeFlags::AT_EMPTY_PATH;
-        rustix::mount::open_tree(&root, "", flags).context("take the finished root")
+        Ok((rustix::mount::open_tree(&root, "", flags).context("take the finished root")?, false))
     }
 }
 
