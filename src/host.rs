@@ -286,14 +286,14 @@ pub(crate) fn is_below(path: &Path, point: &Path) -> bool {
 /// The mounts that a path can reach, sorted by where they are: at each place the topmost, whose own parents are reachable.
 pub(crate) fn visible(mounts: &[Mount]) -> Vec<Mount> {
     // Several mounts on / are stacked, each on the one before: only the last is seen.
-    let Some(root) = mounts.iter().rfind(|m| m.point == Path::new("/")) else {
+    let Some(root) = mounts.iter().rfind(|m| m.point.as_os_str() == "/") else {
         return Vec::new();
     };
     let mut visible = Vec::new();
     let mut todo = vec![root];
     while let Some(mount) = todo.pop() {
         let children: Vec<&Mount> = mounts.iter().filter(|m| m.parent == mount.id && m.id != mount.id).collect();
-        if let Some(cover) = children.iter().rfind(|child| child.point == mount.point) {
+        if let Some(cover) = children.iter().rfind(|child| child.point.as_os_str() == mount.point.as_os_str()) {
             todo.push(cover);
             continue;
         }
@@ -303,7 +303,8 @@ pub(crate) fn visible(mounts: &[Mount]) -> Vec<Mount> {
         todo.extend(children.iter().enumerate().filter(|(index, child)| !is_covered(*index, child)).map(|(_, c)| *c));
         visible.push(mount.clone());
     }
-    visible.sort_by(|a, b| a.point.cmp(&b.point));
+    // As bytes: a mount comes before those below it all the same.
+    visible.sort_by(|a, b| a.point.as_os_str().cmp(b.point.as_os_str()));
     visible
 }
 

@@ -43,6 +43,7 @@ mod value;
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 fn main() -> ExitCode {
     log_to_stderr();
@@ -73,6 +74,35 @@ fn main() -> ExitCode {
 
 /// Warnings as `sandbox: warning: …`; more with `SANDBOX_LOG=debug`.
 fn log_to_stderr() {
+    let is_asked = std::env::var_os("SANDBOX_LOG").is_some();
+    log::set_max_level(if is_asked { logger().filter() } else { log::LevelFilter::Warn });
+    // There is no other.
+    let _ = log::set_logger(&Logger);
+}
+
+/// Made with the first line: most runs log nothing.
+struct Logger;
+
+impl log::Log for Logger {
+    fn enabled(&self, about: &log::Metadata<'_>) -> bool {
+        logger().enabled(about)
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        logger().log(record);
+    }
+
+    fn flush(&self) {
+        logger().flush();
+    }
+}
+
+fn logger() -> &'static env_logger::Logger {
+    static MADE: OnceLock<env_logger::Logger> = OnceLock::new();
+    MADE.get_or_init(make_logger)
+}
+
+fn make_logger() -> env_logger::Logger {
     env_logger::Builder::new()
         .filter_level(log::LevelFilter::Warn)
         .parse_env("SANDBOX_LOG")
@@ -92,7 +122,7 @@ fn log_to_stderr() {
             };
             writeln!(out, "{priority}sandbox: {level}: {}", error::plain(&record.args().to_string()))
         })
-        .init();
+        .build()
 }
 
 /// Prints an error; the exit status it leads to.

@@ -84,7 +84,7 @@ left() { # left BEFORE
 }
 
 traces() { # what a start may leave, as $traced says
-  echo "$(find /sys/fs/cgroup -type d | wc -l) $(find /proc/1/fd | wc -l) $(wc -l < /proc/self/mountinfo) $(systemctl list-units --all --plain --no-legend | wc -l)" \
+  echo "$(find /sys/fs/cgroup -type d 2> /dev/null | wc -l) $(find /proc/1/fd 2> /dev/null | wc -l) $(wc -l < /proc/self/mountinfo) $(systemctl list-units --all --plain --no-legend | wc -l)" \
     "$(pgrep -xc sandbox || true) $(files | wc -l)"
 }
 

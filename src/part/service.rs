@@ -45,14 +45,15 @@ impl OwnService {
     /// When the cgroup cannot be read of a process that systemd has started.
     pub(crate) fn read(environment: &BTreeMap<OsString, OsString>) -> std::io::Result<Option<OwnService>> {
         let get = |name: &str| environment.get(OsStr::new(name)).and_then(|value| value.to_str());
-        if get("INVOCATION_ID").is_none() {
+        let pid = rustix::process::getpid().as_raw_nonzero().get();
+        let is_main = get("SYSTEMD_EXEC_PID").map(|main| main.parse() == Ok(pid));
+        if get("INVOCATION_ID").is_none() || is_main == Some(false) {
             return Ok(None);
         }
         let found = UnitOfProcess::try_read("self")?.filter(|found| found.unit.ends_with(".service"));
         let Some(found) = found else { return Ok(None) };
-        let pid = rustix::process::getpid().as_raw_nonzero().get();
-        let is_main = match get("SYSTEMD_EXEC_PID") {
-            Some(main) => main.parse() == Ok(pid),
+        let is_main = match is_main {
+            Some(is_main) => is_main,
             None => rustix::process::getppid()
                 .and_then(|parent| UnitOfProcess::read(&parent.as_raw_nonzero().to_string()))
                 .is_some_and(|parent| parent.unit == "init.scope"),
