@@ -70,8 +70,9 @@ fn steps(plan: &Plan, end: &ChildEnd, streams: &Streams, kept: &[BorrowedFd<'_>]
     let mut listed = None;
     if let Some(root) = &plan.root {
         let made = mounts::make(&plan.kernel_mounts)?;
-        let get_root = if root.by_child { own_root } else { wait_for_root };
-        let (root, view) = get_root(root, end, plan.procview.is_some())?;
+        let wants_view = plan.procview.is_some();
+        let (root, view) =
+            if root.by_child { own_root(root, end, wants_view)? } else { wait_for_root(end, wants_view)? };
         mounts::enter(&plan.kernel_mounts, &made, &root, view.as_ref().map(|view| &view.mount))?;
         listed = view.map(|view| view.listed);
     }
@@ -164,7 +165,7 @@ fn own_root(root: &RootPlan, end: &ChildEnd, wants_view: bool) -> Result<(Root, 
 }
 
 /// The root, of the helper, and where wanted the mount of the /proc files, of the launcher: in either order.
-fn wait_for_root(_: &RootPlan, end: &ChildEnd, wants_view: bool) -> Result<(Root, Option<OwnFiles>)> {
+fn wait_for_root(end: &ChildEnd, wants_view: bool) -> Result<(Root, Option<OwnFiles>)> {
     let (mut root, mut view) = (None, None);
     loop {
         match end.receive()? {

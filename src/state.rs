@@ -317,7 +317,11 @@ impl StateFile {
         let line = format!("\n{line}\n");
         match self.file.write_all_at(line.as_bytes(), self.length.get()) {
             Ok(()) => self.length.set(self.length.get() + line.len() as u64),
-            Err(error) => log::debug!("{}: {error}", self.at.display()),
+            Err(error) => {
+                log::debug!("{}: {error}", self.at.display());
+                // A part of it would be in the way of the next.
+                drop(self.file.set_len(self.length.get()));
+            }
         }
     }
 }
@@ -378,7 +382,10 @@ pub(crate) struct Found {
 impl Found {
     /// The payload's exit status, once its launcher has written it.
     pub(crate) fn status(&self) -> Option<u8> {
-        self.text()?.lines().skip(1).find_map(|line| line.parse().ok())
+        // Of a launcher that was killed over it the line has no end.
+        let text = self.text()?;
+        let lines = text.split_inclusive('\n').skip(1).filter_map(|line| line.strip_suffix('\n'));
+        lines.filter_map(|line| line.parse().ok()).next()
     }
 
     /// What was decided, once its launcher has written it; one of a former version has it in its first line.
@@ -389,7 +396,7 @@ impl Found {
     fn text(&self) -> Option<String> {
         match &self.file {
             Some(file) => read(file),
-            None => read(&File::open(&self.path).ok()?),
+            None => read(&open_file(&self.path).ok()?),
         }
     }
 
@@ -405,10 +412,20 @@ impl Found {
     }
 }
 
+/// The longest of such files that is read, in bytes: who has written it need not be the caller.
+const LONGEST: u64 = 16 << 20;
+
+/// Opens what its owner, who may be another, has put there: no link is followed, and nothing waited for.
+fn open_file(path: &Path) -> std::io::Result<File> {
+    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC;
+    File::options().read(true).custom_flags(flags).open(path)
+}
+
 fn read(file: &File) -> Option<String> {
-    let mut bytes = vec![0; usize::try_from(file.metadata().ok()?.len()).ok()?];
+    let meta = file.metadata().ok().filter(|meta| meta.is_file() && meta.len() <= LONGEST)?;
+    let mut bytes = vec![0; usize::try_from(meta.len()).ok()?];
     file.read_exact_at(&mut bytes, 0).ok()?;
-    String::from_utf8(bytes).ok()
+    Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// How many state files of those that are found stay open: a process has 1024 descriptors, and a machine may have more sandboxes.
@@ -469,14 +486,13 @@ fn sweep_temporary(path: &Path) {
 /// # Errors
 /// When it cannot be read.
 fn open(path: &Path, owner: u32, ours: bool) -> std::io::Result<Option<Found>> {
-    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC;
-    let file = match File::options().read(true).custom_flags(flags).open(path) {
+    let file = match open_file(path) {
         // A link, a socket.
         Err(error) if matches!(error.raw_os_error(), Some(libc::ELOOP | libc::ENXIO)) => return Ok(None),
         file => file?,
     };
     let meta = file.metadata()?;
-    if !meta.is_file() || meta.uid() != owner || meta.len() > 16 << 20 {
+    if !meta.is_file() || meta.uid() != owner || meta.len() > LONGEST {
         return Ok(None);
     }
     let mut text = vec![0; usize::try_from(meta.len()).unwrap_or_default()];

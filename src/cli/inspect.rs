@@ -34,7 +34,7 @@ JSON: one object with
   given    a list of every setting: key, value, from (command line, FILE:LINE,
            image ID, kept root NAME)
   plan     every decision, as `sandbox run --dry-run --json` prints it; null
-           where the launcher was stopped before it wrote it down";
+           where its launcher has not written it down, as is given then";
 
 // Flags of `sandbox inspect`.
 #[derive(Debug, Args)]
@@ -199,7 +199,10 @@ fn shown(report: &Report<'_>, decisions: Option<&Decisions>) -> String {
     }));
     let now: String = rows.iter().map(|(key, value)| format!("{key:<13} {}\n", crate::error::plain(value))).collect();
     match decisions {
-        Some(decisions) => format!("{}{now}", decisions.decided),
-        None => format!("{:<13} not written down: the launcher is stopped\n{now}", "decided"),
+        Some(decisions) => {
+            let decided = decisions.decided.lines().map(|line| format!("{}\n", crate::error::plain(line)));
+            format!("{}{now}", decided.collect::<String>())
+        }
+        None => format!("{:<13} not written down yet: its launcher is stopped, or still starts it\n{now}", "decided"),
     }
 }

@@ -50,7 +50,8 @@ pub(crate) fn open_or_make(root: BorrowedFd<'_>, path: &Path, make: Make, owner:
             }
         }
         // ENOSYS: a seccomp filter around us (systemd's RestrictSUIDSGID=) hides openat2; the walk is as safe, only slower.
-        Err(Errno::NOENT | Errno::NOSYS | Errno::PERM) => Walk::new(root, make, owner)?.follow(relative),
+        // EAGAIN: something was mounted or renamed meanwhile, so that openat2 cannot tell where a `..` led.
+        Err(Errno::NOENT | Errno::NOSYS | Errno::PERM | Errno::AGAIN) => Walk::new(root, make, owner)?.follow(relative),
         Err(error) => Err(error.into()),
     }
 }
@@ -149,7 +150,7 @@ pub(crate) fn make_name(parent: BorrowedFd<'_>, name: &OsStr, make: Make) -> std
 /// Makes what is called `name` in `parent`, and opens it (O_PATH).
 ///
 /// # Errors
-/// What openat(2) and mkdirat(2) say: EEXIST.
+/// What mknodat(2), mkdirat(2) and openat(2) say: EEXIST.
 pub(crate) fn make_in(parent: BorrowedFd<'_>, name: &OsStr, make: Make) -> std::result::Result<OwnedFd, Errno> {
     make_name(parent, name, make)?;
     rustix::fs::openat(parent, name, OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC, Mode::empty())

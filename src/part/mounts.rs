@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use rustix::fs::{Access, AtFlags, CWD, Mode, OFlags, StatVfsMountFlags};
+use rustix::fs::{CWD, Mode, OFlags, StatVfsMountFlags};
 use rustix::mount::{MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags};
 use serde::Serialize;
 
@@ -181,7 +181,7 @@ fn make_one(kind: &str, at: &'static str, options: &[(&str, String)], flags: Mou
     Ok(Made { mount, at })
 }
 
-/// Attaches `tree`, which is in no mount namespace yet, in this process's own: below one of `places`, which the old root has.
+/// Attaches `tree` where it can become the root of this process's mount namespace: below one of `places`, which the old root has.
 ///
 /// # Errors
 /// With the kernel's reason.
@@ -196,23 +196,22 @@ fn attach_root(places: &[PathBuf], tree: &OwnedFd) -> Result<()> {
     Err(fault(format!("attach the new root: none of {places:?} can hold it")).into())
 }
 
-/// Makes `tree`, a mount in this thread's mount namespace, the root of that one and of each process that had its old root; that is
-/// stacked on the new one. pivot_root(2) looks at every thread of the machine, which takes a millisecond where there are 3,000.
+/// Makes the working directory, a mount in this thread's mount namespace, the root of that one and of each process that had its old root;
+/// that is stacked on the new one. pivot_root(2) looks at every thread of the machine, which takes a millisecond where there are 3,000.
 ///
 /// # Errors
 /// With the kernel's reason.
-pub(crate) fn pivot(tree: &OwnedFd) -> Result<()> {
-    rustix::process::fchdir(tree).context("enter the new root")?;
+pub(crate) fn pivot() -> Result<()> {
     // Both names are the new root, so no directory for the old one is needed, pivot_root(2).
     rustix::process::pivot_root(".", ".").context("pivot_root")
 }
 
-/// A root, and whether it is this mount namespace's already, by [`pivot`].
+/// A root, and whether it is the sandbox's mount namespace's already, by [`pivot`].
 #[derive(Debug)]
 pub(crate) struct Root {
     /// A tree of mounts.
     pub(crate) tree: OwnedFd,
-    /// Else it is in no mount namespace.
+    /// Else it is attached elsewhere in that namespace, or nowhere.
     pub(crate) is_ours: bool,
 }
 
@@ -223,14 +222,19 @@ pub(crate) struct Root {
 /// With the object and the kernel's reason.
 pub(crate) fn enter(plan: &KernelMounts, made: &[Made], root: &Root, view: Option<&OwnedFd>) -> Result<()> {
     let Root { tree, is_ours } = root;
+    if !is_ours {
+        attach_root(&plan.place, tree)?;
+    }
+    rustix::process::fchdir(tree).context("enter the new root")?;
     if *is_ours {
-        rustix::process::fchdir(tree).context("enter the new root")?;
         // Whatever the root was that this process had of the caller.
         rustix::process::chroot(".").context("enter the new root")?;
     } else {
-        attach_root(&plan.place, tree)?;
-        pivot(tree)?;
+        pivot()?;
     }
+    // Before any way through the new root is gone: with something stacked on it a `..` in one of its links leads there, RESOLVE_IN_ROOT
+    // or not.
+    detach().context("detach the old root")?;
     for Made { mount, at } in made {
         attach(mount, tree.as_fd(), Path::new(at), Make::Directory).with_context(|| format!("mount {at}"))?;
     }
@@ -242,12 +246,23 @@ pub(crate) fn enter(plan: &KernelMounts, made: &[Made], root: &Root, view: Optio
     for path in &plan.read_only {
         make_read_only(&inside, path).with_context(|| format!("make {} read-only", path.display()))?;
     }
-    if let Some(view) = view {
-        procview::mount::bind(view, |path, make| inside.cover(path, make))?;
-        detach().context("detach what the view's files were bound from")?;
-    }
-    detach().context("detach the old root")?;
+    view.map_or(Ok(()), |view| bind_view(&inside, view))?;
     rustix::process::chdir("/").context("enter /")
+}
+
+/// Binds the view's files over the kernel's own. A mount that is nowhere cannot be bound from, so it is stacked on the root meanwhile, when
+/// all that they cover is found.
+fn bind_view(inside: &Inside<'_>, view: &OwnedFd) -> Result<()> {
+    let files: Vec<_> = procview::bound().collect();
+    let context = |path: &Path| format!("make {} the sandbox's own", path.display());
+    let find = |(name, path)| Ok(inside.find(path).with_context(|| context(path))?.map(|target| (name, path, target)));
+    let targets: Vec<_> = files.iter().map(|(name, path)| find((name, path))).collect::<Result<_>>()?;
+    rustix::mount::move_mount(view, "", CWD, ".", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+        .context("attach the sandbox's own /proc files")?;
+    for (name, path, target) in targets.into_iter().flatten() {
+        procview::mount::file(view, name).and_then(|file| target.cover(&file)).with_context(|| context(path))?;
+    }
+    detach().context("detach the sandbox's own /proc files")
 }
 
 /// Takes away what is stacked on the working directory, the root: what was put there last.
@@ -255,12 +270,14 @@ fn detach() -> rustix::io::Result<()> {
     rustix::mount::unmount(".", UnmountFlags::DETACH)
 }
 
-/// The host's /proc, or where the root is a new one already another that nobody else sees.
+/// A /proc of this process's PID namespace: the host's, or where the root is a new one already one that nobody else sees.
 pub(crate) fn proc_of_this() -> Option<OwnedFd> {
+    const PROC: i64 = 0x9fa0;
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let here = rustix::fs::open("/proc", flags, Mode::empty()).ok();
-    let is_filled = |proc: &OwnedFd| rustix::fs::accessat(proc, "self", Access::EXISTS, AtFlags::empty()).is_ok();
-    here.filter(is_filled).or_else(|| new_file_system("proc", &[], kernel_attributes()).ok())
+    // A new root has a directory there, or what an image put in its place.
+    let is_one = |proc: &OwnedFd| rustix::fs::fstatfs(proc).is_ok_and(|of| of.f_type == PROC);
+    here.filter(is_one).or_else(|| new_file_system("proc", &[], kernel_attributes()).ok())
 }
 
 /// The text of a file below a directory.

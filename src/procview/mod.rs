@@ -103,7 +103,7 @@ fn directories() -> impl Iterator<Item = PathBuf> {
 }
 
 /// What is bound, by its name in our file system: the directories, and each file that is in none of them.
-fn bound() -> impl Iterator<Item = (String, PathBuf)> {
+pub(crate) fn bound() -> impl Iterator<Item = (String, PathBuf)> {
     let files = TABLE.iter().filter(|row| !is_in_a_directory(row)).map(|row| PathBuf::from(row.path));
     files.chain(directories()).map(|path| (flat_name(&path.to_string_lossy()), path))
 }

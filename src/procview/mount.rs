@@ -2,13 +2,11 @@
 
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::path::Path;
 
 use anyhow::Context;
-use rustix::fs::{CWD, Mode, OFlags, RawDir};
-use rustix::mount::{FsOpenFlags, MountAttrFlags, MoveMountFlags, OpenTreeFlags};
+use rustix::fs::{Mode, OFlags, RawDir};
+use rustix::mount::{FsOpenFlags, MountAttrFlags, OpenTreeFlags};
 
-use super::bound;
 use crate::error::{Result, fault};
 use crate::part::rootfs::assemble::create;
 
@@ -70,20 +68,13 @@ fn file_system(options: &[(&str, String)]) -> Result<OwnedFd> {
     create(&file_system, attributes)
 }
 
-/// Binds each file over its place, which `cover` covers with it where there is one. The mount stays, stacked on the working directory: one
-/// that is nowhere cannot be bound from. Nobody has to answer on the device when [`look_up_all`] was called before.
+/// A mount of one file of an attached `mount`. Nobody has to answer on the device when [`look_up_all`] was called before.
 ///
 /// # Errors
-/// With the file and the kernel's reason.
-pub(crate) fn bind(mount: &OwnedFd, cover: impl Fn(&Path, &dyn Fn() -> Result<OwnedFd>) -> Result<()>) -> Result<()> {
-    rustix::mount::move_mount(mount, "", CWD, ".", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
-        .context("attach the sandbox's own /proc files")?;
-    for (name, path) in bound() {
-        let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-        let file = || Ok(rustix::mount::open_tree(mount.as_fd(), &*name, flags)?);
-        cover(&path, &file).with_context(|| format!("make {} the sandbox's own", path.display()))?;
-    }
-    Ok(())
+/// With the kernel's reason.
+pub(crate) fn file(mount: &OwnedFd, name: &str) -> Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    Ok(rustix::mount::open_tree(mount.as_fd(), name, flags)?)
 }
 
 /// One question for all names instead of one for each: the kernel keeps the answer. Somebody has to answer on the device meanwhile, so it

@@ -79,6 +79,15 @@ struct Load {
 impl Reader {
     /// For a sandbox whose first process is in its unit already.
     pub(crate) fn new(subject: Subject) -> Reader {
+        let reader = Reader::of(subject);
+        if !rustix::process::geteuid().is_root() {
+            // Once the first process hides itself, a /proc that hides what is another's (hidepid=) hides it from a plain user.
+            reader.place();
+        }
+        reader
+    }
+
+    fn of(subject: Subject) -> Reader {
         Reader {
             subject,
             base: "/sys/fs/cgroup".into(),

@@ -123,9 +123,10 @@ impl Work {
         let ids = Ids { base: self.base, userns: self.namespaces.user.as_ref().map(AsFd::as_fd), inside };
         let (tree, is_attached) = assemble(root, &ids)?;
         // Not under a child that may still have to open its network in the host's /proc.
-        let is_ours = is_attached && self.plan.network.pasta().is_none();
+        // Nor into a directory that is for the sandbox's own root alone, and this process has no right to pass that over.
+        let is_ours = is_attached && self.plan.network.pasta().is_none() && rustix::process::fchdir(&tree).is_ok();
         if is_ours {
-            mounts::pivot(&tree)?;
+            mounts::pivot()?;
         }
         self.end.send(&ToChild::Root(Root { tree, is_ours })).context("tell the child")?;
         // Where it may not, the mount namespace ends a moment later, with the thread.

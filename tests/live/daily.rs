@@ -250,7 +250,7 @@ fn inspect_undecided(bed: &Bed) {
     let report = json(bed, &["inspect", "--json", &scope]);
     assert!(report["plan"].is_null() && report["launcher"] == running.pid(), "{report}");
     let text = bed.sandbox(["inspect", &scope]).output().succeeded().text();
-    assert!(text.contains("decided       not written down: the launcher is stopped"), "{text}");
+    assert!(text.contains("decided       not written down yet: its launcher is stopped"), "{text}");
     running.signal(Signal::CONT);
 }
 

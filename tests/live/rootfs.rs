@@ -20,6 +20,7 @@ pub(crate) fn tests() -> Vec<Test> {
         test("rootfs/device_in_a_layer", needs![root, systemd], device_in_a_layer),
         test("rootfs/setuid_in_a_layer", needs![root, systemd], setuid_in_a_layer),
         test("rootfs/links_that_lead_out", needs![root, systemd], links_that_lead_out),
+        test("rootfs/one_root", needs![root, systemd], one_root),
         test("rootfs/parts_that_are_files", needs![root, systemd], parts_that_are_files),
         test("rootfs/read_only", needs![root, systemd], read_only),
         test("rootfs/upper_is_kept", needs![root, systemd, disk], upper_is_kept),
@@ -198,6 +199,24 @@ fn setuid_in_a_layer(bed: &Bed) {
     }
 }
 
+/// The ways to a root: who makes it, and who takes the old one away.
+const MODES: &[&[&str]] = &[
+    &[],
+    &["--userns", "host"],
+    &["--userns", "identity"],
+    &["--share", "pid"],
+    &["--network", "host"],
+    &["--share", "pid", "--network", "host", "--userns", "host"],
+];
+
+/// Whatever made it, there is one root, and nothing is above it.
+fn one_root(bed: &Bed) {
+    let script = "awk '$5 == \"/\"' /proc/self/mountinfo | wc -l; [ \"$(stat -c %d:%i /)\" = \"$(stat -c %d:%i /..)\" ] && echo same";
+    for mode in MODES.iter().chain(&[&["--read-only"][..], &["--as-pid1"], &["--cap-add", "SYS_CHROOT"]]) {
+        assert_eq!(bed.run(*mode, script).output().succeeded().text(), "1\nsame", "{mode:?}");
+    }
+}
+
 /// Each place that we mount on or write to, as a link that leads to something outside.
 fn links_that_lead_out(bed: &Bed) {
     let victim = bed.seen_dir();
@@ -207,21 +226,25 @@ fn links_that_lead_out(bed: &Bed) {
     );
     let before = Tree::take(&victim);
     let up = format!("../../../../../../..{}", victim.display());
-    for target in [victim.display().to_string(), up] {
+    let targets = [victim.display().to_string(), up];
+    let modes = MODES.iter().flat_map(|mode| targets.iter().map(move |target| (mode, target)));
+    for (mode, target) in modes {
         for name in ["proc", "dev", "etc", "sys", "mnt"] {
             let root = root_dir(bed);
             symlink(format!("{target}/{name}"), root.join(name)).unwrap();
-            let flags = ["--rootfs", text(&root), "--tmpfs", "/mnt/t", "--bind", "/usr:/mnt/usr"];
+            let own = ["--rootfs", text(&root), "--tmpfs", "/mnt/t", "--bind", "/usr:/mnt/usr"];
+            let flags: Vec<&str> = mode.iter().copied().chain(own).collect();
             let outcome = bed
                 .run(
                     flags,
                     "echo ran; echo x > /etc/hosts; echo y > /dev/null; ls /proc/self > /dev/null; touch /mnt/x",
                 )
                 .output();
-            assert!(outcome.status == 0 || outcome.status == 125, "{name}: {} {}", outcome.status, outcome.errors());
+            let said = format!("{mode:?} {target} {name}: {} {}", outcome.status, outcome.errors());
+            assert!(outcome.status == 0 || outcome.status == 125, "{said}");
             before.unchanged(&victim);
             let table = fs::read_to_string("/proc/self/mountinfo").unwrap();
-            assert!(!table.contains(text(&victim)), "{name}: a mount came out");
+            assert!(!table.contains(text(&victim)), "{said}: a mount came out");
         }
     }
     // Loops end with an error.

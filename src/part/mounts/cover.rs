@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use rustix::fs::{Access, AtFlags, FileType, Mode, OFlags};
+use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, MoveMountFlags, OpenTreeFlags};
 
 use super::{CPUS, MASKED_OF_A_CPU, Made, kernel_attributes, restrict};
@@ -17,7 +18,7 @@ use crate::sys;
 const SYSFS: i64 = 0x6265_6572;
 
 /// What is to be covered.
-enum Target<'a> {
+pub(super) enum Target<'a> {
     /// By its name in a new file system, in which nobody but the kernel has put anything: to open it first takes as long as to cover it.
     Named(BorrowedFd<'a>, &'a Path),
     /// Opened, so that it is what was looked at.
@@ -29,7 +30,7 @@ impl Target<'_> {
     ///
     /// # Errors
     /// With the kernel's reason.
-    fn cover(&self, with: &OwnedFd) -> Result<()> {
+    pub(super) fn cover(&self, with: &OwnedFd) -> Result<()> {
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
         let covered = match self {
             Target::Named(root, name) => rustix::mount::move_mount(with, "", root, *name, flags),
@@ -65,16 +66,15 @@ impl Inside<'_> {
         self.made.iter().rev().find_map(|made| Some((made.mount.as_fd(), path.strip_prefix(made.at).ok()?)))
     }
 
-    /// Covers what `path` names, if there is something, with what `make` makes.
-    pub(super) fn cover(&self, path: &Path, make: &dyn Fn() -> Result<OwnedFd>) -> Result<()> {
-        let target = match self.named(path) {
-            Some(named) => named?.map(|(target, _)| target),
-            None => self.open(path)?.map(Target::Opened),
-        };
-        target.map_or(Ok(()), |target| target.cover(&make()?))
+    /// What `path` names; `None` where there is nothing.
+    pub(super) fn find<'s>(&'s self, path: &'s Path) -> Result<Option<Target<'s>>> {
+        match self.named(path) {
+            Some(named) => Ok(named?.map(|(target, _)| target)),
+            None => Ok(self.open(path)?.map(Target::Opened)),
+        }
     }
 
-    /// What `path` names and of what kind it is, which is sure to be the kernel's own file; `None` where there is nothing.
+    /// The same and of what kind it is, and it is sure to be the kernel's own file.
     fn find_of_kernel<'s>(&'s self, path: &'s Path) -> Result<Option<(Target<'s>, FileType)>> {
         if let Some(named) = self.named(path) {
             return named;
@@ -92,7 +92,9 @@ impl Inside<'_> {
                 let kind = FileType::from_raw_mode(stat.st_mode);
                 (kind != FileType::Symlink).then(|| Ok(Some((Target::Named(root, name), kind))))
             }
-            Err(error) if is_absence(error) => Some(Ok(None)),
+            Err(Errno::NOENT | Errno::NOTDIR) => Some(Ok(None)),
+            // A security module may keep what it is from whoever asks: to open it tells whether it can be done without.
+            Err(Errno::ACCESS) => None,
             Err(error) => Some(Err(error.into())),
         }
     }
@@ -102,7 +104,7 @@ impl Inside<'_> {
         let (root, path) = self.own(path).unwrap_or((self.tree, path));
         match open_existing(root, path) {
             Ok(found) => Ok(Some(found)),
-            Err(error) if rustix::io::Errno::from_io_error(&error).is_some_and(is_absence) => Ok(None),
+            Err(error) if Errno::from_io_error(&error).is_some_and(is_absence) => Ok(None),
             Err(error) => Err(error.into()),
         }
     }
@@ -138,8 +140,7 @@ impl Inside<'_> {
 }
 
 /// Of a file that this kernel has not, or that a /sys of another machine's making has not.
-fn is_absence(error: rustix::io::Errno) -> bool {
-    use rustix::io::Errno;
+fn is_absence(error: Errno) -> bool {
     matches!(error, Errno::NOENT | Errno::NOTDIR | Errno::ACCESS)
 }
 

@@ -149,7 +149,10 @@ pub(super) fn false_terminal(bed: &Bed) {
 
 /// CVE-2025-52881: an image whose /proc and /sys lead elsewhere, so that what is written there would go elsewhere.
 pub(super) fn false_proc(bed: &Bed) {
-    for target in ["/etc", "../../../../etc", "/dev", "/proc/1/root/proc"] {
+    // The host's own /proc where the PIDs are shared: on another place than that it would be without its masks.
+    let shared: &[&str] = &["--share", "pid", "--userns", "host"];
+    let targets = ["/etc", "../../../../etc", "../tmp", "/dev", "/proc/1/root/proc"];
+    for (flags, target) in [&[][..], shared].into_iter().flat_map(|flags| targets.map(|target| (flags, target))) {
         let root = bed.disk_dir();
         busybox(&root);
         for name in ["proc", "sys"] {
@@ -159,14 +162,14 @@ pub(super) fn false_proc(bed: &Bed) {
         symlink("etc", root.join("sys")).unwrap();
         let outcome = bed
             .run(
-                ["--rootfs", root.to_str().unwrap()],
+                flags.iter().copied().chain(["--rootfs", root.to_str().unwrap()]).collect::<Vec<_>>(),
                 "cat /proc/kcore /proc/keys | wc -c; echo x > /proc/sys/kernel/core_pattern; id -u",
             )
             .output();
         let text = outcome.text();
         // Either it is refused, or everything that counts is masked all the same.
         let masked = text.trim_start().starts_with('0') && outcome.errors().matches("Read-only").count() == 1;
-        assert!(outcome.status == 125 || masked, "{target}: {text}{}", outcome.errors());
+        assert!(outcome.status == 125 || masked, "{flags:?} {target}: {text}{}", outcome.errors());
     }
 }
 
