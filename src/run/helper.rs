@@ -24,6 +24,10 @@ use crate::sys;
 /// Longest wait for a helper that is no longer needed: one that is stuck, on a source of a bind that died, say, goes with this process.
 const PATIENCE: Duration = Duration::from_secs(2);
 
+/// Of the helper's stack, in bytes: several times what it takes. With the usual 2 MiB, beside the heap, there is room for a huge page, which
+/// the kernel then makes for it (transparent_hugepage=always, as on Debian): 2 MiB to clear in a start, and for as long as the sandbox lives.
+const STACK: usize = 1 << 20;
+
 /// What the helper needs of the launcher.
 pub(super) struct Work {
     /// Has a root.
@@ -77,7 +81,7 @@ impl Helper {
     /// When there can be no thread.
     pub(super) fn start(work: Work) -> Result<Helper> {
         sys::share_heap();
-        let thread = std::thread::Builder::new().spawn(move || work.run());
+        let thread = std::thread::Builder::new().stack_size(STACK).spawn(move || work.run());
         Ok(Helper { thread: ManuallyDrop::new(thread.context("start the helper that makes the root")?) })
     }
 
