@@ -5,6 +5,7 @@
 //! the payload's exit status: whoever has it open (`sandbox wait`) reads it there.
 
 mod process;
+mod text;
 
 use std::cell::Cell;
 use std::ffi::OsString;
@@ -31,6 +32,7 @@ use crate::seccomp::Filter;
 use crate::systemd::{KeptSetting, UnitOfProcess};
 
 pub(crate) use process::Process;
+use text::{LONGEST, is_same, open_file, read};
 
 /// Root's directory.
 const ROOT: &str = "/run/sandbox";
@@ -335,12 +337,6 @@ impl Drop for StateFile {
     }
 }
 
-/// Whether `file` is what is at `path`.
-fn is_same(path: &Path, file: &File) -> bool {
-    let (Ok(there), Ok(ours)) = (std::fs::symlink_metadata(path), file.metadata()) else { return false };
-    (there.dev(), there.ino()) == (ours.dev(), ours.ino())
-}
-
 /// Names of units are unique in one service manager; who may use two of them has the other one's marked.
 fn file_name(unit: &UnitPlan) -> String {
     let other = match (unit.user, rustix::process::geteuid().is_root()) {
@@ -410,22 +406,6 @@ impl Found {
             drop(std::fs::remove_file(&self.path));
         }
     }
-}
-
-/// The longest of such files that is read, in bytes: who has written it need not be the caller.
-const LONGEST: u64 = 16 << 20;
-
-/// Opens what its owner, who may be another, has put there: no link is followed, and nothing waited for.
-fn open_file(path: &Path) -> std::io::Result<File> {
-    let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK | libc::O_CLOEXEC;
-    File::options().read(true).custom_flags(flags).open(path)
-}
-
-fn read(file: &File) -> Option<String> {
-    let meta = file.metadata().ok().filter(|meta| meta.is_file() && meta.len() <= LONGEST)?;
-    let mut bytes = vec![0; usize::try_from(meta.len()).ok()?];
-    file.read_exact_at(&mut bytes, 0).ok()?;
-    Some(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 /// How many state files of those that are found stay open: a process has 1024 descriptors, and a machine may have more sandboxes.

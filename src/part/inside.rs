@@ -4,6 +4,7 @@
 use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, ResolveFlags, Uid};
@@ -53,6 +54,25 @@ pub(crate) fn open_or_make(root: BorrowedFd<'_>, path: &Path, make: Make, owner:
         // EAGAIN: something was mounted or renamed meanwhile, so that openat2 cannot tell where a `..` led.
         Err(Errno::NOENT | Errno::NOSYS | Errno::PERM | Errno::AGAIN) => Walk::new(root, make, owner)?.follow(relative),
         Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether this is where the kernel's own files go, which masks are laid over by their paths: with a link in its place, what is made later
+/// could lead the same path elsewhere.
+pub(crate) fn is_for_the_kernel(at: &Path) -> bool {
+    matches!(at.as_os_str().as_bytes(), b"/proc" | b"/sys")
+}
+
+/// Opens (O_PATH) the directory `at` right below `root`, made with `owner` where it is missing.
+///
+/// # Errors
+/// ENOTDIR where it is something else, or a link.
+pub(crate) fn open_or_make_top(root: BorrowedFd<'_>, at: &Path, owner: (Uid, Gid)) -> io::Result<OwnedFd> {
+    let name = at.strip_prefix("/").unwrap_or(at);
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    match rustix::fs::openat(root, name, flags, Mode::empty()) {
+        Err(Errno::NOENT) => Ok(make_for(root, name.as_os_str(), Make::Directory, owner)?),
+        found => Ok(found?),
     }
 }
 

@@ -1,18 +1,18 @@
 //! What the child mounts itself, because it belongs to its own namespaces: /proc, /sys, /dev/pts, /dev/mqueue and the cgroup
-//! file system; and what of them is masked. Then the old root goes.
+//! file system; and what of them is masked. Before, the old root goes.
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use rustix::fs::{CWD, Mode, OFlags, StatVfsMountFlags};
+use rustix::fs::{CWD, Gid, Mode, OFlags, StatVfsMountFlags, Uid};
 use rustix::mount::{MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags};
 use serde::Serialize;
 
 use crate::error::{Result, fault};
 use crate::host::parse_mountinfo;
 use crate::layer::Namespace;
-use crate::part::inside::{Make, open_or_make};
+use crate::part::inside::{Make, is_for_the_kernel, open_or_make, open_or_make_top};
 use crate::part::rootfs::assemble::new_file_system;
 use crate::procview;
 use crate::spec::Spec;
@@ -102,6 +102,13 @@ impl KernelMounts {
             nesting: spec.nesting,
             place: ["/tmp", "/mnt", "/run", "/usr"].map(PathBuf::from).to_vec(),
         }
+    }
+}
+
+impl KernelMounts {
+    /// Whether what is at /proc or /sys is new.
+    fn makes(&self, at: &str) -> bool {
+        if at == "/proc" { self.proc } else { self.sysfs }
     }
 }
 
@@ -238,6 +245,9 @@ pub(crate) fn enter(plan: &KernelMounts, made: &[Made], root: &Root, view: Optio
     for Made { mount, at } in made {
         attach(mount, tree.as_fd(), Path::new(at), Make::Directory).with_context(|| format!("mount {at}"))?;
     }
+    for (at, kind) in [("/proc", PROC), ("/sys", SYSFS)].into_iter().filter(|(at, _)| !plan.makes(at)) {
+        check_top(tree, at, kind).with_context(|| format!("look at {at} in the root"))?;
+    }
     let inside = Inside { tree: tree.as_fd(), made };
     let mut covers = Covers::default();
     for path in plan.masked.iter().chain(&of_each_cpu(&inside)?) {
@@ -248,6 +258,20 @@ pub(crate) fn enter(plan: &KernelMounts, made: &[Made], root: &Root, view: Optio
     }
     view.map_or(Ok(()), |view| bind_view(&inside, view))?;
     rustix::process::chdir("/").context("enter /")
+}
+
+/// What statfs(2) says of proc and of sysfs.
+const PROC: i64 = 0x9fa0;
+const SYSFS: i64 = 0x6265_6572;
+
+/// Sees to it that `at` is the whole of the host's own file system there: what is masked by its path in it would else be missed.
+fn check_top(tree: &OwnedFd, at: &str, kind: i64) -> Result<()> {
+    let top = open_or_make_top(tree.as_fd(), Path::new(at), (Uid::ROOT, Gid::ROOT))?;
+    // Both number their root 1: PROC_ROOT_INO, and kernfs.
+    if rustix::fs::fstatfs(&top)?.f_type != kind || rustix::fs::fstat(&top)?.st_ino != 1 {
+        return Err(fault("it is not the kernel's file system").into());
+    }
+    Ok(())
 }
 
 /// Binds the view's files over the kernel's own. A mount that is nowhere cannot be bound from, so it is stacked on the root meanwhile, when
@@ -272,8 +296,7 @@ fn detach() -> rustix::io::Result<()> {
 
 /// A /proc of this process's PID namespace: the host's, or where the root is a new one already one that nobody else sees.
 pub(crate) fn proc_of_this() -> Option<OwnedFd> {
-    const PROC: i64 = 0x9fa0;
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     let here = rustix::fs::open("/proc", flags, Mode::empty()).ok();
     // A new root has a directory there, or what an image put in its place.
     let is_one = |proc: &OwnedFd| rustix::fs::fstatfs(proc).is_ok_and(|of| of.f_type == PROC);
@@ -292,7 +315,8 @@ pub(crate) fn read_at(directory: &OwnedFd, path: &str) -> std::io::Result<String
 fn attach(mount: &OwnedFd, root: BorrowedFd<'_>, at: &Path, make: Make) -> Result<()> {
     // Root inside, or where the map has none the only user that it has.
     let owner = (rustix::process::geteuid(), rustix::process::getegid());
-    let target = open_or_make(root, at, make, owner)?;
+    let target =
+        if is_for_the_kernel(at) { open_or_make_top(root, at, owner)? } else { open_or_make(root, at, make, owner)? };
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     Ok(rustix::mount::move_mount(mount, "", &target, "", flags)?)
 }

@@ -24,6 +24,7 @@ pub(crate) fn tests() -> Vec<Test> {
         test("escape/masks_of_a_false_null", needs![root, systemd], files::masks_of_a_false_null),
         test("escape/false_terminal", needs![root, systemd], files::false_terminal),
         test("escape/false_proc", needs![root, systemd], files::false_proc),
+        test("escape/moving_proc", needs![root, systemd], files::moving_proc),
         test("escape/exchanged_bind_target", needs![root, systemd], files::exchanged_bind_target),
         test("escape/device_nodes", needs![root, systemd], kernel::device_nodes),
         test("escape/block_device_of_the_host", needs![root, systemd], kernel::block_device_of_the_host),

@@ -247,6 +247,15 @@ fn links_that_lead_out(bed: &Bed) {
             assert!(!table.contains(text(&victim)), "{said}: a mount came out");
         }
     }
+    // Nothing is stacked on the root.
+    for target in ["/", ".."] {
+        let root = root_dir(bed);
+        let _ = fs::remove_dir(root.join("mnt"));
+        symlink(target, root.join("mnt")).unwrap();
+        bed.run(["--rootfs", text(&root), "--bind", "/usr:/mnt"], "true")
+            .output()
+            .refused(125, ["/mnt", "the root itself"]);
+    }
     // Loops end with an error.
     let root = root_dir(bed);
     symlink("dev", root.join("dev")).unwrap();

@@ -8,14 +8,11 @@ use rustix::fs::{Access, AtFlags, FileType, Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{MountAttrFlags, MoveMountFlags, OpenTreeFlags};
 
-use super::{CPUS, MASKED_OF_A_CPU, Made, kernel_attributes, restrict};
+use super::{CPUS, MASKED_OF_A_CPU, Made, PROC, SYSFS, kernel_attributes, restrict};
 use crate::error::{Result, fault};
 use crate::part::inside::open_existing;
 use crate::part::rootfs::assemble::new_file_system;
 use crate::sys;
-
-/// What statfs(2) says of sysfs.
-const SYSFS: i64 = 0x6265_6572;
 
 /// What is to be covered.
 pub(super) enum Target<'a> {
@@ -93,8 +90,6 @@ impl Inside<'_> {
                 (kind != FileType::Symlink).then(|| Ok(Some((Target::Named(root, name), kind))))
             }
             Err(Errno::NOENT | Errno::NOTDIR) => Some(Ok(None)),
-            // A security module may keep what it is from whoever asks: to open it tells whether it can be done without.
-            Err(Errno::ACCESS) => None,
             Err(error) => Some(Err(error.into())),
         }
     }
@@ -117,7 +112,6 @@ impl Inside<'_> {
         const CGROUP: i64 = 0x0027_e0eb;
         const CGROUP2: i64 = 0x6367_7270;
         const TMPFS: i64 = 0x0102_1994;
-        const PROC: i64 = 0x9fa0;
         let Some(target) = self.open(path)? else { return Ok(None) };
         if self.own(path).is_some() {
             // Nobody else has seen that one.

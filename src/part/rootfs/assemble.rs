@@ -19,7 +19,7 @@ use super::device::own_device;
 use super::source::{Source, Wanted, sources};
 use super::{BindPlan, Operation, RootPlan, Tmpfs};
 use crate::error::{Result, fault};
-use crate::part::inside::{Make, give, make_in, make_name, open_or_make};
+use crate::part::inside::{Make, give, is_for_the_kernel, make_in, make_name, open_or_make, open_or_make_top};
 use crate::part::mounts;
 use crate::sys;
 
@@ -231,6 +231,9 @@ impl Assembly<'_> {
                 made => return Ok(made?),
             }
         }
+        if is_for_the_kernel(at) {
+            return Ok(open_or_make_top(root.as_fd(), at, self.ids.root())?);
+        }
         Ok(open_or_make(root.as_fd(), at, make, self.ids.root())?)
     }
 
@@ -254,6 +257,11 @@ impl Assembly<'_> {
             }
         }
         let target = self.target(at, make)?;
+        if let Some(root) = &self.root
+            && is_same(&target, root)?
+        {
+            return Err(fault("a link in the root leads to the root itself").into());
+        }
         let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
         rustix::mount::move_mount(mount, "", &target, "", flags)?;
         if self.in_fresh(at).is_none() {
@@ -280,9 +288,7 @@ impl Assembly<'_> {
 
     /// Whether the way to `at` ends at the root of this mount: not where it is covered, or a link that led there is.
     fn leads_to(&self, at: &Path, mount: &OwnedFd) -> Result<bool> {
-        let found = rustix::fs::fstat(self.target(at, Make::Directory)?)?;
-        let own = rustix::fs::fstat(mount)?;
-        Ok((found.st_dev, found.st_ino) == (own.st_dev, own.st_ino))
+        Ok(is_same(&self.target(at, Make::Directory)?, mount)?)
     }
 
     /// Whether what the actor makes is the root's without being given to it.
@@ -401,6 +407,12 @@ impl Assembly<'_> {
             | OpenTreeFlags::AT_EMPTY_PATH;
         Ok((rustix::mount::open_tree(&root, "", flags).context("take the finished root")?, false))
     }
+}
+
+/// Whether both are the same file.
+fn is_same(one: &OwnedFd, other: &OwnedFd) -> io::Result<bool> {
+    let [one, other] = [rustix::fs::fstat(one)?, rustix::fs::fstat(other)?];
+    Ok((one.st_dev, one.st_ino) == (other.st_dev, other.st_ino))
 }
 
 pub(super) fn own(path: &Path, uid: u32, gid: u32, mode: u32) -> Result<()> {
