@@ -33,7 +33,7 @@ STEPS = {
     "id maps": "The child waits for them; it makes its network as soon as they are there.",
     "helper": "A thread that makes the root with the host's privileges, the FUSE mount of the /proc files; before the request: whoever "
               "that wakes may take this CPU.",
-    "unit asked for": "The match for the job and the call that makes it go out together.",
+    "unit asked for": "The call that makes it and, behind it, the match for its job go out together.",
     "unit started, limits verified, child ready": "Waiting for two at once. systemd makes the scope; each limit is read back from the kernel as soon as "
                                                   "the process is in it, be that before systemd says so. The child and the helper make network, "
                                                   "overlay, mounts and masks, on another CPU. Who of the two is done first is a matter of chance.",
