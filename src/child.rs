@@ -28,7 +28,8 @@ use crate::seccomp::Filter;
 use crate::sync::{self, ChildEnd, Failure, ToChild, ToParent};
 use crate::sys;
 
-/// Runs the child to its end; `born` is a second of the boot-time clock just before it began. What fails is reported to the launcher, which prints it; nothing is printed here.
+/// Runs the child to its end; `born` is a second of the boot-time clock just before it began. What fails is reported to the launcher, which
+/// prints it; nothing is printed here.
 pub(crate) fn enter(plan: &Plan, end: &ChildEnd, streams: &Streams, kept: &[BorrowedFd<'_>], born: u64) -> ! {
     let status = steps(plan, end, streams, kept, born).unwrap_or_else(|error| {
         // If the launcher is gone there is nobody to tell.

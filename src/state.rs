@@ -32,7 +32,7 @@ use crate::seccomp::Filter;
 use crate::systemd::{KeptSetting, UnitOfProcess};
 
 pub(crate) use process::Process;
-use text::{LONGEST, is_same, open_file, read};
+use text::{is_same, open_file, read};
 
 /// Root's directory.
 const ROOT: &str = "/run/sandbox";
@@ -390,10 +390,12 @@ impl Found {
     }
 
     fn text(&self) -> Option<String> {
-        match &self.file {
+        let read = match &self.file {
             Some(file) => read(file),
-            None => read(&open_file(&self.path).ok()?),
-        }
+            None => open_file(&self.path).and_then(|file| read(&file)),
+        };
+        let (text, _) = read.ok()??;
+        Some(String::from_utf8_lossy(&text).into_owned())
     }
 
     /// Removes what a killed launcher left, where that is the caller's to do.
@@ -471,12 +473,7 @@ fn open(path: &Path, owner: u32, ours: bool) -> std::io::Result<Option<Found>> {
         Err(error) if matches!(error.raw_os_error(), Some(libc::ELOOP | libc::ENXIO)) => return Ok(None),
         file => file?,
     };
-    let meta = file.metadata()?;
-    if !meta.is_file() || meta.uid() != owner || meta.len() > LONGEST {
-        return Ok(None);
-    }
-    let mut text = vec![0; usize::try_from(meta.len()).unwrap_or_default()];
-    file.read_exact_at(&mut text, 0)?;
+    let Some((text, _)) = read(&file)?.filter(|(_, its)| *its == owner) else { return Ok(None) };
     Ok(believed(&text, owner).map(|record| Found { record, path: path.to_owned(), file: Some(file), ours }))
 }
 

@@ -34,6 +34,9 @@ pub(crate) fn open_or_make(root: BorrowedFd<'_>, path: &Path, make: Make, owner:
     if relative.as_os_str().is_empty() {
         return Ok(rustix::fs::openat(root, ".", OFlags::PATH | OFlags::CLOEXEC, Mode::empty())?);
     }
+    if is_for_the_kernel(path) {
+        return open_or_make_top(root, relative, make, owner);
+    }
     let open = |path: &Path| {
         rustix::fs::openat2(root, path, OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), ResolveFlags::IN_ROOT)
     };
@@ -59,19 +62,16 @@ pub(crate) fn open_or_make(root: BorrowedFd<'_>, path: &Path, make: Make, owner:
 
 /// Whether this is where the kernel's own files go, which masks are laid over by their paths: with a link in its place, what is made later
 /// could lead the same path elsewhere.
-pub(crate) fn is_for_the_kernel(at: &Path) -> bool {
+fn is_for_the_kernel(at: &Path) -> bool {
     matches!(at.as_os_str().as_bytes(), b"/proc" | b"/sys")
 }
 
-/// Opens (O_PATH) the directory `at` right below `root`, made with `owner` where it is missing.
-///
-/// # Errors
-/// ENOTDIR where it is something else, or a link.
-pub(crate) fn open_or_make_top(root: BorrowedFd<'_>, at: &Path, owner: (Uid, Gid)) -> io::Result<OwnedFd> {
-    let name = at.strip_prefix("/").unwrap_or(at);
+/// Opens (O_PATH) the directory `name` right below `root`, made with `owner` where it is missing and something is to be made; no link is
+/// followed.
+fn open_or_make_top(root: BorrowedFd<'_>, name: &Path, make: Make, owner: (Uid, Gid)) -> io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     match rustix::fs::openat(root, name, flags, Mode::empty()) {
-        Err(Errno::NOENT) => Ok(make_for(root, name.as_os_str(), Make::Directory, owner)?),
+        Err(Errno::NOENT) if make != Make::Nothing => Ok(make_for(root, name.as_os_str(), Make::Directory, owner)?),
         found => Ok(found?),
     }
 }

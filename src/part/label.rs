@@ -9,6 +9,7 @@ use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Fault, Result, fault};
+use crate::part::mounts::PROC;
 
 /// A name that the module knows.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,9 +33,6 @@ pub(crate) fn selinux_enforces() -> Option<bool> {
     let own = std::fs::read("/proc/self/attr/current").ok()?;
     (own.trim_ascii_end() != b"kernel" && own != b"kernel\0").then(|| enforce.starts_with(b"1"))
 }
-
-/// What `/proc` is to the kernel, statfs(2).
-const PROC_SUPER_MAGIC: i64 = 0x9fa0;
 
 impl Label {
     /// What was asked, on a machine where that module is in force.
@@ -131,7 +129,7 @@ fn open_attribute(files: &[&str]) -> Result<OwnedFd> {
     for file in files {
         let path = format!("/proc/thread-self/attr/{file}");
         match rustix::fs::openat(CWD, &path, OFlags::WRONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW, Mode::empty()) {
-            Ok(file) if rustix::fs::fstatfs(&file)?.f_type == PROC_SUPER_MAGIC => return Ok(file),
+            Ok(file) if rustix::fs::fstatfs(&file)?.f_type == PROC => return Ok(file),
             Ok(_) => return Err(fault(format!("{path} is not the kernel's")).into()),
             Err(error) => last = Some((path, error)),
         }

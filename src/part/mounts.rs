@@ -5,14 +5,14 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use rustix::fs::{CWD, Gid, Mode, OFlags, StatVfsMountFlags, Uid};
+use rustix::fs::{CWD, Mode, OFlags, StatVfsMountFlags};
 use rustix::mount::{MountAttrFlags, MountFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags};
 use serde::Serialize;
 
 use crate::error::{Result, fault};
 use crate::host::parse_mountinfo;
 use crate::layer::Namespace;
-use crate::part::inside::{Make, is_for_the_kernel, open_or_make, open_or_make_top};
+use crate::part::inside::{Make, open_existing, open_or_make};
 use crate::part::rootfs::assemble::new_file_system;
 use crate::procview;
 use crate::spec::Spec;
@@ -103,9 +103,7 @@ impl KernelMounts {
             place: ["/tmp", "/mnt", "/run", "/usr"].map(PathBuf::from).to_vec(),
         }
     }
-}
 
-impl KernelMounts {
     /// Whether what is at /proc or /sys is new.
     fn makes(&self, at: &str) -> bool {
         if at == "/proc" { self.proc } else { self.sysfs }
@@ -261,12 +259,12 @@ pub(crate) fn enter(plan: &KernelMounts, made: &[Made], root: &Root, view: Optio
 }
 
 /// What statfs(2) says of proc and of sysfs.
-const PROC: i64 = 0x9fa0;
+pub(crate) const PROC: i64 = 0x9fa0;
 const SYSFS: i64 = 0x6265_6572;
 
 /// Sees to it that `at` is the whole of the host's own file system there: what is masked by its path in it would else be missed.
 fn check_top(tree: &OwnedFd, at: &str, kind: i64) -> Result<()> {
-    let top = open_or_make_top(tree.as_fd(), Path::new(at), (Uid::ROOT, Gid::ROOT))?;
+    let top = open_existing(tree.as_fd(), Path::new(at))?;
     // Both number their root 1: PROC_ROOT_INO, and kernfs.
     if rustix::fs::fstatfs(&top)?.f_type != kind || rustix::fs::fstat(&top)?.st_ino != 1 {
         return Err(fault("it is not the kernel's file system").into());
@@ -315,8 +313,7 @@ pub(crate) fn read_at(directory: &OwnedFd, path: &str) -> std::io::Result<String
 fn attach(mount: &OwnedFd, root: BorrowedFd<'_>, at: &Path, make: Make) -> Result<()> {
     // Root inside, or where the map has none the only user that it has.
     let owner = (rustix::process::geteuid(), rustix::process::getegid());
-    let target =
-        if is_for_the_kernel(at) { open_or_make_top(root, at, owner)? } else { open_or_make(root, at, make, owner)? };
+    let target = open_or_make(root, at, make, owner)?;
     let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH | MoveMountFlags::MOVE_MOUNT_T_EMPTY_PATH;
     Ok(rustix::mount::move_mount(mount, "", &target, "", flags)?)
 }

@@ -57,8 +57,8 @@ impl Namespaces {
         Ok(())
     }
 
-    /// Makes the time namespace, in which the boot-time clock is at 0 at its second `zero`, and enters it: a process that shares this one's memory has to
-    /// be in the same one (clone(2) says EINVAL otherwise before Linux 6.1). The files in /proc have to be this process's own.
+    /// Makes the time namespace, in which the boot-time clock is at 0 at its second `zero`, and enters it: a process that shares this one's
+    /// memory has to be in the same one (clone(2) says EINVAL otherwise before Linux 6.1). The files in /proc have to be this process's own.
     ///
     /// # Errors
     /// When the kernel refuses.

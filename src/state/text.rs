@@ -5,7 +5,7 @@ use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 /// The longest that is read, in bytes.
-pub(super) const LONGEST: u64 = 16 << 20;
+const LONGEST: u64 = 16 << 20;
 
 /// Opens what its owner, who may be another, has put there: no link is followed, and nothing waited for.
 pub(super) fn open_file(path: &Path) -> std::io::Result<File> {
@@ -13,12 +13,18 @@ pub(super) fn open_file(path: &Path) -> std::io::Result<File> {
     File::options().read(true).custom_flags(flags).open(path)
 }
 
-/// The whole of one.
-pub(super) fn read(file: &File) -> Option<String> {
-    let meta = file.metadata().ok().filter(|meta| meta.is_file() && meta.len() <= LONGEST)?;
-    let mut bytes = vec![0; usize::try_from(meta.len()).ok()?];
-    file.read_exact_at(&mut bytes, 0).ok()?;
-    Some(String::from_utf8_lossy(&bytes).into_owned())
+/// The whole of one, and its owner; `None` for what is no such file.
+///
+/// # Errors
+/// When it cannot be read.
+pub(super) fn read(file: &File) -> std::io::Result<Option<(Vec<u8>, u32)>> {
+    let meta = file.metadata()?;
+    if !meta.is_file() || meta.len() > LONGEST {
+        return Ok(None);
+    }
+    let mut text = vec![0; usize::try_from(meta.len()).unwrap_or_default()];
+    file.read_exact_at(&mut text, 0)?;
+    Ok(Some((text, meta.uid())))
 }
 
 /// Whether `file` is what is at `path`.

@@ -19,7 +19,7 @@ use super::device::own_device;
 use super::source::{Source, Wanted, sources};
 use super::{BindPlan, Operation, RootPlan, Tmpfs};
 use crate::error::{Result, fault};
-use crate::part::inside::{Make, give, is_for_the_kernel, make_in, make_name, open_or_make, open_or_make_top};
+use crate::part::inside::{Make, give, make_in, make_name, open_or_make};
 use crate::part::mounts;
 use crate::sys;
 
@@ -230,9 +230,6 @@ impl Assembly<'_> {
                 Err(rustix::io::Errno::EXIST) => {}
                 made => return Ok(made?),
             }
-        }
-        if is_for_the_kernel(at) {
-            return Ok(open_or_make_top(root.as_fd(), at, self.ids.root())?);
         }
         Ok(open_or_make(root.as_fd(), at, make, self.ids.root())?)
     }

@@ -176,22 +176,16 @@ pub(super) fn false_proc(bed: &Bed) {
 /// A link that leads somewhere else once /dev is new: the host's /proc would be where the masks do not look.
 pub(super) fn moving_proc(bed: &Bed) {
     for users in ["auto", "identity", "host"] {
-        let root = bed.disk_dir();
-        busybox(&root);
-        for name in ["proc", "dev", "sys"] {
-            let _ = fs::remove_dir(root.join(name));
-        }
-        for directory in ["a/b/c", "a/q", "q", "dev", "sys"] {
-            fs::create_dir_all(root.join(directory)).unwrap();
-        }
-        symlink("/a/b/c", root.join("dev/shm")).unwrap();
-        symlink("/a/q/self", root.join("q/self")).unwrap();
         for top in ["proc", "sys"] {
-            let _ = fs::remove_dir(root.join(top));
+            let root = bed.disk_dir();
+            busybox(&root);
+            for directory in ["a/b/c", "a/q", "q", "dev", "proc", "sys"] {
+                fs::create_dir_all(root.join(directory)).unwrap();
+            }
+            fs::remove_dir(root.join(top)).unwrap();
             symlink("dev/shm/../../q", root.join(top)).unwrap();
-            let other = if top == "proc" { "sys" } else { "proc" };
-            let _ = fs::remove_file(root.join(other));
-            fs::create_dir_all(root.join(other)).unwrap();
+            symlink("/a/b/c", root.join("dev/shm")).unwrap();
+            symlink("/a/q/self", root.join("q/self")).unwrap();
             let flags = ["--share", "pid", "--network", "host", "--userns", users, "--rootfs", root.to_str().unwrap()];
             bed.run(flags, "ls /a/q").output().refused(125, [&*format!("/{top} in the root")]);
         }
