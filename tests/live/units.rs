@@ -2,10 +2,10 @@
 
 mod manager;
 
-use crate::bed::{Bed, poll_until};
+use crate::bed::{Bed, patience};
 use crate::{Test, alone, test, unit};
 use std::fs;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 pub(crate) fn tests() -> Vec<Test> {
     vec![
@@ -157,14 +157,16 @@ fn empty_leftover_gives_way(bed: &Bed) {
     let anonymous = "sandbox-empty-0a1b2c.scope";
     for name in [scope.as_str(), anonymous] {
         let script = format!(
-            "(sleep 0 & exec sleep 5) > /dev/null 2>&1 & zombie=; \
+            "(sleep 0 & exec sleep 1000) > /dev/null 2>&1 & zombie=; \
              until [ $zombie ]; do zombie=$(ps -o stat=,pid= --ppid $! | awk '/^Z/ {{ print $2 }}'); done; busctl call org.freedesktop.systemd1 \
              /org/freedesktop/systemd1 org.freedesktop.systemd1.Manager StartTransientUnit 'ssa(sv)a(sa(sv))' {name} fail \
-             1 PIDs au 1 $zombie 0"
+             1 PIDs au 1 $zombie 0 && read -r end"
         );
-        // It says the job; what another test's `sandbox ps` sees of the one without a name it ends.
-        let started = bed.sh(&script).output().succeeded().text();
-        assert!(started.contains("/job/"), "{started}");
+        // It says the job, which systemd does when it has no messages to read: until then there has to be that dead process, else the
+        // scope fails, and stays. What another test's `sandbox ps` sees of the one without a name it ends.
+        let mut started = bed.sh(&script).spawn();
+        started.wait_for("/job/");
+        bed.poll("its job", || unit::property(name, "Job").is_empty());
     }
     if !unit::hears_of_ends_by_the_kernel() {
         return bed.poll("systemd ends it by itself", || unit::is_gone(&scope) && unit::is_gone(anonymous));
@@ -173,10 +175,14 @@ fn empty_leftover_gives_way(bed: &Bed) {
     let flag = format!("--unit={}", scope.trim_end_matches(".scope"));
     assert_eq!(bed.sandbox(["run", &flag, "--", "echo", "works"]).output().succeeded().text(), "works");
     // Where others start and stop much at that moment, systemd takes its time for each answer.
-    poll_until(Duration::from_secs(30), "ps ends it", || {
-        bed.sandbox(["ps"]).output().succeeded();
-        unit::is_gone(anonymous)
-    });
+    let start = Instant::now();
+    while !unit::is_gone(anonymous) {
+        let asked = bed.sandbox(["ps"]).env("SANDBOX_LOG", "debug").output();
+        let told = unit::properties(anonymous, &["ActiveState", "SubState", "Result", "Job", "ControlGroup"]);
+        let is_early = start.elapsed() < patience(Duration::from_secs(30));
+        assert!(is_early, "ps does not end it: {told:?}\n{}", asked.errors());
+        asked.succeeded();
+    }
 }
 
 fn failed_leftover_gives_way(bed: &Bed) {
