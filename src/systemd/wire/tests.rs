@@ -77,6 +77,20 @@ fn messages_arrive_whole_in_any_pieces() -> Exchange<()> {
 }
 
 #[test]
+fn what_goes_along_is_in_front_of_a_call_or_behind_it() -> Exchange<()> {
+    for (order, want) in [(Order::Before, ["Along", "M"]), (Order::Behind, ["M", "Along"])] {
+        let (mut wire, server) = served(b"DATA\r\nOK 1\r\nAGREE_UNIX_FD\r\n".to_vec(), 4096)?;
+        wire.send_along(&Call { member: "Along", ..CALL }, &("rule",), order)?;
+        wire.send(&CALL, &())?;
+        let mut stream = server.join().map_err(|_| Failure::Broken("the server panicked".to_owned()))??;
+        let mut buffer = Vec::new();
+        let mut next = || next_call(&mut stream, &mut buffer).map(|(_, member, _)| member);
+        assert_eq!([next(), next()], want.map(|member| Some(member.to_owned())), "{order:?}");
+    }
+    Ok(())
+}
+
+#[test]
 fn trouble_is_told_apart() -> Exchange<()> {
     let (mut wire, _server) = served(b"REJECTED EXTERNAL\r\n".to_vec(), 100)?;
     assert!(matches!(wire.receive(soon()), Err(Failure::Broken(why)) if why.contains("REJECTED")));
