@@ -55,7 +55,7 @@ start_for_exec() { # start_for_exec NAME START EXEC: what is started keeps the f
 }
 
 family_exec() {
-  local commands=() round keepers=(/bin/sleep infinity)
+  local commands=() turn=() round keepers=(/bin/sleep infinity)
   make_bundle "$bundle" rootfs "" "${keepers[@]}"
   "$stage/sandbox" run --detach -q --unit=bench "${limits[@]}" -- sleep infinity > /dev/null
   commands=(-n sandbox "$stage/sandbox exec bench true"
@@ -66,7 +66,8 @@ family_exec() {
   start_for_exec docker "docker run -d --name bench ${container_limits[*]} bench:1 ${keepers[*]}" "docker exec bench /bin/true"
   left_out exec nspawn "it has no exec for a container that did not boot"
   for round in $(seq "$rounds"); do
-    hyperfine -N --warmup 3 --runs "$runs" --export-json "$results/exec-$round.json" "${commands[@]}" > /dev/null 2>&1
+    in_any_order
+    hyperfine -N --warmup 3 --runs "$runs" --export-json "$results/exec-$round.json" "${turn[@]}" > /dev/null 2>&1
   done
   save_docker_filter
   "$stage/sandbox" stop bench > /dev/null
@@ -112,10 +113,10 @@ family_inside() {
   done
   # What differs from run to run is larger than what differs between them: so many runs.
   for round in $(seq $((rounds * 6))); do
-    for peer in "${names[@]}"; do
+    while read -r peer; do
       inside_of "$peer"
-      "${words[@]}" < /dev/null | awk -v peer="$peer" -v OFS='\t' '{ print peer, $1, $2 }' >> "$results/inside.tsv"
-    done
+      "${words[@]}" < /dev/null | awk -v peer="$peer" -v round="$round" -v OFS='\t' '{ print peer, $1, $2, round }' >> "$results/inside.tsv"
+    done < <(printf '%s\n' "${names[@]}" | shuf)
   done
   umount /var/tmp/overlay/root
 }

@@ -9,11 +9,11 @@
 #   tests/bench.sh [ROUNDS [RUNS]]      5 rounds of 40 runs; prints minimum and median in milliseconds and ours / systemd-run
 # SANDBOX_BIN names the program; else the release build is made. The bar is 0.85 at the median (SANDBOX_BENCH_BAR), back to back
 # and with 60 ms of idleness before each start: then exit status 1 says that it was missed.
-# Each round measures all commands one after the other, so what drifts on the machine drifts for all.
+# Each round measures all commands one after the other, in any order, so what drifts on the machine drifts for all.
 set -euo pipefail
 
 inside() { # inside STAGE ROUNDS RUNS: runs in the lab
-  local stage=$1 rounds=$2 runs=$3 gap round prepare said commands=() bwrap="bwrap --unshare-all --ro-bind / / --proc /proc --dev /dev true"
+  local stage=$1 rounds=$2 runs=$3 gap round prepare said commands=() turn=() bwrap="bwrap --unshare-all --ro-bind / / --proc /proc --dev /dev true"
   local unshare="unshare --user --map-root-user --mount --pid --fork --uts --ipc --net --cgroup"
   [[ $(unshare --help) != *--time* ]] || unshare+=" --time"   # not before util-linux 2.36
   # shellcheck source-path=SCRIPTDIR source=bench/peers.sh
@@ -38,26 +38,30 @@ inside() { # inside STAGE ROUNDS RUNS: runs in the lab
   for gap in none 0.06; do
     prepare=(); [ "$gap" = none ] || prepare=(--prepare "sleep $gap")
     for round in $(seq "$rounds"); do
-      hyperfine -N --warmup 3 --runs "$runs" "${prepare[@]}" --export-json "$results/start-$gap-$round.json" "${commands[@]}" > /dev/null 2>&1 ||
+      in_any_order
+      hyperfine -N --warmup 3 --runs "$runs" "${prepare[@]}" --export-json "$results/start-$gap-$round.json" "${turn[@]}" > /dev/null 2>&1 ||
         { hyperfine -N --runs 2 "${commands[@]}"; exit 125; }   # once more, to be heard
     done
     table "$gap" "$results/start-$gap"-*.json
   done
 }
 
-table() { # table GAP JSON…: hyperfine writes one time per line
-  cat "${@:2}" | awk -v gap="$1" -v bar="${SANDBOX_BENCH_BAR:-0.85}" '
+table() { # table GAP JSON…: in the order of `commands`; hyperfine writes one time per line
+  local names=() first
+  for ((first = 1; first < ${#commands[@]}; first += 3)); do names+=("${commands[first]}"); done
+  cat "${@:2}" | awk -v gap="$1" -v list="${names[*]}" -v bar="${SANDBOX_BENCH_BAR:-0.85}" '
     function median(name,    i, j, n, v, a) {
       n = count[name]; for (i = 1; i <= n; i++) a[i] = times[name, i]
       for (i = 2; i <= n; i++) { v = a[i]; for (j = i - 1; j > 0 && a[j] > v; j--) a[j + 1] = a[j]; a[j + 1] = v }
       least[name] = a[1]
       return n % 2 ? a[(n + 1) / 2] : (a[n / 2] + a[n / 2 + 1]) / 2
     }
-    /"command":/ { gsub(/^.*"command": "|",?$/, ""); name = $0; if (!(name in count)) order[++names] = name; next }
+    /"command":/ { gsub(/^.*"command": "|",?$/, ""); name = $0; next }
     /"times": \[/ { reading = 1; next }
     /\]/ { reading = 0 }
     reading { gsub(/[ ,]/, ""); times[name, ++count[name]] = $0 * 1000 }
     END {
+      names = split(list, order, " ")
       printf "\n%s\n%-20s %10s %10s\n", gap == "none" ? "back to back" : "after " gap * 1000 " ms of idleness", "", "min ms", "median ms"
       for (i = 1; i <= names; i++) { m[order[i]] = median(order[i]); printf "%-20s %10.2f %10.2f\n", order[i], least[order[i]], m[order[i]] }
       ratio = m["sandbox"] / m["systemd-run"]

@@ -20,6 +20,12 @@ add() { # add FAMILY NAME COMMAND: to `commands`, for hyperfine, if it works her
   if said=$(bash -c "$3" 2>&1 < /dev/null); then commands+=(-n "$2" "$3"); else left_out "$1" "$2" "${said##*$'\n'}"; fi
 }
 
+in_any_order() { # sets `turn` to `commands` in another order: a start has to share the CPUs with the end of those before it, whosever they are
+  local first
+  turn=()
+  for first in $(seq 0 3 $((${#commands[@]} - 3)) | shuf); do turn+=("${commands[@]:first:3}"); done
+}
+
 let_crun_start() { # crun refuses a hybrid cgroup hierarchy that has controllers in its v2 part; nobody in this lab uses those
   local list=/sys/fs/cgroup/unified/cgroup.controllers
   if ! grep -qs . $list; then return; fi
