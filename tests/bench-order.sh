@@ -45,7 +45,8 @@ cd "$here/.."
 . tests/rust.sh
 SANDBOX_INJECT=${SANDBOX_INJECT:-$(injector)}
 unset SANDBOX_BIN
-export CARGO_PROFILE_RELEASE_STRIP=none CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target}/order
+# Not by the profile: every setting of that changes the hashes in all names.
+export RUSTFLAGS="$static_flags -C strip=none" CARGO_TARGET_DIR=${CARGO_TARGET_DIR:-target}/order
 stage_program release
 install -m755 "$SANDBOX_INJECT" "$stage/inject"
 install -m755 "$here/bench-order.sh" "$stage/script"

@@ -23,10 +23,12 @@ HEAD = """\
 
 
 def functions(program):
-    """(address, bytes, name) of each function, ascending."""
+    """(address, bytes, name) of each function, ascending. Those in assembler (memcpy, _start) do not say how long they are: up to the next."""
     lines = subprocess.run(["nm", "-S", "--defined-only", program], check=True, capture_output=True, text=True).stdout
-    words = (line.split() for line in lines.splitlines())
-    return sorted((int(w[0], 16), int(w[1], 16), w[3]) for w in words if len(w) == 4 and w[2] in "tTwWi")
+    words = [line.split() for line in lines.splitlines()]
+    sized = sorted((int(w[0], 16), int(w[1], 16) if len(w) == 4 else 0, w[-1]) for w in words if w[-2] in "tTwWi")
+    after = {start: next_ for (start, _, _), (next_, _, _) in zip(sized, sized[1:]) if next_ > start}
+    return [(start, size or after.get(start, start) - start, name) for start, size, name in sized]
 
 
 def executed(found, threads):
@@ -45,12 +47,12 @@ def executed(found, threads):
 def pattern(name):
     """The name of a Rust function with a star for what every build or compiler has another of; None if it is no Rust function.
 
-    The legacy mangling ends with a hash, and the v0 mangling (RFC 2603) has one at each crate's name.
+    The legacy mangling ends with a hash, and the v0 mangling (RFC 2603) has one at each crate's name; LLVM numbers copies that it makes.
     """
     if match := re.match(r"(_ZN.*17h)[0-9a-f]{16}E", name):
         return match[1] + "*"
     if name.startswith("_R"):
-        return re.sub(r"Cs[0-9A-Za-z]+_", "Cs*_", name)
+        return re.sub(r"\.\d+$", ".*", re.sub(r"Cs[0-9A-Za-z]+_", "Cs*_", name))
     return None
 
 
@@ -74,11 +76,11 @@ def main(program, libc):
         else:
             libc_names.add(name)
     names = [name for name, size in hot.items() if every[name] <= FACTOR * size + SLACK]
-    of = members(libc)
+    of = members(libc) | {"_start": "crt1.o"}
     archive = sorted({of[name] for name in libc_names if name in of})
     if len(names) < 100 or not archive:
         sys.exit(f"order.py: {len(names)} functions and {len(archive)} of libc are too few: are there symbols?")
-    rows = [f"    *libc.a:{member}(.text .text.*)" for member in archive]
+    rows = [f"    *{member if member == 'crt1.o' else f'libc.a:{member}'}(.text .text.*)" for member in archive]
     names = [*sorted(libc_names - of.keys()), *exact, *names]
     rows += [f"    *(.text.{name} .text.unlikely.{name})" for name in names]
     print(HEAD, "SECTIONS", "{", "  .text.start :", "  {", *rows, "  }", "}", "INSERT BEFORE .text;", sep="\n")
