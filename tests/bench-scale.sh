@@ -2,10 +2,11 @@
 # bench-scale.sh — many sandboxes at once, in the tree lab; as root.
 #   tests/bench.sh scale [COUNT…] [row=N] [crowd=N]     0 100 300 1000 row=10000 crowd=500 by default
 # At each number of live ones: what one more start costs, ours and systemd-run --scope with the same limits, in turns, six rounds of
-# them, each of the two first in every other one; what `sandbox ps` and `systemctl list-units` take. At the largest: the private memory of launcher and init of each, from
-# smaps_rollup. After all have ended, after `row` starts one after the other and after `crowd` with 8 at a time: what is left of
-# cgroups, open files of PID 1, mounts, units, processes, files (also the locks of ranges of IDs). The bars: a start takes at most 0.85 of
-# systemd-run's with none live, at most as long with others; ps takes less than 200 ms at 300; at most 1 MiB private for each; nothing left.
+# them, in every other one ours first; what `sandbox ps` and `systemctl list-units` take. At the largest: the private memory of launcher
+# and init of each, from smaps_rollup. After all have ended, after `row` starts one after the other and after `crowd` with 8 at a time:
+# what is left of cgroups, open files of PID 1, mounts, units, processes, files (also the locks of ranges of IDs). The bars: a start takes
+# at most 0.85 of systemd-run's with none live, at most as long with others; ps takes less than 200 ms at 300; at most 1 MiB private for
+# each; nothing left.
 # Exit status 1 says that one was missed.
 # SANDBOX_BIN names the program; else the release build is made.
 set -euo pipefail
