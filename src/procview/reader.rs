@@ -246,17 +246,19 @@ impl Reader {
     }
 
     fn usage(&mut self) -> Option<Usage> {
-        if let Some(directory) = self.own_directory("cpuacct") {
-            let line = |file: &str| line_of(directory.join(file)).unwrap_or_default();
-            let usage = match self.is_v2() {
-                true => say::cpu_usage_v2(&text_of(directory.join("cpu.stat")).unwrap_or_default()),
-                false => say::cpu_usage_v1(&line("cpuacct.usage_user"), &line("cpuacct.usage_sys")),
-            };
-            return usage;
+        let own = self.own_directory("cpuacct");
+        if let (true, Some(directory)) = (self.is_v2(), &own) {
+            return say::cpu_usage_v2(&text_of(directory.join("cpu.stat")).unwrap_or_default());
         }
-        // v1 without accounting: what its processes say, and have from those that they waited for.
-        let count = self.count()?;
-        Some(Usage { user: count.user as f64 / 100.0, nice: 0.0, system: count.system as f64 / 100.0 })
+        let line =
+            |file: &str| own.as_ref().and_then(|directory| line_of(directory.join(file)).ok()).unwrap_or_default();
+        let accounted = say::cpu_usage_v1(&line("cpuacct.usage_user"), &line("cpuacct.usage_sys"));
+        // v1: without accounting systemd makes the unit's directory, and takes it away again, as the units beside it come and go: what that
+        // counts begins late, or is over. What its processes say, and have from those that they waited for, is rounded.
+        let of =
+            |count: Count| Usage { user: count.user as f64 / 100.0, nice: 0.0, system: count.system as f64 / 100.0 };
+        let counted = self.count().map(of);
+        accounted.into_iter().chain(counted).max_by(|one, other| one.total().total_cmp(&other.total()))
     }
 
     /// Seconds that the boot-time clock inside is ahead of this process's: negative, the clock inside starts at 0.
@@ -466,6 +468,25 @@ mod tests {
         assert_eq!(reader.quota(), Some(1.5));
         // The slice's time is not the unit's: its processes are asked instead.
         assert!(reader.usage().unwrap().total() < 1e6 && reader.disks().is_none() && reader.pressure("x").is_none());
+    }
+
+    #[test]
+    fn cpu_time_on_v1_where_directories_come_and_go() {
+        let directory = tempfile::tempdir().unwrap();
+        let groups = "2:cpuacct:/a.slice/u.scope\n1:name=systemd:/a.slice/u.scope\n0::/a.slice/u.scope\n";
+        let own = directory.path().join("cpuacct/a.slice/u.scope");
+        let (user, system) = (own.join("cpuacct.usage_user"), own.join("cpuacct.usage_sys"));
+        let mut reader =
+            reader(directory.path(), CgroupMode::Hybrid, groups, &[("unified/a.slice/u.scope/cgroup.procs", "1\n")]);
+        let counted = reader.usage().unwrap();
+        assert!((0.0..1e6).contains(&counted.total()), "the directory is gone: {counted:?}");
+        std::fs::create_dir_all(&own).unwrap();
+        for (text, want) in [("2000000000000000\n", 4e6), ("0\n", counted.total())] {
+            std::fs::write(&user, text).unwrap();
+            std::fs::write(&system, text).unwrap();
+            let usage = reader.usage().unwrap();
+            assert!((want..want + 1e6).contains(&usage.total()), "{text}: {usage:?}");
+        }
     }
 
     #[test]

@@ -15,6 +15,7 @@ pub(crate) enum Need {
     Root,
     Systemd,
     Cgroup1,
+    JointCpuacct,
     Cgroup2,
     Idmap,
     Disk,
@@ -42,6 +43,9 @@ pub(crate) mod need {
     }
     pub(crate) fn cgroup1() -> Need {
         Need::Cgroup1
+    }
+    pub(crate) fn joint_cpuacct() -> Need {
+        Need::JointCpuacct
     }
     pub(crate) fn cgroup2() -> Need {
         Need::Cgroup2
@@ -90,6 +94,7 @@ impl fmt::Display for Need {
             Self::Root => write!(f, "root"),
             Self::Systemd => write!(f, "systemd"),
             Self::Cgroup1 => write!(f, "cgroup1"),
+            Self::JointCpuacct => write!(f, "joint_cpuacct"),
             Self::Cgroup2 => write!(f, "cgroup2"),
             Self::Idmap => write!(f, "idmap"),
             Self::Disk => write!(f, "disk"),
@@ -151,6 +156,11 @@ impl Facts {
             Need::Cgroup1 => {
                 (!self.cgroup2 && Path::new("/sys/fs/cgroup/memory").exists(), "no cgroup v1 hierarchies".to_owned())
             }
+            // With a hierarchy of its own systemd has no unit in it.
+            Need::JointCpuacct => (
+                fs::read_to_string("/proc/self/cgroup").is_ok_and(|groups| groups.contains(":cpu,cpuacct:")),
+                "no cgroup v1 hierarchy of cpu with cpuacct".to_owned(),
+            ),
             Need::Cgroup2 => (self.cgroup2, "not pure cgroup v2".to_owned()),
             Need::Idmap => (
                 self.root && kernel >= (5, 19) && self.idmappable_root(),

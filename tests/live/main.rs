@@ -6,7 +6,7 @@
 //! test("limits/memory_max", needs![root, systemd, cgroup2], limits::memory_max),
 //! alone("leaks/two_hundred_starts", needs![root, systemd], leaks::two_hundred_starts),   // nothing else runs meanwhile
 //! ```
-//! Needs (`facts.rs`): root systemd cgroup1 cgroup2 idmap disk overlay_root user_manager fuse pasta apparmor apparmor4 selinux
+//! Needs (`facts.rs`): root systemd cgroup1 joint_cpuacct cgroup2 idmap disk overlay_root user_manager fuse pasta apparmor apparmor4 selinux
 //! systemd_min(N) systemd_max(N) kernel_min(A, B).
 //! A need that is not met makes the test "ignored" and says so on stderr. With `SANDBOX_TEST_MUST_RUN=1` a need that the bed
 //! promised (`SANDBOX_TEST_PROMISES="root systemd …"`) and lacks is a failure.

@@ -20,6 +20,11 @@ pub(crate) fn tests() -> Vec<Test> {
         test("procview/ps_tells_percent_and_start", needs![root, systemd, fuse], ps_tells_percent_and_start),
         test("procview/time", needs![root, systemd, fuse], time),
         test("procview/work_is_seen", needs![root, systemd, fuse], work_is_seen),
+        test(
+            "procview/accounting_comes_and_goes",
+            needs![root, systemd, fuse, joint_cpuacct],
+            accounting_comes_and_goes,
+        ),
         test("procview/same_form_as_the_kernels", needs![root, systemd, fuse], same_form_as_the_kernels),
         test("procview/ways_to_start", needs![root, systemd, fuse], ways_to_start),
         test("procview/plain_user", needs![root, systemd, user_manager, fuse, kernel_min(6, 1)], plain_user),
@@ -241,6 +246,25 @@ fn time(bed: &Bed) {
             && number("age") < number("up"),
         "{shared}"
     );
+}
+
+/// On cgroup v1 systemd gives a unit a directory that counts its CPU time while one beside it wants that, and then takes it away again.
+fn accounting_comes_and_goes(bed: &Bed) {
+    let (_beside, wants_it) = bed.live(["--cpu-shares=600"], "echo ready; exec sleep 1000");
+    let used = "used $(awk '/^cpu / { print $2 + $4 }' /proc/stat)";
+    let script = format!("echo ready; echo first {used}; read -r go; echo then {used}");
+    let (mut running, scope) = bed.live(["--memory=300M"], &script);
+    running.wait_for("first used");
+    let first = unit::processes(&scope)[0];
+    let has_one = || unit::cgroup_of(first, "cpuacct").is_some_and(|path| path.ends_with(&scope));
+    assert!(has_one(), "{:?}", unit::cgroup_of(first, "cpuacct"));
+    bed.sandbox(["stop", &wants_it]).output().succeeded();
+    bed.poll("the directory is gone", || !has_one());
+    running.send("go\n");
+    let text = running.finish().succeeded().text();
+    let number = |name: &str| value(&text, name).parse::<f64>().unwrap();
+    // In hundredths of a second; the machine's are as many as it has worked since it booted.
+    assert!((number("first used")..number("first used") + 500.0).contains(&number("then used")), "{text}");
 }
 
 fn work_is_seen(bed: &Bed) {

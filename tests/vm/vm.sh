@@ -32,7 +32,7 @@ suite_of() {
 promises_of() { # what the live tests may rely on; a lane that lacks one of these fails
   case "$1" in
     bullseye) echo "root systemd cgroup2 disk user_manager fuse apparmor" ;;      # 5.10: no idmapped mounts
-    bullseye-v1 | bullseye-legacy) echo "root systemd cgroup1 disk user_manager fuse apparmor" ;;
+    bullseye-v1 | bullseye-legacy) echo "root systemd cgroup1 joint_cpuacct disk user_manager fuse apparmor" ;;
     trixie-selinux) echo "root systemd cgroup2 idmap disk user_manager fuse pasta selinux" ;;
     bookworm) echo "root systemd cgroup2 idmap disk user_manager fuse pasta apparmor" ;;
     *) echo "root systemd cgroup2 idmap disk user_manager fuse pasta apparmor apparmor4" ;;
