@@ -2,7 +2,7 @@
 # bench-report.sh — everything that bench.sh measures, in the tree lab with all peers, as a document; as root.
 #   tests/bench.sh --report [FILE] [--rounds N] [--runs N] [--live "COUNT…"]
 # FILE is packaging/BENCHMARKS.md by default; one SVG plot a family, bench-*.svg, is written beside it, and in README.md what stands
-# between the two `bench:` marks, unless the machine was busy or FILE is another. 5 rounds of 40 runs; 0 100 300 1000 live ones.
+# between the two `bench:` marks, unless the machine was busy or FILE is another. 30 rounds of 6 runs; 0 100 300 1000 live ones.
 # Families: start back to back, start after 60 ms of idleness, the steps of a start, exec, start with N live, what it costs inside.
 # Peers that the tree has not are taken from Debian's archive (runc, systemd-container, podman, docker.io, and jq); each that does not run
 # here is named in the document, with the reason. Needs apt-get, gcc, rustc, python3. SANDBOX_BIN names the program; else the release
@@ -112,7 +112,7 @@ family_inside() {
     if said=$("${words[@]}" 2>&1 < /dev/null); then names+=("$peer"); else left_out inside "$peer" "${said##*$'\n'}"; fi
   done
   # What differs from run to run is larger than what differs between them: so many runs.
-  for round in $(seq $((rounds * 6))); do
+  for round in $(seq $((rounds * runs * 3 / 10))); do
     while read -r peer; do
       inside_of "$peer"
       "${words[@]}" < /dev/null | awk -v peer="$peer" -v round="$round" -v OFS='\t' '{ print peer, $1, $2, round }' >> "$results/inside.tsv"
@@ -124,7 +124,7 @@ family_inside() {
 inside() { # inside STAGE ROUNDS RUNS LIVE…
   stage=$1 rounds=$2 runs=$3
   shift 3
-  export SANDBOX_BENCH_RESULTS=$stage/results SANDBOX_BENCH_RUNS=$runs
+  export SANDBOX_BENCH_RESULTS=$stage/results SANDBOX_BENCH_RUNS=$((rounds * runs / 6))
   # shellcheck source-path=SCRIPTDIR source=bench/peers.sh
   . "$stage/peers.sh"
   mkdir -p "$bench/files"
@@ -146,7 +146,7 @@ inside() { # inside STAGE ROUNDS RUNS LIVE…
 # --- outside ----------------------------------------------------------------------------------------------------------------------
 
 parse() {
-  file=packaging/BENCHMARKS.md rounds=5 runs=40 live="0 100 300 1000" said="tests/bench.sh --report"
+  file=packaging/BENCHMARKS.md rounds=30 runs=6 live="0 100 300 1000" said="tests/bench.sh --report"
   [ $# = 0 ] || said+=$(printf ' %q' "$@")
   while [ $# -gt 0 ]; do
     case "$1" in

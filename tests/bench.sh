@@ -6,10 +6,11 @@
 #   tests/bench.sh network [ROUNDS]     see bench-network.sh
 #   tests/bench.sh order                see bench-order.sh
 #   tests/bench.sh --report …           all of it, exec and the costs inside, with more peers, as a document: see bench-report.sh
-#   tests/bench.sh [ROUNDS [RUNS]]      5 rounds of 40 runs; prints minimum and median in milliseconds and ours / systemd-run
+#   tests/bench.sh [ROUNDS [RUNS]]      40 rounds of 5 runs; prints minimum and median in milliseconds and ours / systemd-run
 # SANDBOX_BIN names the program; else the release build is made. The bar is 0.85 at the median (SANDBOX_BENCH_BAR), back to back
 # and with 60 ms of idleness before each start: then exit status 1 says that it was missed.
-# Each round measures all commands one after the other, in any order, so what drifts on the machine drifts for all.
+# Each round measures all commands one after the other, in any order, so what drifts on the machine drifts for all. Many short rounds: how
+# processes share the CPUs stays the same for some starts, and decides up to a third of each.
 set -euo pipefail
 
 inside() { # inside STAGE ROUNDS RUNS: runs in the lab
@@ -85,4 +86,4 @@ cd "$here/.."
 [ "${1:-}" != network ] || exec tests/bench-network.sh "${@:2}"
 # shellcheck source-path=SCRIPTDIR source=lab/staged.sh
 . "$here/lab/staged.sh"
-run_staged "$here/bench.sh" "${1:-5}" "${2:-40}"
+run_staged "$here/bench.sh" "${1:-40}" "${2:-5}"
