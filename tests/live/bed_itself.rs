@@ -42,6 +42,7 @@ fn promises(bed: &Bed) {
         Need::Root,
         Need::Systemd,
         Need::Cgroup1,
+        Need::JointCpuacct,
         Need::Cgroup2,
         Need::Idmap,
         Need::Disk,
