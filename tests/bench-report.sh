@@ -124,7 +124,7 @@ family_inside() {
 inside() { # inside STAGE ROUNDS RUNS LIVE…
   stage=$1 rounds=$2 runs=$3
   shift 3
-  export SANDBOX_BENCH_RESULTS=$stage/results SANDBOX_BENCH_RUNS=$((rounds * runs / 6))
+  export SANDBOX_BENCH_RESULTS=$stage/results SANDBOX_BENCH_STARTS=$((rounds * runs))
   # shellcheck source-path=SCRIPTDIR source=bench/peers.sh
   . "$stage/peers.sh"
   mkdir -p "$bench/files"

@@ -39,7 +39,7 @@ median_of() { # median_of NAME JSON…: of all its times, in ms; hyperfine write
 measure() { # measure COUNT: one line of the table
   local ours theirs ps list round turn
   sleep 2   # what was started last settles
-  for round in $(seq $((${SANDBOX_BENCH_RUNS:-40} * 3 / 2))); do
+  for round in $(seq $((${SANDBOX_BENCH_STARTS:-240} / 4))); do
     turn=(-n systemd-run "systemd-run --scope --quiet ${limits[*]} true" -n sandbox "$sandbox run ${limits[*]} -- true")
     [ $((round % 2)) = 1 ] || turn=("${turn[@]:3}" "${turn[@]:0:3}")
     hyperfine -N --warmup 2 --runs 4 --export-json "$results/scale-$1-$round.json" "${turn[@]}" > /dev/null 2>&1
