@@ -85,7 +85,7 @@ pub(super) fn compile(tables: &[Table], foreign: Action) -> Vec<Instruction> {
         if table.arch == Arch::X86_64 {
             block.extend([jump_if(IF_AT_LEAST, X32, 0, 1), give(foreign)]);
         }
-        search(&ranges(table), &mut block);
+        block.extend(Search::of(&ranges(table)));
         program.push(jump_if(IF_EQUAL, table.arch.audit(), 1, 0));
         program.push(skip(block.len()));
         program.extend(block);
@@ -151,30 +151,87 @@ fn ranges<'t>(table: &'t Table) -> Vec<(u32, Cow<'t, Verdict>)> {
     ranges
 }
 
-/// Appends what halves the ranges until one is left, and then decides.
-fn search(ranges: &[(u32, Cow<'_, Verdict>)], code: &mut Vec<Instruction>) {
-    let [_, .., _] = ranges else {
-        ranges.iter().for_each(|(_, verdict)| decide(verdict, code));
-        return;
-    };
-    let (low, high) = ranges.split_at(ranges.len() / 2);
-    let pivot = high.first().map_or(0, |(start, _)| *start);
-    let at = code.len();
-    code.push(jump_if(IF_AT_LEAST, pivot, 0, 1));
-    search(low, code);
-    let distance = code.len() - at - 1;
-    match (u8::try_from(distance), code.get_mut(at)) {
-        (Ok(near), Some(jump)) => *jump = jump_if(IF_AT_LEAST, pivot, near, 0),
-        _ => code.insert(at + 1, skip(distance)),
-    }
-    search(high, code);
+/// What decides on each of the ranges. It is written from its end, where the returns are that many decisions share: to load a program
+/// takes the kernel as long as the program is.
+#[derive(Default)]
+struct Search {
+    /// The last instruction first; where one is, is its index here.
+    code: Vec<Instruction>,
+    /// Where what is always said of some calls is returned.
+    returns: Vec<(Action, usize)>,
 }
 
-fn decide(verdict: &Verdict, code: &mut Vec<Instruction>) {
-    for rule in &verdict.rules {
-        code.extend(attempt(rule));
+impl Search {
+    /// How far a comparison may jump, less what may still come in between.
+    const REACH: usize = u8::MAX as usize - 2;
+
+    /// The program that halves the ranges until one is left, and then decides.
+    fn of(ranges: &[(u32, Cow<'_, Verdict>)]) -> Vec<Instruction> {
+        let mut search = Search::default();
+        if let Some(start) = search.halve(ranges)
+            && start + 1 != search.code.len()
+        {
+            search.go_on_at(start);
+        }
+        search.code.reverse();
+        search.code
     }
-    code.push(give(verdict.otherwise));
+
+    /// Where it is decided on one of these.
+    fn halve(&mut self, ranges: &[(u32, Cow<'_, Verdict>)]) -> Option<usize> {
+        let [_, .., _] = ranges else {
+            return ranges.first().map(|(_, verdict)| self.decide(verdict));
+        };
+        let (low, high) = ranges.split_at(ranges.len() / 2);
+        let (pivot, _) = high.first()?;
+        let (high, low) = (self.halve(high)?, self.halve(low)?);
+        let (high, low) = (self.near(high), self.near(low));
+        let distance = |from: usize, to: usize| u8::try_from(from - to - 1).unwrap_or(u8::MAX);
+        let here = self.code.len();
+        Some(self.push(jump_if(IF_AT_LEAST, *pivot, distance(here, high), distance(here, low))))
+    }
+
+    fn push(&mut self, instruction: Instruction) -> usize {
+        self.code.push(instruction);
+        self.code.len() - 1
+    }
+
+    /// The same as at `place`, where a comparison reaches it.
+    fn near(&mut self, place: usize) -> usize {
+        match self.code.get(place) {
+            _ if self.code.len() - place <= Self::REACH => place,
+            Some(there) if there.code == RETURN => self.give(Action(there.k)),
+            _ => self.go_on_at(place),
+        }
+    }
+
+    /// An instruction that goes on at `place`.
+    fn go_on_at(&mut self, place: usize) -> usize {
+        self.push(skip(self.code.len() - place - 1))
+    }
+
+    fn decide(&mut self, verdict: &Verdict) -> usize {
+        if verdict.rules.is_empty() {
+            return self.give(verdict.otherwise);
+        }
+        self.push(give(verdict.otherwise));
+        for rule in verdict.rules.iter().rev() {
+            self.code.extend(attempt(rule).into_iter().rev());
+        }
+        self.code.len() - 1
+    }
+
+    /// Where that is returned, as near as it has to be.
+    fn give(&mut self, action: Action) -> usize {
+        match self.returns.iter().rev().find(|(of, _)| *of == action) {
+            Some((_, place)) if self.code.len() - place <= Self::REACH => *place,
+            _ => {
+                let place = self.push(give(action));
+                self.returns.push((action, place));
+                place
+            }
+        }
+    }
 }
 
 /// Where a comparison goes on.
