@@ -14,6 +14,7 @@ use rustix::process::Pid;
 use crate::seccomp::bpf::Instruction;
 
 pub(crate) mod attr;
+pub(crate) mod cpus;
 mod descriptors;
 pub(crate) mod heap;
 mod rlimit;

@@ -1,7 +1,7 @@
 //! The payload as a process: environment, directory, user, limits of its own, and what else it starts with.
 
 use crate::bed::{self, Bed};
-use crate::{Test, test};
+use crate::{Test, test, unit};
 use std::fs;
 
 pub(crate) fn tests() -> Vec<Test> {
@@ -15,6 +15,7 @@ pub(crate) fn tests() -> Vec<Test> {
         test("process/rlimits", needs![root, systemd], rlimits),
         test("process/nice_and_oom_score", needs![root, systemd], nice_and_oom_score),
         test("process/affinity", needs![root, systemd], affinity),
+        test("process/cpus_are_added", needs![root, systemd, cgroup2], cpus_are_added),
         test("process/arguments", needs![root, systemd], arguments),
         test("process/own_settings_twice", needs![root, systemd], own_settings_twice),
     ]
@@ -237,6 +238,29 @@ fn affinity(bed: &Bed) {
     assert_eq!(bed.run([""; 0], show).output().succeeded().text(), all);
     let outcome = bed.run(["-p", "CPUAffinity=900"], "true").output();
     outcome.refused(125, ["CPUAffinity"]);
+    // The caller's is the payload's.
+    let sandbox = bed::sandbox_binary();
+    let called = format!("taskset -c 0 {} run -q -- sh -c '{show}'", sandbox.display());
+    assert_eq!(bed.sh(&called).output().succeeded().text(), "0");
+}
+
+/// CPUs that a unit gets later are its processes' as well, though the first of those was made on one CPU: that affinity is taken back in a
+/// way that the kernel does not remember.
+fn cpus_are_added(bed: &Bed) {
+    let online = fs::read_to_string("/sys/devices/system/cpu/online").unwrap();
+    let (_running, scope) = bed.live(["-p", "AllowedCPUs=0"], "echo ready; exec cat");
+    let allowed = || {
+        let pids = unit::cgroup_file(&scope, "cpuset", "cgroup.procs").unwrap();
+        let allowed_of = |pid: &str| {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+            let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap();
+            line.trim().to_owned()
+        };
+        pids.lines().map(allowed_of).collect::<Vec<_>>()
+    };
+    assert_eq!(allowed(), ["0", "0"], "the stub and its payload");
+    bed.sandbox(["set-property", &scope, &format!("AllowedCPUs={}", online.trim())]).output().succeeded();
+    assert_eq!(allowed(), [online.trim(); 2]);
 }
 
 fn arguments(bed: &Bed) {
