@@ -239,7 +239,7 @@ pub(crate) fn enter(plan: &KernelMounts, made: &[Made], root: &Root, view: Optio
     }
     // Before any way through the new root is gone: with something stacked on it a `..` in one of its links leads there, RESOLVE_IN_ROOT
     // or not.
-    detach().context("detach the old root")?;
+    detach(Path::new(".")).context("detach the old root")?;
     for Made { mount, at } in made {
         attach(mount, tree.as_fd(), Path::new(at), Make::Directory).with_context(|| format!("mount {at}"))?;
     }
@@ -247,8 +247,9 @@ pub(crate) fn enter(plan: &KernelMounts, made: &[Made], root: &Root, view: Optio
         check_top(tree, at, kind).with_context(|| format!("look at {at} in the root"))?;
     }
     let inside = Inside { tree: tree.as_fd(), made };
+    let of_each_cpu = of_each_cpu(&inside)?;
     let mut covers = Covers::default();
-    for path in plan.masked.iter().chain(&of_each_cpu(&inside)?) {
+    for path in plan.masked.iter().chain(&of_each_cpu) {
         covers.mask(&inside, path).with_context(|| format!("mask {}", path.display()))?;
     }
     for path in &plan.read_only {
@@ -272,24 +273,32 @@ fn check_top(tree: &OwnedFd, at: &str, kind: i64) -> Result<()> {
     Ok(())
 }
 
-/// Binds the view's files over the kernel's own. A mount that is nowhere cannot be bound from, so it is stacked on the root meanwhile, when
-/// all that they cover is found.
+/// Where the view is stacked on meanwhile: a directory that every kernel makes, in the same file system as most of what its files cover.
+const VIEW: &str = "/proc/fs";
+
+/// Binds the view's files over the kernel's own. A mount that is nowhere cannot be bound from, so it is attached meanwhile, when all that
+/// they cover is found.
 fn bind_view(inside: &Inside<'_>, view: &OwnedFd) -> Result<()> {
     let files: Vec<_> = procview::bound().collect();
     let context = |path: &Path| format!("make {} the sandbox's own", path.display());
     let find = |(name, path)| Ok(inside.find(path).with_context(|| context(path))?.map(|target| (name, path, target)));
     let targets: Vec<_> = files.iter().map(|(name, path)| find((name, path))).collect::<Result<_>>()?;
-    rustix::mount::move_mount(view, "", CWD, ".", MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
+    // Without a new /proc the root, below which all of them then are found by other ways.
+    let (root, at) = inside.own(Path::new(VIEW)).unwrap_or((inside.tree, Path::new(".")));
+    rustix::process::fchdir(root).context("enter /proc")?;
+    rustix::mount::move_mount(view, "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
         .context("attach the sandbox's own /proc files")?;
     for (name, path, target) in targets.into_iter().flatten() {
-        procview::mount::file(view, name).and_then(|file| target.cover(&file)).with_context(|| context(path))?;
+        let by_name = target.cover_by_name(root, &at.join(name));
+        let covered = by_name.unwrap_or_else(|| target.cover(&procview::mount::file(view, name)?));
+        covered.with_context(|| context(path))?;
     }
-    detach().context("detach the sandbox's own /proc files")
+    detach(at).context("detach the sandbox's own /proc files")
 }
 
-/// Takes away what is stacked on the working directory, the root: what was put there last.
-fn detach() -> rustix::io::Result<()> {
-    rustix::mount::unmount(".", UnmountFlags::DETACH)
+/// Takes away what is stacked on `at`: what was put there last.
+fn detach(at: &Path) -> rustix::io::Result<()> {
+    rustix::mount::unmount(at, UnmountFlags::DETACH)
 }
 
 /// A /proc of this process's PID namespace: the host's, or where the root is a new one already one that nobody else sees.

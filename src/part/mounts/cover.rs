@@ -1,6 +1,6 @@
 //! What of the kernel's file systems is covered: masked, read-only, or by the sandbox's own files.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -38,6 +38,20 @@ impl Target<'_> {
         Ok(covered?)
     }
 
+    /// Covers it with what is called `with` in `root`, which this process then is in. Two names in one file system are the shortest way for
+    /// the kernel: a mount that is nowhere at first takes a third longer.
+    ///
+    /// # Errors
+    /// With the kernel's reason.
+    pub(super) fn cover_by_name(&self, root: BorrowedFd<'_>, with: &Path) -> Option<Result<()>> {
+        let Target::Named(own, name) = self else { return None };
+        let bind = || {
+            rustix::process::fchdir(root)?;
+            Ok(rustix::mount::mount_bind(with, *name)?)
+        };
+        (own.as_raw_fd() == root.as_raw_fd()).then(bind)
+    }
+
     /// A mount of it and of what is mounted below.
     fn copy(&self) -> Result<OwnedFd> {
         match self {
@@ -59,7 +73,7 @@ pub(super) struct Inside<'a> {
 impl Inside<'_> {
     /// The new file system that `path` is on, and the rest of the path; for what is on it this takes half the time of a way through the
     /// whole root.
-    fn own<'p>(&self, path: &'p Path) -> Option<(BorrowedFd<'_>, &'p Path)> {
+    pub(super) fn own<'p>(&self, path: &'p Path) -> Option<(BorrowedFd<'_>, &'p Path)> {
         self.made.iter().rev().find_map(|made| Some((made.mount.as_fd(), path.strip_prefix(made.at).ok()?)))
     }
 
@@ -172,25 +186,44 @@ fn null_device(root: BorrowedFd<'_>) -> Result<OwnedFd> {
 
 /// What masked paths are covered with, each found once: files with /dev/null, directories with an empty one.
 #[derive(Default)]
-pub(super) struct Covers {
-    null: Option<OwnedFd>,
-    empty: Option<OwnedFd>,
+pub(super) struct Covers<'a> {
+    null: Option<Cover<'a>>,
+    empty: Option<Cover<'a>>,
 }
 
-impl Covers {
+/// A mount, and the first that it covers.
+struct Cover<'a> {
+    mount: OwnedFd,
+    first: Target<'a>,
+}
+
+impl Cover<'_> {
+    /// Covers `target`, too.
+    fn cover(&self, target: &Target<'_>) -> Result<()> {
+        let by_name = match self.first {
+            Target::Named(root, first) => target.cover_by_name(root, first),
+            Target::Opened(_) => None,
+        };
+        by_name.unwrap_or_else(|| target.cover(&clone_mount(&self.mount)?))
+    }
+}
+
+impl<'a> Covers<'a> {
     /// Source and target are looked at first.
-    pub(super) fn mask(&mut self, inside: &Inside<'_>, path: &Path) -> Result<()> {
+    pub(super) fn mask(&mut self, inside: &'a Inside<'a>, path: &'a Path) -> Result<()> {
         let Some((target, kind)) = inside.find_of_kernel(path)? else {
             return Ok(());
         };
         let cover = if kind == FileType::Directory { &mut self.empty } else { &mut self.null };
-        let mount = match (&cover, kind) {
-            (Some(cover), _) => clone_mount(cover)?,
-            (None, FileType::Directory) => empty_directory(inside)?,
-            (None, _) => clone_mount(&null_device(inside.tree)?)?,
+        if let Some(cover) = cover {
+            return cover.cover(&target);
+        }
+        let mount = match kind {
+            FileType::Directory => empty_directory(inside)?,
+            _ => clone_mount(&null_device(inside.tree)?)?,
         };
         target.cover(&mount)?;
-        cover.get_or_insert(mount);
+        *cover = Some(Cover { mount, first: target });
         Ok(())
     }
 }
