@@ -10,7 +10,8 @@
 # SANDBOX_BIN names the program; else the release build is made. The bar is 0.85 at the median (SANDBOX_BENCH_BAR), back to back
 # and with 60 ms of idleness before each start: then exit status 1 says that it was missed.
 # Each round measures all commands one after the other, in any order, so what drifts on the machine drifts for all. Many short rounds: how
-# processes share the CPUs stays the same for some starts, and decides up to a third of each.
+# processes share the CPUs stays the same for some starts, and decides up to a third of each. Before each there are 0.3 s of rest: what a
+# container manager still takes down after it has ended is not to be another's cost.
 set -euo pipefail
 
 inside() { # inside STAGE ROUNDS RUNS: runs in the lab
@@ -40,7 +41,7 @@ inside() { # inside STAGE ROUNDS RUNS: runs in the lab
     prepare=(); [ "$gap" = none ] || prepare=(--prepare "sleep $gap")
     for round in $(seq "$rounds"); do
       in_any_order
-      hyperfine -N --warmup 3 --runs "$runs" "${prepare[@]}" --export-json "$results/start-$gap-$round.json" "${turn[@]}" > /dev/null 2>&1 ||
+      hyperfine -N --setup 'sleep 0.3' --warmup 3 --runs "$runs" "${prepare[@]}" --export-json "$results/start-$gap-$round.json" "${turn[@]}" > /dev/null 2>&1 ||
         { hyperfine -N --runs 2 "${commands[@]}"; exit 125; }   # once more, to be heard
     done
     table "$gap" "$results/start-$gap"-*.json

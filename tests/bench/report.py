@@ -346,7 +346,9 @@ class Report:
         self.say("| | |", "|---|---|", *(f"| {named.get(name, name)} | {value} |" for name, value in shown))
         self.say("Plots are on a logarithmic scale: a bar ends at the median, its tick is the minimum. Every command of a family is run in",
                  "each round, one after the other in any order, so that what drifts on the machine drifts for all; of many short rounds, since how",
-                 "processes share the CPUs stays the same for some starts and decides up to a third of each. A ratio below 1 is less time.")
+                 "processes share the CPUs stays the same for some starts and decides up to a third of each. Before each of a start's",
+                 "commands there are 0.3 s of rest: what a container manager still takes down after it has ended is not to be another's cost.",
+                 "A ratio below 1 is less time.")
         told = "`true` in a full default sandbox, with a CPU and a memory limit that all but the first three have, too."
         self.start("none", "start", "Start, back to back", told)
         self.start("0.06", "idle", "Start, after 60 ms of idleness", "The same, each after a pause: caches are cold and the kernel has no grace period under way.")
