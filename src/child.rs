@@ -27,10 +27,6 @@ use crate::procview;
 use crate::seccomp::Filter;
 use crate::sync::{self, ChildEnd, Failure, ToChild, ToParent};
 use crate::sys;
-use crate::value::CpuSet;
-
-/// Bytes of a mask of CPUs: as many as a kernel can have.
-const MASK: usize = 8192 / 8;
 
 /// Runs the child to its end; `born` is a second of the boot-time clock just before it began. What fails is reported to the launcher, which
 /// prints it; nothing is printed here.
@@ -72,7 +68,6 @@ fn steps(plan: &Plan, end: &ChildEnd, streams: &Streams, kept: &[BorrowedFd<'_>]
             end.send(&ToParent::Network(network::own_namespace()?)).context("tell the launcher")?;
         }
     }
-    let roams = !plan.process.as_pid1 && roams();
     let mut listed = None;
     if let Some(root) = &plan.root {
         let made = mounts::make(&plan.kernel_mounts)?;
@@ -105,17 +100,7 @@ fn steps(plan: &Plan, end: &ChildEnd, streams: &Streams, kept: &[BorrowedFd<'_>]
         leave_descriptors(plan, &[end.as_fd()], terminal.as_ref())?;
         return Err(payload.become_it(&prepared, terminal.as_ref(), Origin::First(end)));
     }
-    pid1::supervise(plan, end, payload, &prepared, terminal, pid1::Manner { tell, roams })
-}
-
-/// Whether this process may run on every CPU that the machine has: an affinity that is taken away again then leaves no trace. Asked while
-/// others work for this process, and before it has another /sys.
-fn roams() -> bool {
-    let online = std::fs::read_to_string("/sys/devices/system/cpu/online").ok();
-    let online = online.and_then(|list| CpuSet::parse(list.trim_end()).ok()).map(|set| set.mask());
-    let mut mask = sys::affinity_mask(0, MASK).unwrap_or_default();
-    while mask.pop_if(|byte| *byte == 0).is_some() {}
-    online == Some(mask)
+    pid1::supervise(plan, end, payload, &prepared, terminal, tell)
 }
 
 /// Closes, in the process that becomes the payload, what it does not need for that: by way of /proc/self/fd its working directory or its

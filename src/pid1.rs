@@ -24,16 +24,8 @@ use crate::sys;
 /// Longest wait for the launcher to have looked at what the unit counted.
 const RELEASE_PATIENCE: Duration = Duration::from_secs(2);
 
-/// How the payload is started.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Manner {
-    /// That it runs is told to the launcher, which wakes it.
-    pub(crate) tell: bool,
-    /// Nobody has set an affinity, which would be the payload's.
-    pub(crate) roams: bool,
-}
-
-/// Starts the payload and stays until it has ended; the result is the exit status of this process, which nobody reads.
+/// Starts the payload and stays until it has ended; the result is the exit status of this process, which nobody reads. That the payload
+/// runs is told to the launcher where it is to be: that wakes it.
 ///
 /// # Errors
 /// When the payload cannot be started, with its own reason.
@@ -43,18 +35,18 @@ pub(crate) fn supervise(
     payload: Payload<'_>,
     prepared: &Prepared,
     terminal: Option<OwnedFd>,
-    manner: Manner,
+    tell: bool,
 ) -> Result<u8> {
     let signals = watch_signals()?;
     // Where the PID namespace is the host's, orphans of the payload come to the stub all the same.
     rustix::process::set_child_subreaper(rustix::process::Pid::from_raw(1)).context("become a subreaper")?;
     // Before there is anybody who could look into it; execve takes it from the payload.
     rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable).context("hide the stub's memory")?;
-    let (payload, started) = begin(plan, end, payload, prepared, terminal.as_ref(), manner.roams)?;
+    let (payload, started) = begin(plan, end, payload, prepared, terminal.as_ref())?;
     if let Some(failure) = read_failure(started)? {
         return Err(failure.into_error());
     }
-    if manner.tell {
+    if tell {
         end.send(&ToParent::Executed).context("tell the launcher")?;
     }
     let own_pids = plan.namespaces.has(Namespace::Pid);
@@ -75,7 +67,6 @@ fn begin(
     payload: Payload<'_>,
     prepared: &Prepared,
     terminal: Option<&OwnedFd>,
-    roams: bool,
 ) -> Result<(Pid, OwnedFd)> {
     let become_it = |kept: &[BorrowedFd<'_>], gate: Option<BorrowedFd<'_>>, origin: Origin<'_>| {
         let left = child::leave_descriptors(plan, kept, terminal);
@@ -85,14 +76,7 @@ fn begin(
         }
     };
     if payload.may_share_memory() {
-        // This process waits for that one, which so has its CPU.
-        let stays = roams && sys::cpus::stay().is_ok();
-        let roam = || if stays { sys::cpus::let_roam().context("run on every CPU again") } else { Ok(()) };
-        let begun = vfork(|report| match roam() {
-            Ok(()) => become_it(&[report, end.as_fd()], None, Origin::Vfork(report)),
-            Err(error) => error,
-        })?;
-        roam()?;
+        let begun = vfork(|report| become_it(&[report, end.as_fd()], None, Origin::Vfork(report)))?;
         child::shrink_stub(plan, end)?;
         return Ok(begun);
     }

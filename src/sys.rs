@@ -14,7 +14,6 @@ use rustix::process::Pid;
 use crate::seccomp::bpf::Instruction;
 
 pub(crate) mod attr;
-pub(crate) mod cpus;
 mod descriptors;
 pub(crate) mod heap;
 mod rlimit;

@@ -41,8 +41,7 @@ STEPS = {
     "unit started, limits verified, child ready": "Waiting for two at once. systemd makes the scope; each limit is read back from the kernel as soon as "
                                                   "the process is in it, be that before systemd says so. The child and the helper make network, "
                                                   "overlay, mounts and masks, on another CPU. Who of the two is done first is a matter of chance.",
-    "payload executed": "Cgroup namespace; vfork, on the CPU of the process that then waits, since the other would have to be woken; "
-                        "capabilities; one filter, as short as it can be, since the kernel compiles it; execve.",
+    "payload executed": "Cgroup namespace, vfork, capabilities, one filter, as short as it can be, since the kernel compiles it; execve.",
     "ended": "The command itself (`true`), its end, and that of the processes around it.",
     "outside --timings": "The median of a start, above, less all of these: execve of the program and the kernel's work for it before its "
                          "first step, its own end after the last; and what two measurements differ by.",

@@ -249,8 +249,7 @@ fn callers_affinity(bed: &Bed) {
     assert_eq!(bed.sh(&called).output().succeeded().text(), "0");
 }
 
-/// CPUs that a unit gets later are its processes' as well, though the first of those was made on one CPU: that affinity is taken back in a
-/// way that the kernel does not remember.
+/// CPUs that a unit gets later are its processes' as well: nothing of a start leaves them an affinity, sched_setaffinity(2).
 fn cpus_are_added(bed: &Bed) {
     let online = fs::read_to_string("/sys/devices/system/cpu/online").unwrap();
     let (_running, scope) = bed.live(["-p", "AllowedCPUs=0"], "echo ready; exec cat");
