@@ -285,7 +285,7 @@ fn bind_view(inside: &Inside<'_>, view: &OwnedFd) -> Result<()> {
     let targets: Vec<_> = files.iter().map(|(name, path)| find((name, path))).collect::<Result<_>>()?;
     // Without a new /proc the root, below which all of them then are found by other ways.
     let (root, at) = inside.own(Path::new(VIEW)).unwrap_or((inside.tree, Path::new(".")));
-    rustix::process::fchdir(root).context("enter /proc")?;
+    rustix::process::fchdir(root).context("enter what the sandbox's own /proc files are attached in")?;
     rustix::mount::move_mount(view, "", CWD, at, MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH)
         .context("attach the sandbox's own /proc files")?;
     for (name, path, target) in targets.into_iter().flatten() {

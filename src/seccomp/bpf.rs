@@ -186,6 +186,7 @@ impl Search {
         let (pivot, _) = high.first()?;
         let (high, low) = (self.halve(high)?, self.halve(low)?);
         let (high, low) = (self.near(high), self.near(low));
+        // Both are in reach: the second may have come in between, and nothing else.
         let distance = |from: usize, to: usize| u8::try_from(from - to - 1).unwrap_or(u8::MAX);
         let here = self.code.len();
         Some(self.push(jump_if(IF_AT_LEAST, *pivot, distance(here, high), distance(here, low))))
