@@ -158,8 +158,10 @@ fn watchdog(bed: &Bed) {
 }
 
 fn stop_when_term_is_ignored(bed: &Bed) {
-    let script = "trap '' TERM; while :; do sleep 0.1; done";
+    let script = "trap '' TERM; echo ready; while :; do sleep 0.1; done";
     let unit = detached(bed, "a", &["-p", "TimeoutStopSec=300ms"], script);
+    // --detach returns when sh has been executed, not when it has come to its trap.
+    bed.poll("the trap", || journal(bed, &unit).contains(&("6".to_owned(), "ready".to_owned())));
     bed.sandbox(["stop", &unit]).output().succeeded();
     assert_eq!(unit::property(&unit, "Result"), "timeout");
     assert!(unit::property(&unit, "ControlGroup").is_empty() || unit::processes(&unit).is_empty());
