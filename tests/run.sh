@@ -228,8 +228,8 @@ stage=$(mktemp -d /var/tmp/sandbox-test-XXXXXX) logs=$(mktemp -d)
 chmod 755 "$stage"
 # shellcheck disable=SC2046  # pids
 trap 'kill $(jobs -p) 2> /dev/null || true; rm -rf "$stage" "$logs"' EXIT
-# Static, so that one binary runs on every bed; line tables are enough for a panic's message.
-export RUSTFLAGS="${RUSTFLAGS:-$static_flags}" CARGO_PROFILE_DEV_DEBUG=line-tables-only CARGO_TERM_COLOR=never
+# Static, so that one binary runs on every bed.
+export RUSTFLAGS="${RUSTFLAGS:-$static_flags}" CARGO_TERM_COLOR=never
 # A fresh clone has no target directory; the dependencies need not be built again for each.
 [ -z "${CI:-}" ] || export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$SANDBOX_TEST_CACHE/target}"
 

@@ -5,6 +5,8 @@
 # One static file at fixed addresses: README.md, "Install".
 # shellcheck disable=SC2034  # for who sources this
 static_flags='-C target-feature=+crt-static -C relocation-model=static'
+# Enough for a panic's message. Here, since what differs in it shares nothing that was built: tests/crash.sh after tests/run.sh took minutes.
+export CARGO_PROFILE_DEV_DEBUG=line-tables-only
 
 owner_home() { getent passwd "${SUDO_UID:-0}" | cut -d: -f6; }
 
