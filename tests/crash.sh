@@ -286,8 +286,6 @@ inside() { # inside STAGE STRIDE turn|all SCENARIO…
   install -m755 "$stage/sandbox" /usr/local/bin/sandbox
   install -m755 "$(command -v sleep)" /usr/local/bin/crashload
   program=/usr/local/bin/sandbox
-  # Rust adds to what it says of memory that is not there, where somebody has asked it to.
-  unset RUST_BACKTRACE
   work=$(mktemp -d /var/tmp/crash-XXXXXX) kills=0 failures=0 missed=0 things=0 longest=0 what=start
   sandbox run --unit=crash -- true
   for scenario; do rounds "$scenario" "$stride" "$which"; done
