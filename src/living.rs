@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::time::{Duration, Instant};
 
+use anyhow::Context;
+
 use crate::error::{Result, fault};
 use crate::state::{self, Found};
 use crate::systemd::{Bus, CgroupMode, DownService, ListedUnit, UnitOfProcess, Usage};
@@ -95,17 +97,26 @@ impl Managers {
 /// Every one, sorted by name; a manager that cannot be asked confirms none.
 ///
 /// # Errors
-/// When the caller's own manager cannot be asked.
+/// When the caller's own manager cannot be asked, or one of its sandboxes cannot be looked at.
 pub(crate) fn all(managers: &mut Managers) -> Result<Vec<Sandbox>> {
     let mut written: BTreeMap<Option<u32>, Vec<Found>> = BTreeMap::new();
-    for found in state::all() {
+    for found in state::all()? {
         written.entry(found.record.manager).or_default().push(found);
     }
     let mut list = Vec::new();
     for (manager, found) in written {
         let names: Vec<&str> = found.iter().map(|found| found.record.unit.as_str()).collect();
         match managers.get(manager).and_then(|bus| bus.list(&names)) {
-            Ok(units) => list.extend(found.into_iter().filter_map(|found| confirmed(found, &units))),
+            Ok(units) => {
+                for found in found {
+                    match confirmed(found, &units) {
+                        Ok(sandbox) => list.extend(sandbox),
+                        // What others do is no reason to fail either.
+                        Err(error) if is_anothers(manager) => log::info!("{error:#}"),
+                        Err(error) => return Err(error),
+                    }
+                }
+            }
             Err(error) if is_anothers(manager) => {
                 // What others do is no reason to warn root of at each command.
                 log::info!("sandboxes of user {}: {error:#}", manager.unwrap_or_default());
@@ -118,13 +129,24 @@ pub(crate) fn all(managers: &mut Managers) -> Result<Vec<Sandbox>> {
 }
 
 /// It lives when systemd has its unit, and its first process is in that unit of that manager.
-fn confirmed(found: Found, units: &[ListedUnit]) -> Option<Sandbox> {
+///
+/// # Errors
+/// When that process is there and cannot be looked at.
+fn confirmed(found: Found, units: &[ListedUnit]) -> Result<Option<Sandbox>> {
     let record = &found.record;
-    let unit =
-        units.iter().find(|unit| unit.name == record.unit && !matches!(unit.state.as_str(), "inactive" | "failed"))?;
-    let place = UnitOfProcess::read(&record.leader.pid.to_string())?;
-    let is_it = place.unit == record.unit && place.user == record.manager;
-    (is_it && !record.leader.is_gone()).then(|| Sandbox { unit: unit.clone(), cgroup: place.path, found })
+    let is_there =
+        |unit: &&ListedUnit| unit.name == record.unit && !matches!(unit.state.as_str(), "inactive" | "failed");
+    let Some(unit) = units.iter().find(is_there) else { return Ok(None) };
+    let place = match UnitOfProcess::try_read(&record.leader.pid.to_string()) {
+        Ok(place) => place.filter(|place| place.unit == record.unit && place.user == record.manager),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => None,
+        Err(error) => {
+            return Err(error)
+                .context(format!("{}: find the cgroup of its process {}", record.name, record.leader.pid));
+        }
+    };
+    let place = place.filter(|_| !record.leader.is_gone());
+    Ok(place.map(|place| Sandbox { unit: unit.clone(), cgroup: place.path, found }))
 }
 
 /// Every service of `run --detach` or of a unit file, of the caller's own manager, that has failed or waits for its restart; none of

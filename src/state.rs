@@ -414,7 +414,10 @@ impl Found {
 const KEPT_OPEN: usize = 256;
 
 /// Every state file whose launcher and leader live; others are swept, and what is no state file is passed over.
-pub(crate) fn all() -> Vec<Found> {
+///
+/// # Errors
+/// When the caller's own directory is there and cannot be read.
+pub(crate) fn all() -> Result<Vec<Found>> {
     let uid = rustix::process::geteuid().as_raw();
     let mut list: Vec<Found> = Vec::new();
     for (directory, owner) in directories() {
@@ -424,8 +427,12 @@ pub(crate) fn all() -> Vec<Found> {
                 log::warn!("{}: {error}", path.display());
             }
         };
-        let entries = std::fs::read_dir(&directory).and_then(Iterator::collect::<std::io::Result<Vec<_>>>);
-        for entry in entries.map_err(|error| say(&directory, error)).into_iter().flatten() {
+        let entries = match std::fs::read_dir(&directory).and_then(Iterator::collect::<std::io::Result<Vec<_>>>) {
+            Ok(entries) => entries,
+            Err(error) if owner != uid || error.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error).context(format!("list {}", directory.display())),
+        };
+        for entry in entries {
             let path = entry.path();
             if owner == uid {
                 sweep_temporary(&path);
@@ -451,7 +458,7 @@ pub(crate) fn all() -> Vec<Found> {
             list.push(found);
         }
     }
-    list
+    Ok(list)
 }
 
 /// Removes a file that a launcher was killed over.

@@ -1,6 +1,7 @@
 //! The heap: one for all threads.
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::io::Write;
 use std::sync::{Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::Duration;
 
@@ -30,13 +31,20 @@ impl Heap {
     }
 }
 
+/// From this size on, in bytes, who asks is told that there is nothing: only a file of that size makes the program ask, and the standard
+/// library's error then names the file.
+const ABSURD: usize = 1 << 30;
+
 /// What was given out; where there is nothing to give this process ends with one line, for which no memory is needed. The standard
-/// library would print three, and a backtrace, and abort.
-fn given(start: *mut u8) -> *mut u8 {
-    if start.is_null() {
-        for part in ["sandbox: allocate memory: ", nix::errno::Errno::last().desc(), "\n"] {
-            let _ = rustix::io::write(rustix::stdio::stderr(), part.as_bytes());
-        }
+/// library would print two, and a backtrace, and abort.
+fn given(start: *mut u8, size: usize) -> *mut u8 {
+    if start.is_null() && size < ABSURD {
+        let why = nix::errno::Errno::last().desc();
+        let mut line = [0; 128];
+        let mut rest = line.as_mut_slice();
+        let _ = writeln!(rest, "sandbox: allocate {size} bytes: {why}");
+        let free = rest.len();
+        let _ = rustix::io::write(rustix::stdio::stderr(), line.get(..line.len() - free).unwrap_or_default());
         super::exit_now(crate::exit::FAILED);
     }
     start
@@ -48,7 +56,7 @@ pub(crate) fn begin() {
     // SAFETY: the layout is not of size 0. It is never given back, or the rest of its page would go with it.
     let piece = unsafe { System.alloc(Layout::new::<[usize; 6]>()) };
     // What is not used is not allocated.
-    given(std::hint::black_box(piece));
+    given(std::hint::black_box(piece), size_of::<[usize; 6]>());
 }
 
 /// Whether who has it will never give it back: a process with the same memory was killed in it, or found it broken. Whoever
@@ -73,20 +81,20 @@ unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         if layout.size() >= LARGE {
             // SAFETY: GlobalAlloc's contract is handed on.
-            return unsafe { System.alloc(layout) };
+            return given(unsafe { System.alloc(layout) }, layout.size());
         }
         // SAFETY: GlobalAlloc's contract: the size is not 0, the alignment a power of two.
-        given(unsafe { self.lock().malloc(layout.size(), layout.align()) })
+        given(unsafe { self.lock().malloc(layout.size(), layout.align()) }, layout.size())
     }
 
     #[inline(never)]
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
         if layout.size() >= LARGE {
             // SAFETY: GlobalAlloc's contract is handed on.
-            return unsafe { System.alloc_zeroed(layout) };
+            return given(unsafe { System.alloc_zeroed(layout) }, layout.size());
         }
         // SAFETY: as for `alloc`.
-        given(unsafe { self.lock().calloc(layout.size(), layout.align()) })
+        given(unsafe { self.lock().calloc(layout.size(), layout.align()) }, layout.size())
     }
 
     #[inline(never)]
@@ -103,9 +111,9 @@ unsafe impl GlobalAlloc for Heap {
     unsafe fn realloc(&self, start: *mut u8, layout: Layout, size: usize) -> *mut u8 {
         match (layout.size() >= LARGE, size >= LARGE) {
             // SAFETY: GlobalAlloc's contract is handed on: of this size it came from there, and so would the new one.
-            (true, true) => unsafe { System.realloc(start, layout, size) },
+            (true, true) => given(unsafe { System.realloc(start, layout, size) }, size),
             // SAFETY: as for `dealloc`, and the new size is not 0.
-            (false, false) => given(unsafe { self.lock().realloc(start, layout.size(), layout.align(), size) }),
+            (false, false) => given(unsafe { self.lock().realloc(start, layout.size(), layout.align(), size) }, size),
             // SAFETY: the new size is valid for this alignment by GlobalAlloc's contract; both pieces are at least as long as what is
             // copied, and are two.
             _ => unsafe {

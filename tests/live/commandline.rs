@@ -1,6 +1,6 @@
 //! The command line: help, dry runs, and messages that name what is wrong.
 
-use crate::bed::Bed;
+use crate::bed::{Bed, sandbox_binary};
 use crate::facts::need;
 use crate::{Test, test, unit};
 use std::fs;
@@ -19,6 +19,7 @@ pub(crate) fn tests() -> Vec<Test> {
         test("commandline/manager_none", needs![root], manager_none),
         test("commandline/manager_auto", needs![root, systemd], manager_auto),
         test("commandline/doctor", needs![], doctor),
+        test("commandline/no_memory", needs![root], no_memory),
     ]
 }
 
@@ -197,4 +198,30 @@ fn doctor(bed: &Bed) {
     if let Some(version) = bed.facts.systemd {
         assert!(outcome.text().contains(&version.to_string()), "systemd {version} is not in\n{}", outcome.text());
     }
+}
+
+/// Under each limit that is too small for it, the program says what it could not have, in one line.
+fn no_memory(bed: &Bed) {
+    let profile = bed.dir().join("long.toml");
+    fs::write(&profile, "# of much text\n".repeat(25_000)).unwrap();
+    let run = |kibibytes: usize| {
+        let limit = format!("ulimit -v {kibibytes}; exec \"$0\" \"$@\"");
+        let program = sandbox_binary();
+        let words = ["run", "--manager=none", "--dry-run", "--profile", profile.to_str().unwrap(), "true"];
+        bed.sh(&limit).arg(program).args(words).env_remove("RUST_BACKTRACE").output()
+    };
+    let enough = (12..24).map(|power| 1 << power).find(|limit| run(*limit).status == 0).expect("an end of its hunger");
+    let failed: Vec<String> = (0..enough)
+        .step_by(enough / 64)
+        .map(run)
+        .map(|outcome| outcome.errors())
+        // Nothing is said by those that did, and by those that the kernel has killed before their first step.
+        .filter(|errors| !errors.is_empty())
+        .collect();
+    let size = |line: &String| {
+        let why = line.strip_prefix("sandbox: allocate ")?.split_once(" bytes: ")?;
+        (why.1 == "Out of memory" || why.1 == "Cannot allocate memory").then(|| why.0.parse::<usize>().ok())?
+    };
+    let sizes: Vec<usize> = failed.iter().map(|line| size(line).unwrap_or_else(|| panic!("{line}"))).collect();
+    assert!(sizes.iter().any(|size| *size >= 128 << 10), "{failed:?}");
 }
