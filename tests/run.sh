@@ -175,7 +175,7 @@ lanes_at_once() { # three, or as many as there is memory for: 2 GiB each. A boot
   awk '/^MemAvailable:/ { n = int($2 / (2 * 1024 * 1024)); if (n > 3) n = 3; if (n < 1) n = 1; print n }' /proc/meminfo
 }
 
-vms() { # about 40 minutes a lane under emulation, all seven some three hours on two CPUs
+vms() { # up to an hour a lane under emulation, three at a time, all seven some 100 minutes on two CPUs
   local lane status seconds at_once package=
   at_once=$(lanes_at_once)
   export SANDBOX_TEST_VM_TIMEOUT=${SANDBOX_TEST_VM_TIMEOUT:-5400}   # vm.sh's own is for one test, or a script
