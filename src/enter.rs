@@ -14,7 +14,7 @@ use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::process::{DumpableBehavior, Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
 use crate::child::{self, Origin, Payload};
-use crate::error::{Result, fault};
+use crate::error::{Fault, Result, fault};
 use crate::exit;
 use crate::layer::Namespace;
 use crate::living::Sandbox;
@@ -140,7 +140,7 @@ struct Target {
 impl Target {
     fn open(found: &Found) -> Result<Target> {
         let record = &found.record;
-        let gone = || fault(format!("{} has just ended", record.name));
+        let gone = || unseen(record);
         // The stub is hidden from plain users, whose the payload is.
         let is_root = rustix::process::geteuid().is_root();
         let source = if is_root { record.leader } else { payload(record).ok_or_else(gone)? };
@@ -202,6 +202,15 @@ fn check_is_apart(found: &Found, source: Process) -> Result<()> {
     Ok(())
 }
 
+/// Why a process of a sandbox that was found is not.
+pub(crate) fn unseen(record: &Record) -> Fault {
+    if !record.leader.is_hidden() {
+        return fault(format!("{} has just ended", record.name));
+    }
+    fault(format!("{}: /proc does not show its processes to you (hidepid=)", record.name))
+        .hint("as root; or as a member of the group that /proc is mounted with: mount -o remount,gid=GROUP /proc")
+}
+
 /// The payload: the stub's first child.
 pub(crate) fn payload(record: &Record) -> Option<Process> {
     if record.as_pid1 {
@@ -229,8 +238,10 @@ pub(crate) fn await_start(record: &Record) -> Result<()> {
     if await_in(record, runs).is_some() {
         return Ok(());
     }
-    let why = if record.leader.lives() { "is still starting" } else { "has just ended" };
-    Err(fault(format!("{} {why}", record.name)).into())
+    if record.leader.lives() {
+        return Err(fault(format!("{} is still starting", record.name)).into());
+    }
+    Err(unseen(record).into())
 }
 
 /// What `look` finds, waited for as long as the sandbox lives and [`START`] at the longest.

@@ -106,10 +106,10 @@ pub(crate) fn all(managers: &mut Managers) -> Result<Vec<Sandbox>> {
     let mut list = Vec::new();
     for (manager, found) in written {
         let names: Vec<&str> = found.iter().map(|found| found.record.unit.as_str()).collect();
-        match managers.get(manager).and_then(|bus| bus.list(&names)) {
-            Ok(units) => {
+        match managers.get(manager).and_then(|bus| Ok((bus.list(&names)?, bus))) {
+            Ok((units, bus)) => {
                 for found in found {
-                    match confirmed(found, &units) {
+                    match confirmed(found, &units, bus) {
                         Ok(sandbox) => list.extend(sandbox),
                         // What others do is no reason to fail either.
                         Err(error) if is_anothers(manager) => log::info!("{error:#}"),
@@ -132,21 +132,33 @@ pub(crate) fn all(managers: &mut Managers) -> Result<Vec<Sandbox>> {
 ///
 /// # Errors
 /// When that process is there and cannot be looked at.
-fn confirmed(found: Found, units: &[ListedUnit]) -> Result<Option<Sandbox>> {
+fn confirmed(found: Found, units: &[ListedUnit], bus: &mut Bus) -> Result<Option<Sandbox>> {
     let record = &found.record;
     let is_there =
         |unit: &&ListedUnit| unit.name == record.unit && !matches!(unit.state.as_str(), "inactive" | "failed");
     let Some(unit) = units.iter().find(is_there) else { return Ok(None) };
-    let place = match UnitOfProcess::try_read(&record.leader.pid.to_string()) {
-        Ok(place) => place.filter(|place| place.unit == record.unit && place.user == record.manager),
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => None,
+    let read = UnitOfProcess::try_read(&record.leader.pid.to_string());
+    if record.leader.is_gone() {
+        return Ok(None);
+    }
+    let cgroup = match read {
+        Ok(place) => {
+            place.filter(|place| place.unit == record.unit && place.user == record.manager).map(|place| place.path)
+        }
+        Err(error) if found.ours && hides(&error) => Some(bus.control_group(&record.unit)?),
         Err(error) => {
             return Err(error)
                 .context(format!("{}: find the cgroup of its process {}", record.name, record.leader.pid));
         }
     };
-    let place = place.filter(|_| !record.leader.is_gone());
-    Ok(place.map(|place| Sandbox { unit: unit.clone(), cgroup: place.path, found }))
+    Ok(cgroup.map(|cgroup| Sandbox { unit: unit.clone(), cgroup, found }))
+}
+
+/// Whether /proc says this of a process that it hides from a plain user (`hidepid=`, proc(5)), as it does the first one of a sandbox of
+/// that user's: that one has other IDs, and its memory is not to be read. Then systemd's word on the unit has to do, but not for what
+/// others wrote down: they could name a first process of anybody's for root to enter.
+fn hides(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::ENOENT))
 }
 
 /// Every service of `run --detach` or of a unit file, of the caller's own manager, that has failed or waits for its restart; none of

@@ -38,7 +38,7 @@ pub(super) fn main(arguments: &Arguments) -> Result<u8> {
 
 fn kill_payload(sandbox: &Sandbox, number: i32) -> Result<()> {
     let record = &sandbox.found.record;
-    let gone = || fault(format!("{} has just ended", record.name));
+    let gone = || enter::unseen(record);
     let payload = enter::await_payload(record).ok_or_else(gone)?;
     let pidfd =
         rustix::process::pidfd_open(payload.pid().ok_or_else(gone)?, PidfdFlags::empty()).map_err(|_| gone())?;

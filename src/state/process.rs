@@ -1,9 +1,8 @@
 //! Processes by which state files are known to be alive or stale.
 
-use std::fmt::Display;
-
+use rustix::io::Errno;
 use rustix::param::clock_ticks_per_second;
-use rustix::process::Pid;
+use rustix::process::{Pid, test_kill_process};
 use rustix::time::{ClockId, clock_gettime};
 use serde::{Deserialize, Serialize};
 
@@ -57,6 +56,11 @@ impl Process {
         let started = |stat: Option<String>| stat.and_then(|stat| Process::start_of(&stat));
         stat_of(self.pid).is_ok_and(|stat| started(stat) != Some(self.started))
     }
+
+    /// Whether it is there, and cannot be looked at.
+    pub(crate) fn is_hidden(self) -> bool {
+        stat_of(self.pid).is_err()
+    }
 }
 
 /// Whether no process has this number, for sure.
@@ -65,10 +69,15 @@ pub(super) fn is_free(pid: Pid) -> bool {
 }
 
 /// /proc/PID/stat; `None` when the process is gone.
-pub(super) fn stat_of(process: impl Display) -> std::io::Result<Option<String>> {
-    match read_of_kernel(format!("/proc/{process}/stat")) {
-        Ok(stat) => Ok(Some(String::from_utf8_lossy(&stat).into_owned())),
-        Err(error) if matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => Ok(None),
-        Err(error) => Err(error),
-    }
+///
+/// # Errors
+/// When it cannot be read, also where /proc hides the processes of others (`hidepid=`, proc(5)).
+pub(super) fn stat_of(pid: i32) -> std::io::Result<Option<String>> {
+    let error = match read_of_kernel(format!("/proc/{pid}/stat")) {
+        Ok(stat) => return Ok(Some(String::from_utf8_lossy(&stat).into_owned())),
+        Err(error) => error,
+    };
+    let is_absent = matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH));
+    let is_hidden = || Pid::from_raw(pid).is_some_and(|pid| test_kill_process(pid) != Err(Errno::SRCH));
+    if is_absent && !is_hidden() { Ok(None) } else { Err(error) }
 }

@@ -31,8 +31,8 @@ impl Heap {
     }
 }
 
-/// From this size on, in bytes, who asks is told that there is nothing: only a file of that size makes the program ask, and the standard
-/// library's error then names the file.
+/// From this size on, in bytes, who asks is told that there is nothing: that much is asked for by a wrong size only, of a file that
+/// has a name to be told.
 const ABSURD: usize = 1 << 30;
 
 /// What was given out; where there is nothing to give this process ends with one line, for which no memory is needed. The standard

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use zbus::wire::OwnedVariant;
 use zbus::{OwnedObjectPath, Variant};
 
-use crate::error::Result;
+use crate::error::{Result, fault};
 
 use super::bus::{Bus, interface, object_call, unit_path};
 use super::cgroup::{CgroupMode, CgroupPaths, is_of_unit};
@@ -70,6 +70,17 @@ impl Bus {
         let rows: Vec<Row> =
             self.manager("ListUnitsByNames", &(names,)).map_err(|failure| self.explain("list units", failure))?;
         Ok(rows.into_iter().map(ListedUnit::from).collect())
+    }
+
+    /// The cgroup of this unit, below the mount of systemd's own hierarchy, without a leading slash.
+    ///
+    /// # Errors
+    /// When systemd does not answer, or knows no such unit.
+    pub(crate) fn control_group(&mut self, unit: &str) -> Result<PathBuf> {
+        match self.unit_property(unit, interface(unit), "ControlGroup")? {
+            Value::Text(path) => Ok(PathBuf::from(path.trim_start_matches('/'))),
+            _ => Err(fault(format!("{unit} has no cgroup")).into()),
+        }
     }
 
     /// How long a stop of this unit may take before systemd kills, in µs.

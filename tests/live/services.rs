@@ -20,6 +20,7 @@ pub(crate) fn tests() -> Vec<Test> {
         test("services/stop_when_term_is_ignored", needs![root, systemd], stop_when_term_is_ignored),
         test("services/end_of_the_payload", needs![root, systemd], end_of_the_payload),
         test("services/detach_by_a_user", needs![root, systemd, user_manager, kernel_min(5, 11)], detach_by_a_user),
+        test("services/hidden_processes", needs![root, systemd, user_manager, kernel_min(5, 11)], hidden_processes),
         test("services/own_unit", needs![root, systemd], own_unit),
         test("services/own_unit_cannot_have_it", needs![root, systemd], own_unit_cannot_have_it),
         test("services/not_the_main_process", needs![root, systemd], not_the_main_process),
@@ -197,6 +198,20 @@ fn detach_by_a_user(bed: &Bed) {
     assert_eq!(bed.sandbox(["exec", &unit, "id", "-u"]).output().succeeded().text(), "0");
     bed.sandbox(["stop", &unit]).output().succeeded();
     assert!(!run(&["ps", "-aq"]).succeeded().text().contains(&unit));
+}
+
+/// A /proc that hides the processes of others from a plain user hides the first one of that user's sandbox, too.
+fn hidden_processes(bed: &Bed) {
+    for hides in ["noaccess", "invisible"] {
+        let name = format!("{}-{hides}", bed.unit());
+        let mount = format!("mount -t proc -o hidepid={hides} proc /proc");
+        let run = |words: &[&str]| bed.sandbox(words).user().with_mounts(&mount).output();
+        run(&["run", "-q", "-d", "--unit", &name, "--", "sleep", "1000"]).succeeded();
+        assert!(run(&["ps", "-q"]).succeeded().text().contains(&name), "{hides}");
+        run(&["exec", &name, "true"]).refused(125, ["hidepid"]);
+        run(&["stop", &name]).succeeded();
+        assert!(!run(&["ps", "-aq"]).succeeded().text().contains(&name), "{hides}");
+    }
 }
 
 /// A unit file of this test's, gone after it.
