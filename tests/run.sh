@@ -190,8 +190,8 @@ vms() { # up to an hour a lane under emulation, three at a time, all seven some 
         *-selinux) [ -n "$filter" ] || filters=($selinux_areas); package= ;;
         *-legacy) [ -n "$filter" ] || filters=($legacy_areas); package= ;;
       esac
-      SANDBOX_TEST_SLOW=12 tests/vm/vm.sh run "$lane" -- "${filters[@]}" > "$logs/vm-$lane" 2>&1 < /dev/null || status=$?
-      [ -z "$package" ] || tests/vm/vm.sh package "$lane" "$package" >> "$logs/vm-$lane" 2>&1 < /dev/null || status=$?
+      SANDBOX_TEST_SLOW=12 setpriv --pdeathsig TERM tests/vm/vm.sh run "$lane" -- "${filters[@]}" > "$logs/vm-$lane" 2>&1 < /dev/null || status=$?
+      [ -z "$package" ] || setpriv --pdeathsig TERM tests/vm/vm.sh package "$lane" "$package" >> "$logs/vm-$lane" 2>&1 < /dev/null || status=$?
       echo "$status $((SECONDS - start))" > "$logs/vm-$lane.end"
       echo "vm-$lane: status $status after $((SECONDS - start)) s" ) &
   done
