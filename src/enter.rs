@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use rustix::event::{PollFd, PollFlags, Timespec};
+use rustix::io::Errno;
 use rustix::process::{DumpableBehavior, Pid, PidfdFlags, Signal, WaitId, WaitIdOptions};
 
 use crate::child::{self, Origin, Payload};
-use crate::error::{Fault, Result, fault};
+use crate::error::{Result, fault};
 use crate::exit;
 use crate::layer::Namespace;
 use crate::living::Sandbox;
@@ -147,7 +148,7 @@ impl Target {
         let pid = source.pid().ok_or_else(gone)?;
         let pidfd = rustix::process::pidfd_open(pid, PidfdFlags::empty()).map_err(|_| gone())?;
         if !source.lives() || !record.leader.lives() {
-            return Err(gone().into());
+            return Err(gone());
         }
         check_is_apart(found, source)?;
         let namespaces = record.entry.namespaces.clone();
@@ -203,12 +204,18 @@ fn check_is_apart(found: &Found, source: Process) -> Result<()> {
 }
 
 /// Why a process of a sandbox that was found is not.
-pub(crate) fn unseen(record: &Record) -> Fault {
-    if !record.leader.is_hidden() {
-        return fault(format!("{} has just ended", record.name));
+pub(crate) fn unseen(record: &Record) -> anyhow::Error {
+    match record.leader.refusal() {
+        None => fault(format!("{} has just ended", record.name)).into(),
+        Some(Errno::PERM | Errno::NOENT) => {
+            fault(format!("{}: /proc does not show its processes to you (hidepid=)", record.name))
+                .hint("do it as root; or let /proc show them to a group of yours: mount -o remount,gid=GROUP /proc")
+                .into()
+        }
+        Some(errno) => {
+            anyhow::Error::from(errno).context(format!("{}: look at its process {}", record.name, record.leader.pid))
+        }
     }
-    fault(format!("{}: /proc does not show its processes to you (hidepid=)", record.name))
-        .hint("as root; or as a member of the group that /proc is mounted with: mount -o remount,gid=GROUP /proc")
 }
 
 /// The payload: the stub's first child.
@@ -241,7 +248,7 @@ pub(crate) fn await_start(record: &Record) -> Result<()> {
     if record.leader.lives() {
         return Err(fault(format!("{} is still starting", record.name)).into());
     }
-    Err(unseen(record).into())
+    Err(unseen(record))
 }
 
 /// What `look` finds, waited for as long as the sandbox lives and [`START`] at the longest.

@@ -35,7 +35,7 @@ impl Sandbox {
 
     /// What it uses now.
     pub(crate) fn usage(&self, mode: CgroupMode) -> Usage {
-        Usage::read(self.found.record.leader.pid, &self.unit.name, mode)
+        Usage::read(self.found.record.leader.pid, &self.cgroup, &self.unit.name, mode)
     }
 
     /// Whether it is paused, by cgroup v2's freezer.
@@ -145,7 +145,13 @@ fn confirmed(found: Found, units: &[ListedUnit], bus: &mut Bus) -> Result<Option
         Ok(place) => {
             place.filter(|place| place.unit == record.unit && place.user == record.manager).map(|place| place.path)
         }
-        Err(error) if found.ours && hides(&error) => Some(bus.control_group(&record.unit)?),
+        Err(error) if found.ours && hides(&error) => {
+            let cgroup = bus.control_group(&record.unit);
+            if record.leader.is_gone() {
+                return Ok(None);
+            }
+            cgroup?
+        }
         Err(error) => {
             return Err(error)
                 .context(format!("{}: find the cgroup of its process {}", record.name, record.leader.pid));
@@ -154,9 +160,9 @@ fn confirmed(found: Found, units: &[ListedUnit], bus: &mut Bus) -> Result<Option
     Ok(cgroup.map(|cgroup| Sandbox { unit: unit.clone(), cgroup, found }))
 }
 
-/// Whether /proc says this of a process that it hides from a plain user (`hidepid=`, proc(5)), as it does the first one of a sandbox of
-/// that user's: that one has other IDs, and its memory is not to be read. Then systemd's word on the unit has to do, but not for what
-/// others wrote down: they could name a first process of anybody's for root to enter.
+/// Whether /proc says this of a process that it hides from a plain user (`hidepid=`, proc(5)), as it does the stub of a sandbox of that
+/// user's, whose memory is not to be read. Then systemd's word on the unit has to do, but not for what others wrote down: they could
+/// name a first process of anybody's for root to enter.
 fn hides(error: &std::io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::ENOENT))
 }

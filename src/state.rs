@@ -161,7 +161,10 @@ impl Record {
         let unit = UnitOfProcess::read(&launcher.to_string());
         let is_in_unit = unit.is_some_and(|place| place.user.is_none() && place.unit == self.unit);
         let is_owners = || user(launcher) == Some(owner);
-        self.service && self.manager.is_none() && is_in_unit && is_owners() && parent(self.leader.pid) == Some(launcher)
+        // The caller's own word is taken where /proc hides the leader.
+        let is_own = || rustix::process::geteuid().as_raw() == owner && self.leader.refusal().is_some();
+        let is_parent = || parent(self.leader.pid) == Some(launcher) || is_own();
+        self.service && self.manager.is_none() && is_in_unit && is_owners() && is_parent()
     }
 }
 

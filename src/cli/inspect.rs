@@ -88,6 +88,9 @@ pub(super) fn main(arguments: &Arguments) -> Result<u8> {
     let mode = CgroupMode::read()?;
     let mut bus = sandbox.manager()?;
     let asked_for = settings(&mut bus, record, mode);
+    if record.leader.refusal().is_some() {
+        log::warn!("{}; so what is set is known, but not whether it is in force", enter::unseen(record));
+    }
     let decisions = decisions(&sandbox);
     // Another user's may be anything.
     let plan = decisions.as_ref().and_then(|decisions| serde_json::from_str(decisions.plan.get()).ok());
@@ -151,6 +154,10 @@ fn settings(bus: &mut Bus, record: &Record, mode: CgroupMode) -> Vec<Setting> {
 fn asked(bus: &mut Bus, sandbox: &Sandbox, setting: Setting, mode: CgroupMode) -> Option<Asked> {
     let record = &sandbox.found.record;
     let settings = [setting];
+    let asked = settings.iter().map(|setting| setting.asked.clone()).collect();
+    if record.leader.refusal().is_some() {
+        return Some(Asked { asked, limits: Vec::new(), error: None, changed: false });
+    }
     let pid = record.leader.pid()?;
     let subject = Subject {
         pid,
@@ -160,7 +167,6 @@ fn asked(bus: &mut Bus, sandbox: &Sandbox, setting: Setting, mode: CgroupMode) -
         user: record.manager.is_some(),
         changes: Changes::Differ,
     };
-    let asked = settings.iter().map(|setting| setting.asked.clone()).collect();
     Some(match systemd::verify(bus, &subject) {
         Ok(report) => Asked { asked, limits: report.limits, error: None, changed: false },
         Err(error) => {

@@ -43,7 +43,7 @@ fn kill_payload(sandbox: &Sandbox, number: i32) -> Result<()> {
     let pidfd =
         rustix::process::pidfd_open(payload.pid().ok_or_else(gone)?, PidfdFlags::empty()).map_err(|_| gone())?;
     if !payload.lives() {
-        return Err(gone().into());
+        return Err(gone());
     }
     let signal = Signal::from_named_raw(number).ok_or_else(|| {
         fault(format!("signal {number} cannot be sent to the command alone")).hint("--all sends it to the unit")

@@ -3,6 +3,7 @@
 use anyhow::Context;
 use clap::Args;
 
+use crate::enter;
 use crate::error::{Result, fault, line};
 use crate::living::{self, Sandbox};
 use crate::systemd::{self, Assignment, CgroupMode, Changes, Setting, Subject};
@@ -44,6 +45,10 @@ pub(super) fn main(arguments: &Arguments) -> Result<u8> {
 
 fn change(sandbox: &Sandbox, settings: &[Setting], mode: CgroupMode) -> Result<()> {
     let record = &sandbox.found.record;
+    if record.leader.refusal().is_some() {
+        // Nobody could say whether it is in force.
+        return Err(enter::unseen(record));
+    }
     let mut bus = sandbox.manager()?;
     let before = bus.values(&record.unit, settings);
     bus.set_properties(&record.unit, true, settings)?;

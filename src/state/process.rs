@@ -57,9 +57,9 @@ impl Process {
         stat_of(self.pid).is_ok_and(|stat| started(stat) != Some(self.started))
     }
 
-    /// Whether it is there, and cannot be looked at.
-    pub(crate) fn is_hidden(self) -> bool {
-        stat_of(self.pid).is_err()
+    /// What /proc says of one that is there and cannot be looked at; `None` of any other.
+    pub(crate) fn refusal(self) -> Option<Errno> {
+        stat_of(self.pid).err().map(|error| Errno::from_io_error(&error).unwrap_or(Errno::IO))
     }
 }
 
@@ -78,6 +78,8 @@ pub(super) fn stat_of(pid: i32) -> std::io::Result<Option<String>> {
         Err(error) => error,
     };
     let is_absent = matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ESRCH));
-    let is_hidden = || Pid::from_raw(pid).is_some_and(|pid| test_kill_process(pid) != Err(Errno::SRCH));
+    // A file may have any number: below 1 it is no process's, kill(2).
+    let pid = Some(pid).filter(|pid| *pid > 0).and_then(Pid::from_raw);
+    let is_hidden = || pid.is_some_and(|pid| test_kill_process(pid) != Err(Errno::SRCH));
     if is_absent && !is_hidden() { Ok(None) } else { Err(error) }
 }

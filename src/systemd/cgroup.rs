@@ -86,6 +86,11 @@ impl CgroupPaths {
         CgroupPaths(text.lines().filter_map(line).collect())
     }
 
+    /// Those of a process in this cgroup of v2, below its mount.
+    pub(super) fn of_v2(cgroup: &Path) -> CgroupPaths {
+        CgroupPaths(vec![(String::new(), cgroup.to_string_lossy().into_owned())])
+    }
+
     /// The path in the hierarchy of `controller`, without a leading slash; `None` asks for systemd's own hierarchy.
     pub(crate) fn path(&self, mode: CgroupMode, controller: Option<&str>) -> Option<&Path> {
         let fits = |controllers: &str| match (mode, controller) {

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use zbus::wire::OwnedVariant;
 use zbus::{OwnedObjectPath, Variant};
 
-use crate::error::{Result, fault};
+use crate::error::Result;
 
 use super::bus::{Bus, interface, object_call, unit_path};
 use super::cgroup::{CgroupMode, CgroupPaths, is_of_unit};
@@ -72,15 +72,16 @@ impl Bus {
         Ok(rows.into_iter().map(ListedUnit::from).collect())
     }
 
-    /// The cgroup of this unit, below the mount of systemd's own hierarchy, without a leading slash.
+    /// The cgroup of this unit, below the mount of systemd's own hierarchy, without a leading slash; `None` when it has none, or has none
+    /// any more.
     ///
     /// # Errors
     /// When systemd does not answer, or knows no such unit.
-    pub(crate) fn control_group(&mut self, unit: &str) -> Result<PathBuf> {
-        match self.unit_property(unit, interface(unit), "ControlGroup")? {
-            Value::Text(path) => Ok(PathBuf::from(path.trim_start_matches('/'))),
-            _ => Err(fault(format!("{unit} has no cgroup")).into()),
-        }
+    pub(crate) fn control_group(&mut self, unit: &str) -> Result<Option<PathBuf>> {
+        Ok(match self.unit_property(unit, interface(unit), "ControlGroup")? {
+            Value::Text(path) if !path.is_empty() => Some(PathBuf::from(path.trim_start_matches('/'))),
+            _ => None,
+        })
     }
 
     /// How long a stop of this unit may take before systemd kills, in µs.
@@ -199,10 +200,10 @@ pub(crate) struct Usage {
 }
 
 impl Usage {
-    /// Reads it from the cgroups of a process in the unit.
-    pub(crate) fn read(pid: i32, unit: &str, mode: CgroupMode) -> Usage {
-        let text = std::fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
-        let paths = CgroupPaths::parse(&text);
+    /// Reads it from the cgroups of a process in the unit; where that cannot be looked at, from `cgroup`, the unit's in systemd's own
+    /// hierarchy, which on cgroup v2 has all there is.
+    pub(crate) fn read(pid: i32, cgroup: &Path, unit: &str, mode: CgroupMode) -> Usage {
+        let paths = CgroupPaths::of(&pid.to_string()).unwrap_or_else(|_| CgroupPaths::of_v2(cgroup));
         let directory = |controller: &str| -> Option<PathBuf> {
             let path = paths.path(mode, Some(controller))?;
             let unit = path.ancestors().find(|part| is_of_unit(part, unit))?;

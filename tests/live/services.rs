@@ -208,8 +208,21 @@ fn hidden_processes(bed: &Bed) {
         let run = |words: &[&str]| bed.sandbox(words).user().with_mounts(&mount).output();
         run(&["run", "-q", "-d", "--unit", &name, "--", "sleep", "1000"]).succeeded();
         assert!(run(&["ps", "-q"]).succeeded().text().contains(&name), "{hides}");
-        run(&["exec", &name, "true"]).refused(125, ["hidepid"]);
+        for words in
+            [["exec", &name, "true"], ["set-property", &name, "MemoryMax=1G"], ["kill", &name, "--signal=TERM"]]
+        {
+            run(&words).refused(125, ["hidepid"]);
+        }
+        let shown = run(&["inspect", &name]).succeeded();
+        assert!(shown.errors().contains("hidepid") && !shown.text().contains("not in force"), "{}", shown.text());
         run(&["stop", &name]).succeeded();
+        assert!(!run(&["ps", "-aq"]).succeeded().text().contains(&name), "{hides}");
+        let start = bed.run(["--unit", &name], "echo ready; exec cat").user().with_mounts(&mount);
+        let mut running = start.spawn();
+        running.wait_for("ready");
+        assert!(run(&["ps", "-q"]).succeeded().text().contains(&name), "{hides}");
+        run(&["kill", "--all", &name]).succeeded();
+        running.finish().exited(143);
         assert!(!run(&["ps", "-aq"]).succeeded().text().contains(&name), "{hides}");
     }
 }
