@@ -207,6 +207,7 @@ fn check_is_apart(found: &Found, source: Process) -> Result<()> {
 pub(crate) fn unseen(record: &Record) -> anyhow::Error {
     match record.leader.refusal() {
         None => fault(format!("{} has just ended", record.name)).into(),
+        // Not EACCES, which is the word of a security module: a mount option does not mend that.
         Some(Errno::PERM | Errno::NOENT) => {
             fault(format!("{}: /proc does not show its processes to you (hidepid=)", record.name))
                 .hint("do it as root; or let /proc show them to a group of yours: mount -o remount,gid=GROUP /proc")

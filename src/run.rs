@@ -242,14 +242,15 @@ impl Running<'_> {
             self.watcher = Some(Watcher::start(&self.pidfd)?);
         }
         // The last process of this one is made: from here on it has a second thread.
-        // The helper comes next, for whose root the child waits longest, and systemd after it: whoever is woken by the request may take
-        // this CPU.
+        // The helper comes next, for whose root the child waits longest, and then systemd, which is waited for longest of all. Whoever is
+        // woken by the request may take this CPU: nobody waits yet for what comes after it.
         self.start_helper(claim, namespaces)?;
         timings.mark("helper");
         if let (Some(plan), Some(bus)) = (&self.plan.unit, bus) {
             self.unit = Some(Unit::begin(plan, self.pid, beside, self.pidfd.as_fd(), bus, signals.ending())?);
             timings.mark("unit asked for");
         }
+        self.mount_view()?;
         if claim.is_some() {
             streams::let_open();
         }
@@ -268,6 +269,9 @@ impl Running<'_> {
             .send(&ToChild::Go { tell: self.plan.service.tells_ready() || timings.wanted })
             .context("tell the child")?;
         self.let_go = true;
+        // For these the payload need not wait.
+        self.grace = None;
+        self.unit.iter_mut().for_each(Unit::leave_bus);
         Ok(master)
     }
 
@@ -293,7 +297,6 @@ impl Running<'_> {
         if self.plan.root.as_ref().is_none_or(|root| root.by_child) {
             return Ok(());
         }
-        let device = self.view.as_ref().map(|_| procview::mount::open()).transpose().context("open /dev/fuse")?;
         self.helper = Some(Helper::start(Work {
             plan: Arc::clone(self.plan),
             base: claim.map_or(0, |claim| claim.base),
@@ -301,8 +304,16 @@ impl Running<'_> {
             joined: self.joined.as_ref().map(Joined::try_clone).transpose().context("share the network")?,
             end: self.end.try_clone().context("share the socket")?,
         })?);
-        if let (Some(view), Some(device)) = (&mut self.view, device) {
-            // Here, and not in the helper, whom the child waits for.
+        Ok(())
+    }
+
+    /// Mounts the sandbox's own /proc files, for a child that does not do so itself: here, and not in the helper, whom it waits for.
+    fn mount_view(&mut self) -> Result<()> {
+        if self.helper.is_none() {
+            return Ok(());
+        }
+        if let Some(view) = &mut self.view {
+            let device = procview::mount::open().context("open /dev/fuse")?;
             let mount = procview::mount::make(device.as_fd())?;
             self.end.send(&ToChild::View(mount)).context("tell the child")?;
             view.serve(Server::new(device));

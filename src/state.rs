@@ -425,7 +425,7 @@ pub(crate) fn all() -> Result<Vec<Found>> {
     let mut list: Vec<Found> = Vec::new();
     for (directory, owner) in directories() {
         let say = |path: &Path, error: std::io::Error| {
-            // One that has just ended, or none at all; what others have in their directories is theirs.
+            // Not of one that has just ended, nor of what others have in their directories: that is theirs.
             if error.kind() != std::io::ErrorKind::NotFound && owner == uid {
                 log::warn!("{}: {error}", path.display());
             }

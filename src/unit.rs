@@ -26,7 +26,7 @@ pub(crate) struct Unit<'a> {
     pid: Pid,
     /// One more that belongs to it.
     beside: Option<Pid>,
-    /// Until the limits are verified: a bus daemon takes only so many connections of a user (256), root included.
+    /// Until [`Unit::leave_bus`]: a bus daemon takes only so many connections of a user (256), root included.
     bus: Option<Bus>,
     pending: Option<Pending>,
     /// systemd has made it, so it is nobody else's.
@@ -140,12 +140,18 @@ impl<'a> Unit<'a> {
             warnings = apply(&mut bus, self.plan)?;
         }
         let mut report = systemd::verify(&mut bus, &subject)?;
+        self.bus = Some(bus);
         report.warnings.append(&mut warnings);
         self.cgroup = inode(&report.cgroup).map(|inode| (report.cgroup.clone(), inode));
         // Held open, because the file is gone from the tree as soon as systemd sees the unit empty.
         let name = if *cgroup == CgroupMode::Unified { "memory.events" } else { "memory.oom_control" };
         self.memory_events = report.memory.as_ref().and_then(|directory| File::open(directory.join(name)).ok());
         Ok(report)
+    }
+
+    /// Ends the connection to the service manager.
+    pub(crate) fn leave_bus(&mut self) {
+        self.bus = None;
     }
 
     /// How many of its processes the kernel has killed for memory; `None` where that is not known.

@@ -20,7 +20,7 @@ use crate::sys;
 
 mod cover;
 
-use cover::{Covers, Inside, make_read_only, of_each_cpu};
+use cover::{Covers, Inside, ReadOnly, of_each_cpu};
 
 /// The kernel's file systems inside.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -252,10 +252,19 @@ pub(crate) fn enter(plan: &KernelMounts, made: &[Made], root: &Root, view: Optio
     for path in plan.masked.iter().chain(&of_each_cpu) {
         covers.mask(&inside, path).with_context(|| format!("mask {}", path.display()))?;
     }
+    // One of the host's /proc is not the view's place.
+    let is_place = |path: &Path| view.is_some() && path == Path::new(VIEW) && inside.own(path).is_some();
+    let mut cover = None;
     for path in &plan.read_only {
-        make_read_only(&inside, path).with_context(|| format!("make {} read-only", path.display()))?;
+        let context = || format!("make {} read-only", path.display());
+        let Some(copy) = ReadOnly::copy(&inside, path).with_context(context)? else { continue };
+        if is_place(path) {
+            cover = Some(copy);
+        } else {
+            copy.put().with_context(context)?;
+        }
     }
-    view.map_or(Ok(()), |view| bind_view(&inside, view))?;
+    view.map_or(Ok(()), |view| bind_view(&inside, view, cover.as_ref()))?;
     rustix::process::chdir("/").context("enter /")
 }
 
@@ -273,12 +282,13 @@ fn check_top(tree: &OwnedFd, at: &str, kind: i64) -> Result<()> {
     Ok(())
 }
 
-/// Where the view is stacked on meanwhile: a directory that every kernel makes, in the same file system as most of what its files cover.
+/// Where the view is stacked on: a directory that every kernel makes, in the same file system as most of what its files cover.
 const VIEW: &str = "/proc/fs";
 
-/// Binds the view's files over the kernel's own. A mount that is nowhere cannot be bound from, so it is attached meanwhile, when all that
-/// they cover is found.
-fn bind_view(inside: &Inside<'_>, view: &OwnedFd) -> Result<()> {
+/// Binds the view's files over the kernel's own. A mount that is nowhere cannot be bound from, so it is attached, when all that they cover is
+/// found. Then `cover` comes over it, and without one it is detached: for that the kernel waits until no CPU can still look at it, a grace
+/// period of RCU, some tenths of a millisecond.
+fn bind_view(inside: &Inside<'_>, view: &OwnedFd, cover: Option<&ReadOnly<'_>>) -> Result<()> {
     let files: Vec<_> = procview::bound().collect();
     let context = |path: &Path| format!("make {} the sandbox's own", path.display());
     let find = |(name, path)| Ok(inside.find(path).with_context(|| context(path))?.map(|target| (name, path, target)));
@@ -293,7 +303,10 @@ fn bind_view(inside: &Inside<'_>, view: &OwnedFd) -> Result<()> {
         let covered = by_name.unwrap_or_else(|| target.cover(&procview::mount::file(view, name)?));
         covered.with_context(|| context(path))?;
     }
-    detach(at).context("detach the sandbox's own /proc files")
+    match cover {
+        Some(cover) => cover.put().with_context(|| format!("make {VIEW} read-only")),
+        None => detach(at).context("detach the sandbox's own /proc files"),
+    }
 }
 
 /// Takes away what is stacked on `at`: what was put there last.

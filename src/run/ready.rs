@@ -109,7 +109,6 @@ impl Running<'_> {
 
     /// The unit stands: it can be seen, and its limits are read back. What is to be said of them is for a start that succeeds.
     fn stand(&mut self, timings: &mut Timings) -> Result<Vec<String>> {
-        self.grace = None;
         if let Some(Err(error)) = self.state.as_mut().map(StateFile::publish) {
             not_shown(&error);
         }

@@ -37,10 +37,10 @@ STEPS = {
             "kernel's grace period that systemd's first write to a cgroup would wait for.",
     "clone3": "The range of IDs, a process in five new namespaces.",
     "id maps": "The child waits for them; it makes its network as soon as they are there.",
-    "helper": "A thread that makes the root with the host's privileges, the FUSE mount of the /proc files; before the request: whoever "
-              "that wakes may take this CPU.",
-    "unit asked for": "The call that makes it and, behind it, the match for its job go out together.",
-    "unit started, limits verified, child ready": "Waiting for two at once. systemd makes the scope; each limit is read back from the kernel as soon as "
+    "helper": "A thread that makes the root with the host's privileges.",
+    "unit asked for": "The call that makes it and, behind it, the match for its job go out together, before anything that nobody waits "
+                      "for yet.",
+    "unit started, limits verified, child ready": "The FUSE mount of the /proc files, then waiting for two at once. systemd makes the scope; each limit is read back from the kernel as soon as "
                                                   "the process is in it, be that before systemd says so. The child and the helper make network, "
                                                   "overlay, mounts and masks, on another CPU. Who of the two is done first is a matter of chance.",
     "payload executed": "Cgroup namespace, vfork, capabilities, one filter, as short as it can be, since the kernel compiles it; execve.",
@@ -320,7 +320,7 @@ class Report:
         self.say("## What it costs inside", "",
                  "One operation of a program that runs in it. crun has what `crun spec` writes, on an overlay, without and with the filter",
                  "that dockerd gives its runtime; bwrap is on the same overlay, in a scope of systemd-run's, with a filter of one instruction that",
-                 "allows all: the least that the kernel takes for any filter, which crun alone does not have. All have the same limits. Ours has",
+                 "allows all: the least that the kernel takes for any filter, which `crun spec` as it is does not have. All have the same limits. Ours has",
                  "besides what they have not: a user namespace with a range of IDs of its own, whose layers are idmapped, so that each open of a",
                  "file maps its owner. Each is kept on one CPU: on how many the two ends of a connection run is a matter of chance, and decides",
                  "more than any sandbox does. In brackets is where the ratio is in 19 of 20 cases (bootstrap over the rounds): two that this does",

@@ -240,14 +240,26 @@ fn empty_directory(inside: &Inside<'_>) -> Result<OwnedFd> {
     Ok(new_file_system("tmpfs", &options, kernel_attributes() | MountAttrFlags::MOUNT_ATTR_RDONLY)?)
 }
 
-pub(super) fn make_read_only(inside: &Inside<'_>, path: &Path) -> Result<()> {
-    let Some((target, _)) = inside.find_of_kernel(path)? else {
-        return Ok(());
-    };
-    let copy = target.copy()?;
-    target.cover(&copy)?;
-    let attributes = sys::attr::RDONLY | sys::attr::NOSUID | sys::attr::NODEV | sys::attr::NOEXEC;
-    restrict(copy.as_fd(), attributes, true)
+/// A copy of what is to be read-only, that is not yet over it.
+pub(super) struct ReadOnly<'a> {
+    target: Target<'a>,
+    copy: OwnedFd,
+}
+
+impl<'a> ReadOnly<'a> {
+    /// Makes it; `None` where there is nothing.
+    pub(super) fn copy(inside: &'a Inside<'a>, path: &'a Path) -> Result<Option<ReadOnly<'a>>> {
+        let Some((target, _)) = inside.find_of_kernel(path)? else { return Ok(None) };
+        let copy = target.copy()?;
+        Ok(Some(ReadOnly { target, copy }))
+    }
+
+    /// Puts it over what it is a copy of, and over all that is stacked on that.
+    pub(super) fn put(&self) -> Result<()> {
+        self.target.cover(&self.copy)?;
+        let attributes = sys::attr::RDONLY | sys::attr::NOSUID | sys::attr::NODEV | sys::attr::NOEXEC;
+        restrict(self.copy.as_fd(), attributes, true)
+    }
 }
 
 fn clone_mount(of: &OwnedFd) -> Result<OwnedFd> {
