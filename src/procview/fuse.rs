@@ -64,6 +64,8 @@ pub(super) enum Question<'a> {
     ReleaseDirectory,
     /// Where the link points to.
     Target,
+    /// How large the file system is, and how full.
+    Space,
     /// The kernel forgets the node, of which it was told so many times.
     Forget(u64),
     /// The same of several, see [`forgotten`].
@@ -108,6 +110,7 @@ impl Request<'_> {
             44 => Question::List { told: u64_at(body, 8)?, size: u32_at(body, 16)? },
             29 => Question::ReleaseDirectory,
             5 => Question::Target,
+            17 => Question::Space,
             2 => Question::Forget(u64_at(body, 0)?),
             42 => Question::ForgetMany(body),
             // INTERRUPT: every answer is on its way at once.
@@ -179,6 +182,17 @@ pub(super) fn attributes_of(node: u64, mode: u32) -> Vec<u8> {
 pub(super) fn opened(handle: u64) -> Vec<u8> {
     let mut out = handle.to_ne_bytes().to_vec();
     [DIRECT_IO, 0].iter().for_each(|word: &u32| out.extend(word.to_ne_bytes()));
+    out
+}
+
+/// The answer to [`Question::Space`]: of no size, as /proc is, which keeps df(1) from showing it.
+pub(super) fn space() -> Vec<u8> {
+    let mut out = Vec::with_capacity(80);
+    // blocks, and inodes: all, free; of blocks those for plain users, too
+    [0; 5].iter().for_each(|word: &u64| out.extend(word.to_ne_bytes()));
+    // size of a block, longest name, size of a fragment
+    [4096, 255, 4096].iter().for_each(|word: &u32| out.extend(word.to_ne_bytes()));
+    out.resize(80, 0);
     out
 }
 
@@ -314,6 +328,7 @@ mod tests {
             (request(44, 1, &read), Question::List { told: 100, size: 4096 }),
             (request(29, 1, &[0; 24]), Question::ReleaseDirectory),
             (request(5, 2, &[]), Question::Target),
+            (request(17, 1, &[]), Question::Space),
             (request(2, 2, &3_u64.to_ne_bytes()), Question::Forget(3)),
             (request(42, 0, &[1; 24]), Question::ForgetMany(&[1; 24])),
             (request(36, 2, &[0; 8]), Question::Told),
@@ -337,6 +352,7 @@ mod tests {
             (agreed().len(), entry(one).len(), attributes_of(2, mode).len(), opened(1).len()),
             (64, 128, 104, 16)
         );
+        assert_eq!(space().len(), 80);
         assert_eq!(listed(one, "proc-stat", 1).len(), 128 + 24 + 16);
         assert_eq!(listed_size("proc-stat"), 128 + 24 + 16);
     }

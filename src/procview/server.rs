@@ -85,6 +85,7 @@ impl Server {
             Question::Lookup(name) => look_up(&mut self.tree, node, name, &seen(reader.as_deref())).map(fuse::entry),
             Question::Attributes => mode(&self.tree, node).map(|mode| fuse::attributes_of(node, mode)),
             Question::Target => self.tree.target(node),
+            Question::Space => Ok(fuse::space()),
             Question::Open => {
                 self.handles += 1;
                 Ok(fuse::opened(self.handles))

@@ -30,6 +30,7 @@ pub(crate) fn tests() -> Vec<Test> {
         test("procview/plain_user", needs![root, systemd, user_manager, fuse, kernel_min(6, 1)], plain_user),
         test("procview/detached_and_exec", needs![root, systemd, fuse], detached_and_exec),
         test("procview/off", needs![root, systemd], off),
+        test("procview/disk_space", needs![root, systemd, fuse], disk_space),
         test("procview/the_kernels_own_stay", needs![root, systemd, fuse], the_kernels_own_stay),
         test("procview/fails_open", needs![root, systemd, fuse], fails_open),
         test("procview/a_thousand_readers", needs![root, systemd, fuse], a_thousand_readers),
@@ -358,6 +359,12 @@ fn the_kernels_own_stay(bed: &Bed) {
                   mount -t proc proc /mnt 2> /dev/null || echo refused; echo x 2> /dev/null > /proc/meminfo || echo read-only";
     let text = bed.run(["--name=own"], script).output().succeeded().text();
     assert_eq!(text, "proc\nproc\nproc\nown\nrefused\nread-only");
+}
+
+fn disk_space(bed: &Bed) {
+    let script = "df > /tmp/shown; echo $?; grep -c -e /proc -e /sys /tmp/shown; stat -f -c '%b %T' /proc/meminfo";
+    let output = bed.run([""; 0], script).output().succeeded();
+    assert_eq!((output.text().as_str(), output.errors().as_str()), ("0\n0\n0 fuseblk", ""));
 }
 
 /// The number of our file system's connection, as /sys/fs/fuse/connections has it: its device.
