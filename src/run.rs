@@ -262,6 +262,7 @@ impl Running<'_> {
         }
         let master = self.await_ready(signals, timings)?;
         if let Some(pasta) = &mut self.pasta {
+            self.unit.iter_mut().for_each(Unit::leave_bus);
             pasta.await_ready(signals.ending())?;
             timings.mark("network up");
         }

@@ -32,7 +32,7 @@ impl Running<'_> {
     pub(super) fn await_ready(&mut self, signals: &Signals, timings: &mut Timings) -> Result<Option<OwnedFd>> {
         let mut warnings = None;
         if self.unit.as_ref().and_then(Unit::answer).is_none() {
-            warnings = Some(self.stand(timings)?);
+            warnings = Some(self.stand_before_child(timings)?);
         }
         let master = loop {
             let heard = self.hear(signals)?;
@@ -45,7 +45,7 @@ impl Running<'_> {
                 view.answer_names()?;
             }
             if heard.systemd && self.turn()? {
-                warnings = Some(self.stand(timings)?);
+                warnings = Some(self.stand_before_child(timings)?);
             }
             if heard.child
                 && let Some(master) = self.hear_child()?
@@ -120,6 +120,13 @@ impl Running<'_> {
         let report = unit.verify()?;
         timings.mark("limits verified");
         Ok(report.warnings)
+    }
+
+    /// The same while the child is waited for, however long that takes: the service manager is not needed any more.
+    fn stand_before_child(&mut self, timings: &mut Timings) -> Result<Vec<String>> {
+        let warnings = self.stand(timings)?;
+        self.unit.iter_mut().for_each(Unit::leave_bus);
+        Ok(warnings)
     }
 
     /// Takes in what the child says; when it is ready, the master of the sandbox's terminal, if that has one.
