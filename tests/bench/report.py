@@ -42,9 +42,10 @@ STEPS = {
     "helper": "A thread that makes the root with the host's privileges.",
     "unit asked for": "The call that makes it and, behind it, the match for its job go out together, before anything that nobody waits "
                       "for yet.",
-    "unit started, limits verified, child ready": "The FUSE mount of the /proc files, then waiting for two at once. systemd makes the scope; each limit is read back from the kernel as soon as "
-                                                  "the process is in it, be that before systemd says so. The child and the helper make network, "
-                                                  "overlay, mounts and masks, on another CPU. Who of the two is done first is a matter of chance.",
+    "unit started, limits verified, child ready": "The FUSE mount of the /proc files, then waiting for two at once. systemd makes the "
+                                                  "scope; each limit is read back from the kernel as soon as the process is in it, be that "
+                                                  "before systemd says so. The child and the helper make network, overlay, mounts and masks, "
+                                                  "on another CPU. Who of the two is done first is a matter of chance.",
     "payload executed": "Cgroup namespace, vfork, capabilities, one filter, as short as it can be, since the kernel compiles it; execve.",
     "ended": "The command itself (`true`), its end, and that of the processes around it.",
     "outside --timings": "The median of a start, above, less all of these: execve of the program and the kernel's work for it before its "
@@ -67,13 +68,18 @@ def table_of(path):
 
 
 def hyperfine(pattern):
-    """Milliseconds by name of command, of all files together."""
+    """Milliseconds by name of command and by file, each of which is of one round."""
     times = {}
     for path in sorted(glob.glob(pattern)):
         with open(path, encoding="utf-8") as file:
             for result in json.load(file)["results"]:
-                times.setdefault(result["command"], []).extend(1000 * t for t in result["times"])
+                times.setdefault(result["command"], {})[path] = [1000 * t for t in result["times"]]
     return listed(times)
+
+
+def together(rounds):
+    """Of all rounds. rounds: {name: {round: times}}."""
+    return {name: [t for one in times.values() for t in one] for name, times in rounds.items()}
 
 
 def listed(times):
@@ -104,19 +110,18 @@ def said(value, bar):
     return "met" if value <= bar else "missed"
 
 
-def verdict(value, bar):
-    """In three digits: 0.853 misses a bar of 0.85."""
-    return f"{value:.3f}, {said(value, bar)}"
+def compared(ours, theirs):
+    """The ratio of two medians, and the same with where it may be, in three digits: 0.853 misses a bar of 0.85. ours, theirs: {round: times}."""
+    medians = [statistics.median(t for one in times.values() for t in one) for times in (ours, theirs)]
+    ratio, (low, high) = medians[0] / medians[1], between(ours, theirs)
+    return ratio, low, f"{ratio:.3f} ({low:.3f} to {high:.3f})"
 
 
 def inside_verdict(ours, theirs, has_bar):
-    """The ratio of two medians, where it may be, and whether that is over the bar, if there is one. ours, theirs: {round: times}."""
-    def median(times):
-        return statistics.median(t for one in times.values() for t in one)
-
-    ratio, (low, high) = median(ours) / median(theirs), between(ours, theirs)
+    """How ours compares, and whether that is over the bar, if there is one. ours, theirs: {round: times}."""
+    ratio, low, text = compared(ours, theirs)
     word = said(ratio, INSIDE_BAR) if low > INSIDE_BAR or ratio <= INSIDE_BAR else "not told apart"
-    return f"{ratio:.3f} ({low:.3f} to {high:.3f}), {word if has_bar else 'no bar'}"
+    return f"{text}, {word if has_bar else 'no bar'}"
 
 
 def bar_plot(title, groups, unit):
@@ -218,7 +223,8 @@ class Report:
             self.say(*lines)
 
     def start(self, gap, name, title, told):
-        times = hyperfine(f"{self.results}/start-{gap}-*.json")
+        rounds = hyperfine(f"{self.results}/start-{gap}-*.json")
+        times = together(rounds)
         self.say(f"## {title}", "", told)
         if not times:
             self.say("Nothing was measured.")
@@ -227,7 +233,8 @@ class Report:
         self.plot(name, bar_plot(title, [("", times)], "ms"))
         verdicts = {}
         if OURS in times and "systemd-run" in times:
-            verdicts[OURS] = verdict(statistics.median(times[OURS]) / statistics.median(times["systemd-run"]), START_BAR)
+            ratio, _, text = compared(rounds[OURS], rounds["systemd-run"])
+            verdicts[OURS] = f"{text}, {said(ratio, START_BAR)}"
         self.say(*times_table(times, "ms", "systemd-run", (f"bar: at most {START_BAR}", verdicts)))
         self.missing("start")
         self.headline(times, title.lower(), "systemd-run", "docker")
@@ -255,7 +262,7 @@ class Report:
         medians = {step: statistics.median(times.values()) for step, times in took.items()}
         inside = sum(medians.values())
         whole = inside
-        starts = hyperfine(f"{self.results}/start-none-*.json").get(OURS)
+        starts = together(hyperfine(f"{self.results}/start-none-*.json")).get(OURS)
         if starts:
             whole = statistics.median(starts)
             medians["outside --timings"] = whole - inside
@@ -263,7 +270,7 @@ class Report:
         self.say("| step | median, ms | share | what is in it |", "|---|---:|---:|---|", *rows, f"| all | {number(whole)} | | |")
 
     def exec(self):
-        times = hyperfine(f"{self.results}/exec-*.json")
+        times = together(hyperfine(f"{self.results}/exec-*.json"))
         self.say("## One more process in a running one", "", "`exec … true`; nsenter joins the namespaces and does nothing else.")
         if times:
             self.plot("exec", bar_plot("exec of true", [("", times)], "ms"))
@@ -275,11 +282,12 @@ class Report:
         series = {OURS: {}, "systemd-run": {}}
         names = glob.glob(f"{self.results}/scale-*-1.json")
         for count in (int(re.search(r"scale-(\d+)-1\.json", name)[1]) for name in names):
-            for name, t in hyperfine(f"{self.results}/scale-{count}-*.json").items():
-                series[name][count] = statistics.median(t)
+            for name, rounds in hyperfine(f"{self.results}/scale-{count}-*.json").items():
+                series[name][count] = rounds
+        medians = {name: {count: statistics.median(t) for count, t in together(of).items()} for name, of in series.items()}
         self.say("## A start while others live", "", "Median of one more start; `systemd-run --scope` with the same limits beside it.")
         if series[OURS]:
-            self.plot("scale", line_plot("Start with others live, median", series, "ms"))
+            self.plot("scale", line_plot("Start with others live, median", medians, "ms"))
         text = ""
         if os.path.exists(f"{self.results}/scale.txt"):
             with open(f"{self.results}/scale.txt", encoding="utf-8") as file:
@@ -288,18 +296,18 @@ class Report:
         rows = self.scale_rows(series, text)
         if rows:
             self.say("| | figure | bar | |", "|---|---:|---:|---|", *rows)
-        most = max(series[OURS], default=0)
+        most = max(medians[OURS], default=0)
         if most:
-            self.headlines.append((f"start with {most} live", "systemd-run", series[OURS][most] / series["systemd-run"][most]))
+            self.headlines.append((f"start with {most} live", "systemd-run", medians[OURS][most] / medians["systemd-run"][most]))
 
     def scale_rows(self, series, text):
-        """The bars of this family, and how it stands to each. text: what bench-scale.sh printed."""
+        """The bars of this family, and how it stands to each. series: {name: {count: {round: times}}}; text: what bench-scale.sh printed."""
         rows = []
         for count, ours in sorted(series[OURS].items()):
             if count in series["systemd-run"]:
                 bar = SCALE_BARS.get(count, SCALE_BAR)
-                ratio = ours / series["systemd-run"][count]
-                rows.append(f"| start with {count} live, beside systemd-run | {ratio:.3f} | {bar} | {said(ratio, bar)} |")
+                ratio, _, figure = compared(ours, series["systemd-run"][count])
+                rows.append(f"| start with {count} live, beside systemd-run | {figure} | {bar} | {said(ratio, bar)} |")
         for took in re.findall(r"^ *300(?: +[\d.]+){3} +([\d.]+) ", text, re.M):
             rows.append(f"| `ps` with 300 live, ms | {took} | {PS_BAR_MS} | {said(float(took), PS_BAR_MS)} |")
         for worst, of, live in re.findall(r"worst (\d+), of (\d+); live: (\d+)", text):
@@ -325,8 +333,8 @@ class Report:
                  "allows all: the least that the kernel takes for any filter. `crun spec` as it is has none: beside it ours is measured without one,",
                  "too (`--seccomp unconfined --procview off`). All have the same limits. Ours has besides what they have not: a user namespace with",
                  "a range of IDs of its own, whose layers are idmapped, so that each open of a file maps its owner. Each is kept on one CPU: on how",
-                 "many the two ends of a connection run is a matter of chance, and decides more than any sandbox does. In brackets is where the ratio",
-                 "is in 19 of 20 cases (bootstrap over the rounds): two that this does not tell apart are the same.")
+                 "many the two ends of a connection run is a matter of chance, and decides more than any sandbox does. Two that are not told apart",
+                 "are the same: a ratio of 1 is within the brackets.")
         if kinds:
             self.plot("inside", bar_plot("One operation inside", [(KINDS[kind], times) for kind, times in kinds.items()], "µs"))
         for kind, times in kinds.items():
@@ -357,7 +365,7 @@ class Report:
                  "each round, one after the other in any order, so that what drifts on the machine drifts for all; of many short rounds, since how",
                  "processes share the CPUs stays the same for some starts and decides up to a third of each. Before each of a start's",
                  "commands there are 0.3 s of rest: what a container manager still takes down after it has ended is not to be another's cost.",
-                 "A ratio below 1 is less time.")
+                 "A ratio below 1 is less time; in brackets is where it is in 19 of 20 cases (bootstrap over the rounds).")
         told = "`true` in a full default sandbox, with a CPU and a memory limit that all but the first three have, too."
         self.start("none", "start", "Start, back to back", told)
         self.start("0.06", "idle", "Start, after 60 ms of idleness", "The same, each after a pause: caches are cold and the kernel has no grace period under way.")
