@@ -91,7 +91,8 @@ inside_of() { # inside_of PEER: the command, in `words`
       words=(bwrap --seccomp 9 --bind /var/tmp/overlay/root / --dev /dev --proc /proc -- "${words[@]}")
       words=(systemd-run --scope -q "${limits[@]}" bash -c 'exec "$@" 9< /var/tmp/empty-filter' bash "${words[@]}") ;;
     sandbox) words=("$stage/sandbox" run -q "${limits[@]}" -- "${words[@]}") ;;
-    "sandbox, no filter") words=("$stage/sandbox" run -q --seccomp unconfined --procview off "${limits[@]}" -- "${words[@]}") ;;
+    "sandbox, no filter, no map")
+      words=("$stage/sandbox" run -q --seccomp unconfined --procview off --userns identity "${limits[@]}" -- "${words[@]}") ;;
     crun)
       make_bundle /var/tmp/bundle-plain /var/tmp/overlay/root "" "${words[@]}"
       words=(crun --systemd-cgroup run --bundle /var/tmp/bundle-plain inside) ;;
@@ -107,7 +108,7 @@ family_inside() {
   mkdir -p /var/tmp/overlay/{upper,work,root}
   mount -t overlay overlay -o "lowerdir=$bundle/rootfs,upperdir=/var/tmp/overlay/upper,workdir=/var/tmp/overlay/work" /var/tmp/overlay/root
   printf '\6\0\0\0\0\0\377\177' > /var/tmp/empty-filter   # one struct sock_filter: return SECCOMP_RET_ALLOW
-  for peer in "bwrap, empty filter" sandbox "sandbox, no filter" crun "crun, Docker's filter" podman docker; do
+  for peer in "bwrap, empty filter" sandbox "sandbox, no filter, no map" crun "crun, Docker's filter" podman docker; do
     case "$peer" in
       *Docker*) [ -e /var/tmp/docker-filter ] || { left_out inside "$peer" "dockerd, which has it, does not run here"; continue; } ;;
       sandbox*) ;;

@@ -25,10 +25,10 @@ START_BAR, SCALE_BARS, INSIDE_BAR = 0.85, {0: 0.85}, 1.0
 INSIDE_PEERS = ("crun", "docker")
 # What any sandbox with an overlay and a filter of system calls pays: no bar, it tells what one can come to.
 INSIDE_FLOOR = "bwrap, empty filter"
-# Ours beside one that has no filter: what is left of the difference then is not the filter's.
-OURS_UNFILTERED, UNFILTERED = "sandbox, no filter", "crun"
+# Ours beside one that has no filter and no range of IDs: what is left of the difference then is neither's.
+OURS_BARE, BARE = "sandbox, no filter, no map", "crun"
 # As tables list them; they are measured in any order.
-ORDER = ("no sandbox", INSIDE_FLOOR, "true", "unshare", "bubblewrap", "systemd-run", "systemd-run+bwrap", OURS, OURS_UNFILTERED, "nsenter",
+ORDER = ("no sandbox", INSIDE_FLOOR, "true", "unshare", "bubblewrap", "systemd-run", "systemd-run+bwrap", OURS, OURS_BARE, "nsenter",
          "crun", "crun, Docker's filter", "runc", "nspawn", "podman", "docker")
 SCALE_BAR, MEMORY_BAR_KIB, PS_BAR_MS = 1.0, 1024, 200
 README_MARKS = ("<!-- bench: written by tests/bench.sh --report -->\n", "<!-- bench: end -->\n")
@@ -330,22 +330,22 @@ class Report:
         self.say("## What it costs inside", "",
                  "One operation of a program that runs in it. crun has what `crun spec` writes, on an overlay, without and with the filter",
                  "that dockerd gives its runtime; bwrap is on the same overlay, in a scope of systemd-run's, with a filter of one instruction that",
-                 "allows all: the least that the kernel takes for any filter. `crun spec` as it is has none: beside it ours is measured without one,",
-                 "too (`--seccomp unconfined --procview off`). All have the same limits. Ours has besides what they have not: a user namespace with",
-                 "a range of IDs of its own, whose layers are idmapped, so that each open of a file maps its owner. Each is kept on one CPU: on how",
-                 "many the two ends of a connection run is a matter of chance, and decides more than any sandbox does. Two that are not told apart",
-                 "are the same: a ratio of 1 is within the brackets.")
+                 "allows all: the least that the kernel takes for any filter. All have the same limits. Ours has besides what they have not: a user",
+                 "namespace with a range of IDs of its own, whose layers are idmapped, so that each open of a file maps its owner. `crun spec` as it",
+                 "is has neither filter nor map: beside it ours is measured without them, too (`--seccomp unconfined --procview off --userns",
+                 "identity`). Each is kept on one CPU: on how many the two ends of a connection run is a matter of chance, and decides more than any",
+                 "sandbox does. Two that are not told apart are the same: a ratio of 1 is within the brackets.")
         if kinds:
             self.plot("inside", bar_plot("One operation inside", [(KINDS[kind], times) for kind, times in kinds.items()], "µs"))
         for kind, times in kinds.items():
             ours = times.get(OURS)
             ratios = {name: inside_verdict(rounds[kind, OURS], rounds[kind, name], name != INSIDE_FLOOR)
                       for name in times if ours and name.startswith((INSIDE_FLOOR, *INSIDE_PEERS))}
-            if UNFILTERED in ratios and OURS_UNFILTERED in times:
-                ratios[UNFILTERED] += "; ours without a filter: " + inside_verdict(rounds[kind, OURS_UNFILTERED], rounds[kind, UNFILTERED], True)
+            if BARE in ratios and OURS_BARE in times:
+                ratios[BARE] += "; ours without filter and map: " + inside_verdict(rounds[kind, OURS_BARE], rounds[kind, BARE], True)
             self.say(f"{KINDS[kind]}:", "", *times_table(times, "µs", "no sandbox", (f"sandbox / it, bar: at most {INSIDE_BAR}", ratios)))
             self.headline(times, KINDS[kind], *(name for name in times if name.startswith(INSIDE_PEERS)))
-            self.headline(times, f"{KINDS[kind]}, without a filter", UNFILTERED, ours=OURS_UNFILTERED)
+            self.headline(times, f"{KINDS[kind]}, without filter and map", BARE, ours=OURS_BARE)
         self.missing("inside")
 
     def write(self):
