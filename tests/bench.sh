@@ -6,12 +6,16 @@
 #   tests/bench.sh network [ROUNDS]     see bench-network.sh
 #   tests/bench.sh order                see bench-order.sh
 #   tests/bench.sh --report …           all of it, exec and the costs inside, with more peers, as a document: see bench-report.sh
-#   tests/bench.sh [ROUNDS [RUNS]]      40 rounds of 5 runs; prints minimum and median in milliseconds and ours / systemd-run
+#   tests/bench.sh [ROUNDS [RUNS]]      40 rounds of 5 runs; prints minimum and median in milliseconds and ours / systemd-run; then eight
+#                                       times as many rounds of these two alone
 # SANDBOX_BIN names the program; else the release build is made. The bar is 0.85 at the median (SANDBOX_BENCH_BAR), back to back
 # and with 60 ms of idleness before each start: then exit status 1 says that it was missed.
 # Each round measures all commands one after the other, in any order, so what drifts on the machine drifts for all. Many short rounds: how
 # processes share the CPUs stays the same for some starts, and decides up to a third of each. Before each there are 0.3 s of rest: what a
 # container manager still takes down after it has ended is not to be another's cost.
+# systemd-run has two speeds, 11 and 24 ms on two CPUs, and keeps to one for up to a minute: a unit with a weight in system.slice that comes
+# and goes makes systemd realize the cgroups of all others there again, unless the one before it is still there. So few rounds say what
+# hour it is: the two alone are measured for minutes.
 set -euo pipefail
 
 inside() { # inside STAGE ROUNDS RUNS: runs in the lab
@@ -46,9 +50,15 @@ inside() { # inside STAGE ROUNDS RUNS: runs in the lab
     done
     table "$gap" "$results/start-$gap"-*.json
   done
+  commands=(-n systemd-run "systemd-run --scope --quiet ${limits[*]} true" -n sandbox "$stage/sandbox run ${limits[*]} -- true")
+  for round in $(seq $((8 * rounds))); do
+    in_any_order
+    hyperfine -N --setup 'sleep 0.3' --warmup 3 --runs "$runs" --export-json "$results/start-pair-$round.json" "${turn[@]}" > /dev/null 2>&1
+  done
+  table pair "$results/start-pair"-*.json
 }
 
-table() { # table GAP JSON…: in the order of `commands`; hyperfine writes one time per line
+table() { # table GAP|pair JSON…: in the order of `commands`; hyperfine writes one time per line
   local names=() first
   for ((first = 1; first < ${#commands[@]}; first += 3)); do names+=("${commands[first]}"); done
   cat "${@:2}" | awk -v gap="$1" -v list="${names[*]}" -v bar="${SANDBOX_BENCH_BAR:-0.85}" '
@@ -64,7 +74,7 @@ table() { # table GAP JSON…: in the order of `commands`; hyperfine writes one 
     reading { gsub(/[ ,]/, ""); times[name, ++count[name]] = $0 * 1000 }
     END {
       names = split(list, order, " ")
-      printf "\n%s\n%-20s %10s %10s\n", gap == "none" ? "back to back" : "after " gap * 1000 " ms of idleness", "", "min ms", "median ms"
+      printf "\n%s\n%-20s %10s %10s\n", gap == "none" ? "back to back" : gap == "pair" ? "back to back, these two alone" : "after " gap * 1000 " ms of idleness", "", "min ms", "median ms"
       for (i = 1; i <= names; i++) { m[order[i]] = median(order[i]); printf "%-20s %10.2f %10.2f\n", order[i], least[order[i]], m[order[i]] }
       ratio = m["sandbox"] / m["systemd-run"]
       printf "sandbox / systemd-run: %.2f at the minimum, %.2f at the median (bar %.2f)\n", least["sandbox"] / least["systemd-run"], ratio, bar
