@@ -14,8 +14,8 @@
 # processes share the CPUs stays the same for some starts, and decides up to a third of each. Before each there are 0.3 s of rest: what a
 # container manager still takes down after it has ended is not to be another's cost.
 # systemd-run has two speeds, 11 and 24 ms on two CPUs, and keeps to one for up to a minute: a unit with a weight in system.slice that comes
-# and goes makes systemd realize the cgroups of all others there again, unless the one before it is still there. So few rounds say what
-# hour it is: the two alone are measured for minutes.
+# and goes makes systemd realize the cgroups of all others there again, unless the one before it is still there. So a few rounds
+# say only which one it had: the two alone are measured for minutes.
 set -euo pipefail
 
 inside() { # inside STAGE ROUNDS RUNS: runs in the lab
@@ -43,19 +43,18 @@ inside() { # inside STAGE ROUNDS RUNS: runs in the lab
   [ -z "$said" ] || { echo "bench.sh: the start that is to be measured says: $said" >&2; exit 125; }
   for gap in none 0.06; do
     prepare=(); [ "$gap" = none ] || prepare=(--prepare "sleep $gap")
-    for round in $(seq "$rounds"); do
-      in_any_order
-      hyperfine -N --setup 'sleep 0.3' --warmup 3 --runs "$runs" "${prepare[@]}" --export-json "$results/start-$gap-$round.json" "${turn[@]}" > /dev/null 2>&1 ||
-        { hyperfine -N --runs 2 "${commands[@]}"; exit 125; }   # once more, to be heard
-    done
+    for round in $(seq "$rounds"); do measure_round "$results/start-$gap-$round.json" "${prepare[@]}"; done
     table "$gap" "$results/start-$gap"-*.json
   done
   commands=(-n systemd-run "systemd-run --scope --quiet ${limits[*]} true" -n sandbox "$stage/sandbox run ${limits[*]} -- true")
-  for round in $(seq $((8 * rounds))); do
-    in_any_order
-    hyperfine -N --setup 'sleep 0.3' --warmup 3 --runs "$runs" --export-json "$results/start-pair-$round.json" "${turn[@]}" > /dev/null 2>&1
-  done
+  for round in $(seq $((8 * rounds))); do measure_round "$results/start-pair-$round.json"; done
   table pair "$results/start-pair"-*.json
+}
+
+measure_round() { # measure_round FILE [OPTION…]: all of `commands`, in any order
+  in_any_order
+  hyperfine -N --setup 'sleep 0.3' --warmup 3 --runs "$runs" "${@:2}" --export-json "$1" "${turn[@]}" > /dev/null 2>&1 ||
+    { hyperfine -N --runs 2 "${commands[@]}"; exit 125; }   # once more, to be heard
 }
 
 table() { # table GAP|pair JSON…: in the order of `commands`; hyperfine writes one time per line
