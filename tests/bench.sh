@@ -19,7 +19,7 @@
 set -euo pipefail
 
 inside() { # inside STAGE ROUNDS RUNS: runs in the lab
-  local stage=$1 rounds=$2 runs=$3 gap round prepare said commands=() turn=() bwrap="bwrap --unshare-all --ro-bind / / --proc /proc --dev /dev true"
+  local stage=$1 rounds=$2 runs=$3 gap round prepare said commands=() turn=() pair bwrap="bwrap --unshare-all --ro-bind / / --proc /proc --dev /dev true"
   local unshare="unshare --user --map-root-user --mount --pid --fork --uts --ipc --net --cgroup"
   [[ $(unshare --help) != *--time* ]] || unshare+=" --time"   # not before util-linux 2.36
   # shellcheck source-path=SCRIPTDIR source=bench/peers.sh
@@ -30,9 +30,10 @@ inside() { # inside STAGE ROUNDS RUNS: runs in the lab
   add start true "true"
   add start unshare "$unshare true"
   add start bubblewrap "$bwrap"
-  add start systemd-run "systemd-run --scope --quiet ${limits[*]} true"
+  pair=(-n systemd-run "systemd-run --scope --quiet ${limits[*]} true" -n sandbox "$stage/sandbox run ${limits[*]} -- true")
+  add start systemd-run "${pair[2]}"
   add start systemd-run+bwrap "systemd-run --scope --quiet ${limits[*]} $bwrap"
-  commands+=(-n sandbox "$stage/sandbox run ${limits[*]} -- true")
+  commands+=("${pair[@]:3}")
   add start crun "crun --systemd-cgroup run --bundle $bundle bench"
   add start runc "runc --systemd-cgroup run --bundle $bundle bench"
   add start nspawn "systemd-nspawn --quiet --pipe --private-network --property=CPUWeight=58 --property=MemoryMax=500M --directory $bundle/rootfs /bin/true"
@@ -46,7 +47,7 @@ inside() { # inside STAGE ROUNDS RUNS: runs in the lab
     for round in $(seq "$rounds"); do measure_round "$results/start-$gap-$round.json" "${prepare[@]}"; done
     table "$gap" "$results/start-$gap"-*.json
   done
-  commands=(-n systemd-run "systemd-run --scope --quiet ${limits[*]} true" -n sandbox "$stage/sandbox run ${limits[*]} -- true")
+  commands=("${pair[@]}")
   for round in $(seq $((8 * rounds))); do measure_round "$results/start-pair-$round.json"; done
   table pair "$results/start-pair"-*.json
 }
