@@ -165,7 +165,7 @@ fn own_root(root: &RootPlan, end: &ChildEnd, wants_view: bool) -> Result<(Root, 
     Ok((Root { tree, is_ours: false }, view))
 }
 
-/// The root, of the helper, and where wanted the mount of the /proc files, of the launcher: in either order.
+/// What the helper makes: where wanted the mount of the /proc files, and the root.
 fn wait_for_root(end: &ChildEnd, wants_view: bool) -> Result<(Root, Option<OwnFiles>)> {
     let (mut root, mut view) = (None, None);
     loop {

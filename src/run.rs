@@ -18,7 +18,7 @@ use crate::part::network::pasta::Pasta;
 use crate::part::streams;
 use crate::part::users::{self, Claim, UserPlan};
 use crate::plan::{Plan, UnitPlan};
-use crate::procview::{self, Server, View};
+use crate::procview::{self, View};
 use crate::relay::{Event, Relay};
 use crate::signals::Signals;
 use crate::state::StateFile;
@@ -32,7 +32,7 @@ mod helper;
 mod ready;
 mod upper;
 
-use helper::{Helper, Namespaces, Work};
+use helper::{Helper, Work};
 use upper::lock_upper;
 
 /// A command that has run for so long gets what was decided for it written down; one that ends sooner is looked at by nobody.
@@ -116,12 +116,6 @@ pub(crate) fn run(plan: &Arc<Plan>, leases: &[BorrowedFd<'_>], begun: Begun, tim
 /// alone holds the locks.
 fn may_trace_the_stub(plan: &Plan) -> bool {
     plan.users == UserPlan::Host && plan.capabilities.keeps("SYS_PTRACE")
-}
-
-/// Whether this process may look into one of another user; else only as long as that is still its own. A plain user's child stays theirs.
-fn may_look_into_others() -> bool {
-    let has = |sets: rustix::thread::CapabilitySets| sets.effective.contains(rustix::thread::CapabilitySet::SYS_PTRACE);
-    !rustix::process::geteuid().is_root() || rustix::thread::capabilities(None).is_ok_and(has)
 }
 
 /// The error of a start that a signal ended.
@@ -232,39 +226,29 @@ impl Running<'_> {
     ) -> Result<Option<OwnedFd>> {
         self.pasta = self.plan.network.pasta().map(|plan| Pasta::prepare(plan, self.pid)).transpose()?;
         let beside = self.pasta.as_ref().map(Pasta::attendant);
-        // As soon as it can, the child makes its network and becomes another user. Then it takes SYS_PTRACE to look into it, and without
-        // that it has to wait a little.
-        let early = if may_look_into_others() { None } else { Some(self.open_namespaces(claim.is_some())?) };
-        self.map_ids(claim)?;
-        let namespaces = early.map_or_else(|| self.open_namespaces(claim.is_some()), Ok)?;
-        timings.mark("id maps");
         if self.plan.process.as_pid1 {
             self.watcher = Some(Watcher::start(&self.pidfd)?);
         }
-        // The last process of this one is made: from here on it has a second thread.
-        // The helper comes next, for whose root the child waits longest, and then systemd, which is waited for longest of all. Whoever is
-        // woken by the request may take this CPU: nobody waits yet for what comes after it.
-        self.start_helper(claim, namespaces)?;
+        // The last process of this one is made: from here on it has a second thread, which does all that the child waits for. This one
+        // asks systemd, which is waited for longest of all; whoever is woken by the request may take its CPU until the answer is there.
+        self.start_helper(claim)?;
         timings.mark("helper");
         if let (Some(plan), Some(bus)) = (&self.plan.unit, bus) {
             self.unit = Some(Unit::begin(plan, self.pid, beside, self.pidfd.as_fd(), bus, signals.ending())?);
             timings.mark("unit asked for");
         }
-        self.mount_view()?;
         if claim.is_some() {
             streams::let_open();
         }
         self.plan.process.apply_from_outside(self.pid)?;
-        // While systemd works.
-        match StateFile::write(self.plan, self.pid) {
-            Ok(state) => self.state = state,
-            Err(error) => not_shown(&error),
-        }
         let master = self.await_ready(signals, timings)?;
         if let Some(pasta) = &mut self.pasta {
             self.unit.iter_mut().for_each(Unit::leave_bus);
             pasta.await_ready(signals.ending())?;
             timings.mark("network up");
+        }
+        if let (Some(helper), Some(_)) = (&self.helper, &self.plan.procview) {
+            self.view = Some(helper.files(signals)?);
         }
         self.end
             .send(&ToChild::Go { tell: self.plan.service.tells_ready() || timings.wanted })
@@ -276,50 +260,39 @@ impl Running<'_> {
         Ok(master)
     }
 
-    /// Those that the helper needs, and the view.
-    fn open_namespaces(&mut self, is_mapped: bool) -> Result<Namespaces> {
-        self.view = self.plan.procview.as_ref().map(|_| View::new(self.pid, self.plan.process.quiet)).transpose()?;
-        Namespaces::open(self.plan, self.pid, is_mapped, self.view.as_ref())
-    }
-
-    fn map_ids(&self, claim: Option<&Claim>) -> Result<()> {
-        let base = claim.map_or(0, |claim| claim.base);
-        let Some((uid, gid)) = users::map_lines(&self.plan.users, base) else {
-            return Ok(());
-        };
-        if !self.joined.as_ref().is_some_and(Joined::writes_maps) {
-            users::write_maps(self.pid, &uid, &gid, rustix::process::geteuid().is_root())?;
-        }
-        self.end.send(&ToChild::Mapped).context("tell the child")
-    }
-
-    /// The helper makes the root with the host's privileges and sends it to the child itself.
-    fn start_helper(&mut self, claim: Option<&Claim>, namespaces: Namespaces) -> Result<()> {
-        if self.plan.root.as_ref().is_none_or(|root| root.by_child) {
-            return Ok(());
-        }
-        self.helper = Some(Helper::start(Work {
+    /// The helper maps the IDs, makes the root with the host's privileges and sends it to the child itself.
+    fn start_helper(&mut self, claim: Option<&Claim>) -> Result<()> {
+        let work = Work {
             plan: Arc::clone(self.plan),
+            pid: self.pid,
             base: claim.map_or(0, |claim| claim.base),
-            namespaces,
             joined: self.joined.as_ref().map(Joined::try_clone).transpose().context("share the network")?,
             end: self.end.try_clone().context("share the socket")?,
-        })?);
+        };
+        if self.plan.root.as_ref().is_none_or(|root| root.by_child) {
+            self.view = work.without_helper()?;
+        } else {
+            self.helper = Some(Helper::start(work)?);
+        }
         Ok(())
     }
 
-    /// Mounts the sandbox's own /proc files, for a child that does not do so itself: here, and not in the helper, whom it waits for.
-    fn mount_view(&mut self) -> Result<()> {
-        if self.helper.is_none() {
-            return Ok(());
+    /// Writes down what others find it by, once; called when one of the two has come that are waited for, and there is time until the other.
+    fn write_state(&mut self) {
+        if self.state.is_some() {
+            return;
         }
-        if let Some(view) = &mut self.view {
-            let device = procview::mount::open().context("open /dev/fuse")?;
-            let mount = procview::mount::make(device.as_fd())?;
-            self.end.send(&ToChild::View(mount)).context("tell the child")?;
-            view.serve(Server::new(device));
+        match StateFile::write(self.plan, self.pid) {
+            Ok(state) => self.state = state,
+            Err(error) => not_shown(&error),
         }
-        Ok(())
+    }
+
+    /// The unit stands: it can be found.
+    fn publish_state(&mut self) {
+        if let Some(Err(error)) = self.state.as_mut().map(StateFile::publish) {
+            not_shown(&error);
+        }
     }
 
     /// Waits for the end of the first process inside; the status it leads to.
@@ -347,13 +320,14 @@ impl Running<'_> {
     fn first_failure(&mut self, error: anyhow::Error) -> anyhow::Error {
         // Asked before the child is killed, which that process would see as a failure.
         let network = self.pasta.as_ref().and_then(Pasta::failure);
+        let helpers = self.helper.as_ref().and_then(Helper::failure);
         self.kill();
         while let Ok(Some(message)) = self.end.receive() {
             if let ToParent::Failed(failure) = message {
                 return failure.into_error();
             }
         }
-        network.unwrap_or(error)
+        helpers.or(network).unwrap_or(error)
     }
 
     /// Stays until the payload has ended.

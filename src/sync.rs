@@ -3,7 +3,7 @@
 //! ```text
 //! launcher (or its helper)                         child, later the stub
 //!   Mapped            ── id maps are written ──▶     becomes root of its user namespace
-//!   View + fd         ── the /proc files' mount ▶    lists it, for which the launcher answers, and binds from it later
+//!   View + fd         ── the /proc files' mount ▶    lists it, for which the helper answers, and binds from it later
 //!                     ◀── View + fd ────────────     a plain user's: the device to answer on
 //!   Root + fd         ── the assembled root ───▶     attaches it and pivots, if that is not done; mounts proc and sysfs
 //!   Failed            ── the helper's failure ─▶     hands it back as its own: one path for errors

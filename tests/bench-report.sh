@@ -130,8 +130,7 @@ family_inside() {
 inside() { # inside STAGE ROUNDS RUNS LIVE…
   stage=$1 rounds=$2 runs=$3
   shift 3
-  # The starts with others live take seconds: at least as many as bench-scale.sh makes by itself.
-  export SANDBOX_BENCH_RESULTS=$stage/results SANDBOX_BENCH_STARTS=$((rounds * runs > 240 ? rounds * runs : 240))
+  export SANDBOX_BENCH_RESULTS=$stage/results SANDBOX_BENCH_STARTS=$((4 * rounds * runs))
   # shellcheck source-path=SCRIPTDIR source=bench/peers.sh
   . "$stage/peers.sh"
   mkdir -p "$bench/files"

@@ -2,8 +2,8 @@
 # bench-scale.sh — many sandboxes at once, in the tree lab; as root.
 #   tests/bench.sh scale [COUNT…] [row=N] [crowd=N]     0 100 300 1000 row=10000 crowd=500 by default
 # At each number of live ones: what one more start costs, ours and systemd-run --scope with the same limits, in turns, in many short
-# rounds with 0.3 s of rest before each (bench.sh says why), in every other one ours first; what `sandbox ps` and `systemctl list-units`
-# take. At the largest: the private memory of launcher and init of each, from smaps_rollup. After all have ended, after `row` starts one
+# rounds with 0.3 s of rest before each (bench.sh says why), in every other one ours first, 480 of each (SANDBOX_BENCH_STARTS: more), which
+# takes minutes since systemd-run has two speeds; what `sandbox ps` and `systemctl list-units` take. At the largest: the private memory of launcher and init of each, from smaps_rollup. After all have ended, after `row` starts one
 # after the other and after `crowd` with 8 at a time: what is left of cgroups, open files of PID 1, mounts, units, processes, files (also
 # the locks of ranges of IDs). The bars: a start takes at most 0.85 of systemd-run's with none live, at most as long with others; ps takes
 # less than 200 ms at 300; at most 1 MiB private for each; nothing left.
@@ -37,12 +37,13 @@ median_of() { # median_of NAME JSON…: of all its times, in ms; hyperfine write
 }
 
 measure() { # measure COUNT: one line of the table
-  local ours theirs ps list round turn
+  local ours theirs ps list round turn starts=$((${SANDBOX_BENCH_STARTS:-0} > 480 ? SANDBOX_BENCH_STARTS : 480))
   sleep 2   # what was started last settles
-  for round in $(seq $((${SANDBOX_BENCH_STARTS:-240} / 4))); do
+  for round in $(seq $((starts / 4))); do
     turn=(-n systemd-run "systemd-run --scope --quiet ${limits[*]} true" -n sandbox "$sandbox run ${limits[*]} -- true")
     [ $((round % 2)) = 1 ] || turn=("${turn[@]:3}" "${turn[@]:0:3}")
-    hyperfine -N --setup 'sleep 0.3' --warmup 2 --runs 4 --export-json "$results/scale-$1-$round.json" "${turn[@]}" > /dev/null 2>&1
+    hyperfine -N --setup 'sleep 0.3' --warmup 2 --runs 4 --export-json "$results/scale-$1-$round.json" "${turn[@]}" > /dev/null 2>&1 ||
+      { hyperfine -N --runs 2 "${turn[@]}"; exit 125; }   # once more, to be heard
   done
   theirs=$(median_of systemd-run "$results/scale-$1"-*.json) ours=$(median_of sandbox "$results/scale-$1"-*.json)
   hyperfine -N --warmup 1 --runs 10 --export-json "$work/times.json" "$sandbox ps -q" "systemctl list-units --no-legend" > /dev/null 2>&1

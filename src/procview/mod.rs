@@ -4,7 +4,8 @@
 //! [`reader`] reads the statistics. [`tree`] has the directories of CPUs and of memory nodes, in which only the CPUs that are seen are
 //! shown. [`mount`] makes the file system, whose files [`crate::part::mounts`] binds over the kernel's own, in the sandbox's mount
 //! namespace only; [`server`] answers for them, in the launcher's poll loop ([`crate::relay`]), which is outside of that namespace: a
-//! server that its own files cover would wait for itself. [`sysinfo`] answers the system calls that tell the same numbers.
+//! server that its own files cover would wait for itself. Until the child is ready it is the helper of the start that answers, with names.
+//! [`sysinfo`] answers the system calls that tell the same numbers.
 //!
 //! /proc/sys and /proc/PID stay the kernel's. A process of `exec` shares the mount namespace and so the files; its sysinfo(2) is the
 //! kernel's, since whoever answered it would have to live as long as what the process leaves behind.

@@ -5,6 +5,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
+use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
 use super::fuse::{self, Channel, Entry, Question, ROOT, Received, Request};
@@ -31,6 +32,8 @@ pub(crate) struct Server {
     texts: VecDeque<(u64, Vec<u8>)>,
     handles: u64,
     tree: Tree,
+    /// Who listed a directory has closed it.
+    was_listed: bool,
 }
 
 /// Whether there will be more requests.
@@ -51,7 +54,13 @@ impl AsFd for Server {
 impl Server {
     /// On an open /dev/fuse, see [`super::mount::open`].
     pub(crate) fn new(device: OwnedFd) -> Server {
-        Server { channel: Channel::new(device), texts: VecDeque::new(), handles: 0, tree: Tree::new(top()) }
+        Server {
+            channel: Channel::new(device),
+            texts: VecDeque::new(),
+            handles: 0,
+            tree: Tree::new(top()),
+            was_listed: false,
+        }
     }
 
     /// Answers what is asked now and returns. Without a reader only names can be looked up: that is all a start needs.
@@ -67,6 +76,21 @@ impl Server {
             }
         }
         Ok(Served::All)
+    }
+
+    /// Answers the child of a start until it has found all that it binds, see [`super::mount::look_up_all`], or has ended.
+    ///
+    /// # Errors
+    /// When the connection is broken.
+    pub(crate) fn serve_names(&mut self) -> io::Result<()> {
+        while !self.was_listed {
+            match rustix::event::poll(&mut [PollFd::new(&self.channel, PollFlags::IN)], None) {
+                Ok(_) if self.serve(None)? == Served::Ended => break,
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
     }
 
     fn turn(&mut self, length: usize, reader: Option<&mut Reader>) -> io::Result<()> {
@@ -92,7 +116,10 @@ impl Server {
             }
             Question::Read { handle, offset, size } => self.read(node, handle, (offset, size), reader),
             Question::OpenDirectory => Ok(fuse::opened(0)),
-            Question::ReleaseDirectory => Ok(Vec::new()),
+            Question::ReleaseDirectory => {
+                self.was_listed = true;
+                Ok(Vec::new())
+            }
             Question::List { told, size } => list(&mut self.tree, node, (told, size), &seen(reader.as_deref())),
             Question::Release(handle) => {
                 self.texts.retain(|(other, _)| *other != handle);

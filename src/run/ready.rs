@@ -8,12 +8,11 @@ use rustix::event::{PollFd, PollFlags};
 use crate::error::{Result, fault};
 use crate::procview::{Server, View};
 use crate::signals::Signals;
-use crate::state::StateFile;
 use crate::sync::ToParent;
 use crate::timings::Timings;
 use crate::unit::Unit;
 
-use super::{Running, not_shown, unexpected};
+use super::{Running, unexpected};
 
 /// Who has something to say.
 struct Heard {
@@ -57,9 +56,11 @@ impl Running<'_> {
         let warnings = match warnings {
             Some(warnings) => warnings,
             None => {
+                self.write_state();
                 if let Some(unit) = &mut self.unit {
                     unit.finish(self.pidfd.as_fd())?;
                 }
+                self.publish_state();
                 self.stand(timings)?
             }
         };
@@ -107,11 +108,8 @@ impl Running<'_> {
         self.unit.as_mut().map_or(Ok(false), |unit| unit.turn(self.pidfd.as_fd()))
     }
 
-    /// The unit stands: it can be seen, and its limits are read back. What is to be said of them is for a start that succeeds.
+    /// The unit stands: its limits are read back. What is to be said of them is for a start that succeeds.
     fn stand(&mut self, timings: &mut Timings) -> Result<Vec<String>> {
-        if let Some(Err(error)) = self.state.as_mut().map(StateFile::publish) {
-            not_shown(&error);
-        }
         if let Some(pasta) = &mut self.pasta {
             pasta.begin()?;
         }
@@ -126,6 +124,8 @@ impl Running<'_> {
     fn stand_before_child(&mut self, timings: &mut Timings) -> Result<Vec<String>> {
         let warnings = self.stand(timings)?;
         self.unit.iter_mut().for_each(Unit::leave_bus);
+        self.write_state();
+        self.publish_state();
         Ok(warnings)
     }
 

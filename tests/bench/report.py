@@ -38,11 +38,11 @@ STEPS = {
             "of system calls is compiled ahead. Meanwhile the bus daemon greets, and a process of its own begins the "
             "kernel's grace period that systemd's first write to a cgroup would wait for.",
     "clone3": "The range of IDs, a process in five new namespaces.",
-    "id maps": "The child waits for them; it makes its network as soon as they are there.",
-    "helper": "A thread that makes the root with the host's privileges.",
+    "helper": "A thread that does all that the child waits for: it maps the IDs, mounts the /proc files and answers for them, and makes the "
+              "root, with the host's privileges. What asks systemd has nothing else to do: it may get no CPU until systemd has answered.",
     "unit asked for": "The call that makes it and, behind it, the match for its job go out together, before anything that nobody waits "
                       "for yet.",
-    "unit started, limits verified, child ready": "The FUSE mount of the /proc files, then waiting for two at once. systemd makes the "
+    "unit started, limits verified, child ready": "Waiting for two at once. systemd makes the "
                                                   "scope; each limit is read back from the kernel as soon as the process is in it, be that "
                                                   "before systemd says so. The child and the helper make network, overlay, mounts and masks, "
                                                   "on another CPU. Who of the two is done first is a matter of chance.",
