@@ -85,9 +85,15 @@ impl Server {
     pub(crate) fn serve_names(&mut self) -> io::Result<()> {
         while !self.was_listed {
             match rustix::event::poll(&mut [PollFd::new(&self.channel, PollFlags::IN)], None) {
-                Ok(_) if self.serve(None)? == Served::Ended => break,
                 Ok(_) | Err(Errno::INTR) => {}
                 Err(error) => return Err(error.into()),
+            }
+            match self.serve(None) {
+                Ok(Served::All) => {}
+                Ok(Served::Ended) => break,
+                // The child sees that, too, and says what it was at.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => break,
+                Err(error) => return Err(error),
             }
         }
         Ok(())

@@ -182,16 +182,19 @@ impl Work {
         }
         // First, so that the child can ask for their names as soon as the root is made.
         let server = namespaces.view.as_ref().map(|_| self.mount_files()).transpose()?;
-        match self.make_root(root, &namespaces) {
-            Ok(root) => self.end.send(&ToChild::Root(root)).context("tell the child")?,
+        let told = self
+            .make_root(root, &namespaces)
+            .and_then(|root| self.end.send(&ToChild::Root(root)).context("tell the child"))
             // Not to be returned: the child hears of it when its questions have been answered.
-            Err(error) => self.tell_failure(&error),
-        }
+            .inspect_err(|error| self.tell_failure(error));
         // Whoever answers there would wait for itself, if it looked at what these files cover. Where it may not go back, it has not been
         // there, and its own mount namespace ends with the thread.
         let _ = sys::setns(host.as_fd(), libc::CLONE_NEWNS);
-        if let (Some(view), Some(server)) = (namespaces.view, server) {
-            hand_over(view, server, to);
+        match (namespaces.view, server) {
+            (Some(view), Some(server)) if told.is_ok() => hand_over(view, server, to),
+            // How that ends is a consequence.
+            (_, Some(mut server)) => drop(server.serve_names()),
+            (_, None) => {}
         }
         Ok(())
     }
