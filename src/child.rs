@@ -44,6 +44,7 @@ pub(crate) fn enter(plan: &Plan, end: &ChildEnd, streams: &Streams, kept: &[Borr
 }
 
 fn steps(plan: &Plan, end: &ChildEnd, streams: &Streams, kept: &[BorrowedFd<'_>], born: u64) -> Result<u8> {
+    let mut told = Told { end, go: None };
     streams.take()?;
     // Locks stay: the range of IDs and a kept upper are in use as long as this process lives, also when its launcher is killed.
     let keep: Vec<_> = [end.as_fd()].into_iter().chain(kept.iter().copied()).collect();
@@ -55,7 +56,7 @@ fn steps(plan: &Plan, end: &ChildEnd, streams: &Streams, kept: &[BorrowedFd<'_>]
     // What is made for the root is for everybody in it, whatever the caller's mask; the payload gets its own.
     rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
     if !matches!(plan.users, UserPlan::Host) {
-        wait_for_maps(end)?;
+        told.wait_for_maps()?;
         users::become_root(&plan.users)?;
     }
     if plan.namespaces.has(Namespace::Uts) {
@@ -73,7 +74,7 @@ fn steps(plan: &Plan, end: &ChildEnd, streams: &Streams, kept: &[BorrowedFd<'_>]
         let made = mounts::make(&plan.kernel_mounts)?;
         let wants_view = plan.procview.is_some();
         let (root, view) =
-            if root.by_child { own_root(root, end, wants_view)? } else { wait_for_root(end, wants_view)? };
+            if root.by_child { own_root(root, end, wants_view)? } else { told.wait_for_root(wants_view)? };
         mounts::enter(&plan.kernel_mounts, &made, &root, view.as_ref().map(|view| &view.mount))?;
         listed = view.map(|view| view.listed);
     }
@@ -88,9 +89,12 @@ fn steps(plan: &Plan, end: &ChildEnd, streams: &Streams, kept: &[BorrowedFd<'_>]
     let (master, terminal) = terminal.map_or((None, None), |(master, terminal)| (Some(master), Some(terminal)));
     drop(listed);
     end.send(&ToParent::Ready(master)).context("tell the launcher")?;
-    // Until here a launcher that died is seen as the end of the socket.
-    let tell = wait_for_go(end)?;
+    // Until here a launcher that died is seen as the end of the socket; one that had said this long before may have died since.
+    let tell = told.wait_for_go()?;
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("tie the child to its launcher")?;
+    if end.launcher_is_gone() {
+        return Err(unexpected(None));
+    }
     // The process is in its unit now: its cgroup becomes the root of what it sees.
     plan.namespaces.enter_cgroup()?;
     if plan.kernel_mounts.cgroup {
@@ -135,13 +139,6 @@ fn unexpected(message: Option<ToChild>) -> anyhow::Error {
     }
 }
 
-fn wait_for_maps(end: &ChildEnd) -> Result<()> {
-    match end.receive()? {
-        Some(ToChild::Mapped) => Ok(()),
-        other => Err(unexpected(other)),
-    }
-}
-
 /// The sandbox's own /proc files.
 struct OwnFiles {
     mount: OwnedFd,
@@ -165,31 +162,61 @@ fn own_root(root: &RootPlan, end: &ChildEnd, wants_view: bool) -> Result<(Root, 
     Ok((Root { tree, is_ours: false }, view))
 }
 
-/// What the helper makes: where wanted the mount of the /proc files, and the root.
-fn wait_for_root(end: &ChildEnd, wants_view: bool) -> Result<(Root, Option<OwnFiles>)> {
-    let (mut root, mut view) = (None, None);
-    loop {
-        match end.receive()? {
-            Some(ToChild::Root(made)) => root = Some(made),
-            Some(ToChild::View(mount)) => {
-                // While the helper is at work.
-                view = Some(OwnFiles { listed: procview::mount::look_up_all(&mount)?, mount });
-            }
-            other => return Err(unexpected(other)),
-        }
-        if view.is_some() == wants_view
-            && let Some(root) = root.take()
-        {
-            return Ok((root, view));
-        }
-    }
+/// What comes from the launcher. It may let the payload go when all is well with the unit, before this process has what it waits for of
+/// the helper.
+struct Told<'a> {
+    end: &'a ChildEnd,
+    /// What [`ToChild::Go`] said.
+    go: Option<bool>,
 }
 
-/// Whether the launcher wants to hear when the payload runs.
-fn wait_for_go(end: &ChildEnd) -> Result<bool> {
-    match end.receive()? {
-        Some(ToChild::Go { tell }) => Ok(tell),
-        other => Err(unexpected(other)),
+impl Told<'_> {
+    /// The next message that is no Go.
+    fn next(&mut self) -> Result<Option<ToChild>> {
+        loop {
+            match self.end.receive()? {
+                Some(ToChild::Go { tell }) if self.go.is_none() => self.go = Some(tell),
+                other => return Ok(other),
+            }
+        }
+    }
+
+    fn wait_for_maps(&mut self) -> Result<()> {
+        match self.next()? {
+            Some(ToChild::Mapped) => Ok(()),
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// What the helper makes: where wanted the mount of the /proc files, and the root.
+    fn wait_for_root(&mut self, wants_view: bool) -> Result<(Root, Option<OwnFiles>)> {
+        let (mut root, mut view) = (None, None);
+        loop {
+            match self.next()? {
+                Some(ToChild::Root(made)) => root = Some(made),
+                Some(ToChild::View(mount)) => {
+                    // While the helper is at work.
+                    view = Some(OwnFiles { listed: procview::mount::look_up_all(&mount)?, mount });
+                }
+                other => return Err(unexpected(other)),
+            }
+            if view.is_some() == wants_view
+                && let Some(root) = root.take()
+            {
+                return Ok((root, view));
+            }
+        }
+    }
+
+    /// Whether the launcher wants to hear when the payload runs.
+    fn wait_for_go(&mut self) -> Result<bool> {
+        if let Some(tell) = self.go {
+            return Ok(tell);
+        }
+        match self.end.receive()? {
+            Some(ToChild::Go { tell }) => Ok(tell),
+            other => Err(unexpected(other)),
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use crate::part::network::join::{JoinPlan, Joined};
 use crate::part::network::pasta::Pasta;
 use crate::part::streams;
 use crate::part::users::{self, Claim, UserPlan};
-use crate::plan::{Plan, UnitPlan};
+use crate::plan::{Plan, UnitKind, UnitPlan};
 use crate::procview::{self, View};
 use crate::relay::{Event, Relay};
 use crate::signals::Signals;
@@ -100,13 +100,14 @@ pub(crate) fn run(plan: &Arc<Plan>, leases: &[BorrowedFd<'_>], begun: Begun, tim
         view: None,
         state: None,
         holds_locks,
+        go_sent: false,
         let_go: false,
         ended: false,
     };
     match running.start(claim.as_ref(), bus, &signals, timings) {
         Ok(master) => running.supervise(&signals, master, timings),
         Err(error) => Err(match signals.ended_by()? {
-            Some(signal) => interrupted(signal),
+            Some(signal) => running.interrupted_by(signal),
             None => running.first_failure(error),
         }),
     }
@@ -120,8 +121,12 @@ fn may_trace_the_stub(plan: &Plan) -> bool {
 
 /// The error of a start that a signal ended.
 pub(crate) fn interrupted(signal: nix::sys::signal::Signal) -> anyhow::Error {
+    interrupted_as(signal, "before the command ran")
+}
+
+fn interrupted_as(signal: nix::sys::signal::Signal, when: &str) -> anyhow::Error {
     let status = u8::try_from(128 + signal as i32).unwrap_or(exit::FAILED);
-    fault(format!("interrupted by {signal} before the command ran")).status(status).into()
+    fault(format!("interrupted by {signal} {when}")).status(status).into()
 }
 
 fn not_shown(error: &anyhow::Error) {
@@ -191,7 +196,9 @@ struct Running<'a> {
     state: Option<StateFile>,
     /// The first process has locks on what it runs on, which the next command may want: its end is waited for.
     holds_locks: bool,
-    /// The payload was let go.
+    /// The payload runs as soon as the child is ready.
+    go_sent: bool,
+    /// The start is over: the payload was let go, and the child is ready.
     let_go: bool,
     ended: bool,
 }
@@ -250,14 +257,22 @@ impl Running<'_> {
         if let (Some(helper), Some(_)) = (&self.helper, &self.plan.procview) {
             self.view = Some(helper.files(signals)?);
         }
-        self.end
-            .send(&ToChild::Go { tell: self.plan.service.tells_ready() || timings.wanted })
-            .context("tell the child")?;
+        self.send_go(timings)?;
         self.let_go = true;
         // For these the payload need not wait.
         self.grace = None;
         self.unit.iter_mut().for_each(Unit::leave_bus);
         Ok(master)
+    }
+
+    /// Lets the payload run, once.
+    fn send_go(&mut self, timings: &Timings) -> Result<()> {
+        if !self.go_sent {
+            let tell = self.plan.service.tells_ready() || timings.wanted;
+            self.end.send(&ToChild::Go { tell }).context("tell the child")?;
+            self.go_sent = true;
+        }
+        Ok(())
     }
 
     /// The helper maps the IDs, makes the root with the host's privileges and sends it to the child itself.
@@ -330,6 +345,17 @@ impl Running<'_> {
         helpers.or(network).unwrap_or(error)
     }
 
+    /// The same, when a signal ended the start: the child, told to go as soon as it is ready, may have been that before it was killed.
+    fn interrupted_by(&mut self, signal: nix::sys::signal::Signal) -> anyhow::Error {
+        self.kill();
+        while let (true, Ok(Some(message))) = (self.go_sent, self.end.receive()) {
+            if let ToParent::Ready(_) = message {
+                return interrupted_as(signal, "as the command began");
+            }
+        }
+        interrupted(signal)
+    }
+
     /// Stays until the payload has ended.
     fn supervise(mut self, signals: &Signals, master: Option<OwnedFd>, timings: &mut Timings) -> Result<Ended> {
         // Where the next command may want the same directories its mounts have to be gone, with the payload under way.
@@ -350,7 +376,9 @@ impl Running<'_> {
                 // Once the stub has ended, systemd removes the cgroup that counts them, and the kernel the network.
                 out_of_memory = oom_kills();
                 unreachable = *status != 0 && self.plan.network.was_missed(self.pid);
-                self.end.close_half();
+                if !self.outlives_launcher() {
+                    self.end.close_half();
+                }
             }
             Event::Said(_) => {}
         });
@@ -381,6 +409,13 @@ impl Running<'_> {
             tell(out_of_memory, pasta_ended && end.signal != Some(Signal::KILL.as_raw()), unreachable);
         }
         Ok(end)
+    }
+
+    /// Whether the stub ends no sooner than this process, which closes its end of the socket with all else. Its namespaces take long to take
+    /// down, and it would have this one's CPU for that. In a scope nobody waits for it; a service's stub should be gone when systemd looks.
+    fn outlives_launcher(&self) -> bool {
+        let in_scope = self.plan.unit.as_ref().is_some_and(|unit| matches!(unit.kind, UnitKind::Scope));
+        in_scope && !self.holds_locks && self.plan.namespaces.has(Namespace::Pid)
     }
 
     /// The relay of all that passes between the caller and the payload.

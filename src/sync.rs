@@ -9,7 +9,8 @@
 //!   Failed            ── the helper's failure ─▶     hands it back as its own: one path for errors
 //!                     ◀── Network + fd ─────────     only for pasta, which starts when the unit stands
 //!                     ◀── Ready (+ pty) ────────     everything that does not need the unit is done
-//!   Go                ── limits are in force ──▶     cgroup and time namespace, payload
+//!   Go                ── limits are in force ──▶     cgroup and time namespace, payload; where nothing else is waited for it may come
+//!                                                    at any time before Ready, and is for when this has been said
 //!                     ◀── Calls + fd ───────────     the system calls that the launcher answers
 //!                     ◀── Executed ─────────────     the payload's execve succeeded, where Go asked for that
 //!   Signal n | Stop   ── relayed ──────────────▶
@@ -52,7 +53,7 @@ pub(crate) enum ToChild {
     View(OwnedFd),
     /// The network namespace that pasta is for; to the process that attends to it.
     Network(OwnedFd),
-    /// The payload may run, and when it does that is to be told.
+    /// The payload may run as soon as the child is ready, and when it does that is to be told.
     Go { tell: bool },
     /// Send this signal to the payload.
     Signal(i32),

@@ -31,11 +31,12 @@ impl Running<'_> {
     pub(super) fn await_ready(&mut self, signals: &Signals, timings: &mut Timings) -> Result<Option<OwnedFd>> {
         let mut warnings = None;
         if self.unit.as_ref().and_then(Unit::answer).is_none() {
-            warnings = Some(self.stand_before_child(timings)?);
+            warnings = Some(self.stand_before_child(signals, timings)?);
         }
         let master = loop {
             let heard = self.hear(signals)?;
-            if heard.signal {
+            // One that comes when the payload may run already is for that.
+            if heard.signal && !(self.go_sent && heard.child) {
                 return Err(self.interrupted());
             }
             if heard.files
@@ -44,7 +45,7 @@ impl Running<'_> {
                 view.answer_names()?;
             }
             if heard.systemd && self.turn()? {
-                warnings = Some(self.stand_before_child(timings)?);
+                warnings = Some(self.stand_before_child(signals, timings)?);
             }
             if heard.child
                 && let Some(master) = self.hear_child()?
@@ -64,7 +65,7 @@ impl Running<'_> {
                 self.stand(timings)?
             }
         };
-        if signals.has_ending()? {
+        if !self.go_sent && signals.has_ending()? {
             return Err(self.interrupted());
         }
         if !self.plan.process.quiet {
@@ -120,12 +121,17 @@ impl Running<'_> {
         Ok(report.warnings)
     }
 
-    /// The same while the child is waited for, however long that takes: the service manager is not needed any more.
-    fn stand_before_child(&mut self, timings: &mut Timings) -> Result<Vec<String>> {
+    /// The same while the child is waited for, however long that takes: the service manager is not needed any more. A child that is told to go
+    /// now does so when it is ready, without asking, but for what has to be said or done in between.
+    fn stand_before_child(&mut self, signals: &Signals, timings: &mut Timings) -> Result<Vec<String>> {
         let warnings = self.stand(timings)?;
-        self.unit.iter_mut().for_each(Unit::leave_bus);
         self.write_state();
         self.publish_state();
+        let has_more = self.pasta.is_some() || !(warnings.is_empty() || self.plan.process.quiet);
+        if !has_more && !signals.has_ending()? {
+            self.send_go(timings)?;
+        }
+        self.unit.iter_mut().for_each(Unit::leave_bus);
         Ok(warnings)
     }
 
