@@ -89,8 +89,20 @@ fn steps(plan: &Plan, end: &ChildEnd, streams: &Streams, kept: &[BorrowedFd<'_>]
     let (master, terminal) = terminal.map_or((None, None), |(master, terminal)| (Some(master), Some(terminal)));
     drop(listed);
     end.send(&ToParent::Ready(master)).context("tell the launcher")?;
-    // Until here a launcher that died is seen as the end of the socket; one that had said this long before may have died since.
     let tell = told.wait_for_go()?;
+    go(plan, end, payload, &prepared, terminal, tell)
+}
+
+/// What is left to do when the unit is known to stand.
+fn go(
+    plan: &Plan,
+    end: &ChildEnd,
+    payload: Payload<'_>,
+    prepared: &Prepared,
+    terminal: Option<OwnedFd>,
+    tell: bool,
+) -> Result<u8> {
+    // Until here a launcher that died is seen as the end of the socket; one that had said this long before may have died since.
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("tie the child to its launcher")?;
     if end.launcher_is_gone() {
         return Err(unexpected(None));
@@ -102,9 +114,9 @@ fn steps(plan: &Plan, end: &ChildEnd, streams: &Streams, kept: &[BorrowedFd<'_>]
     }
     if plan.process.as_pid1 {
         leave_descriptors(plan, &[end.as_fd()], terminal.as_ref())?;
-        return Err(payload.become_it(&prepared, terminal.as_ref(), Origin::First(end)));
+        return Err(payload.become_it(prepared, terminal.as_ref(), Origin::First(end)));
     }
-    pid1::supervise(plan, end, payload, &prepared, terminal, tell)
+    pid1::supervise(plan, end, payload, prepared, terminal, tell)
 }
 
 /// Closes, in the process that becomes the payload, what it does not need for that: by way of /proc/self/fd its working directory or its

@@ -88,8 +88,8 @@ fn begin(
     Ok(begun)
 }
 
-/// Lets the launcher look at the unit's cgroup, which systemd removes when this process ends. A launcher that somebody stopped is not
-/// waited for long.
+/// Lets the launcher look at the unit's cgroup, which systemd removes when this process ends, and mostly end first. One that somebody
+/// stopped is not waited for long.
 fn wait_for_release(end: &ChildEnd) {
     let deadline = Instant::now() + RELEASE_PATIENCE;
     loop {

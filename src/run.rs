@@ -1,6 +1,7 @@
 //! The launcher's side of a start, and the life of a sandbox as its parent sees it. The other side is [`crate::child`]; what they
 //! say to each other is drawn in [`crate::sync`].
 
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -88,7 +89,7 @@ pub(crate) fn run(plan: &Arc<Plan>, leases: &[BorrowedFd<'_>], begun: Begun, tim
     let holds_locks = !leases.is_empty() || plan.root.as_ref().is_some_and(|root| root.upper.is_some());
     let mut running = Running {
         plan,
-        end,
+        end: ManuallyDrop::new(end),
         pid,
         pidfd,
         helper: None,
@@ -101,15 +102,13 @@ pub(crate) fn run(plan: &Arc<Plan>, leases: &[BorrowedFd<'_>], begun: Begun, tim
         state: None,
         holds_locks,
         go_sent: false,
+        ready: false,
         let_go: false,
         ended: false,
     };
     match running.start(claim.as_ref(), bus, &signals, timings) {
         Ok(master) => running.supervise(&signals, master, timings),
-        Err(error) => Err(match signals.ended_by()? {
-            Some(signal) => running.interrupted_by(signal),
-            None => running.first_failure(error),
-        }),
+        Err(error) => Err(running.cause(error, &signals)?),
     }
 }
 
@@ -121,8 +120,10 @@ fn may_trace_the_stub(plan: &Plan) -> bool {
 
 /// The error of a start that a signal ended.
 pub(crate) fn interrupted(signal: nix::sys::signal::Signal) -> anyhow::Error {
-    interrupted_as(signal, "before the command ran")
+    interrupted_as(signal, NOT_RUN)
 }
+
+const NOT_RUN: &str = "before the command ran";
 
 fn interrupted_as(signal: nix::sys::signal::Signal, when: &str) -> anyhow::Error {
     let status = u8::try_from(128 + signal as i32).unwrap_or(exit::FAILED);
@@ -183,7 +184,8 @@ impl Drop for Watcher {
 /// A child that lives. Dropping it leaves nothing behind: the child is killed, with it its PID namespace and its unit.
 struct Running<'a> {
     plan: &'a Arc<Plan>,
-    end: ParentEnd,
+    /// Closed by the end of this process.
+    end: ManuallyDrop<ParentEnd>,
     pid: Pid,
     pidfd: OwnedFd,
     helper: Option<Helper>,
@@ -198,6 +200,8 @@ struct Running<'a> {
     holds_locks: bool,
     /// The payload runs as soon as the child is ready.
     go_sent: bool,
+    /// The child is, or was.
+    ready: bool,
     /// The start is over: the payload was let go, and the child is ready.
     let_go: bool,
     ended: bool,
@@ -223,7 +227,7 @@ impl Drop for Running<'_> {
 }
 
 impl Running<'_> {
-    /// Everything up to Go. The child and the helper work while systemd does; the master of the sandbox's terminal is returned.
+    /// Everything up to the moment that the payload may run, and the launcher is there for it. The child and the helper work while systemd does; the master of the sandbox's terminal is returned.
     fn start(
         &mut self,
         claim: Option<&Claim>,
@@ -255,7 +259,7 @@ impl Running<'_> {
             timings.mark("network up");
         }
         if let (Some(helper), Some(_)) = (&self.helper, &self.plan.procview) {
-            self.view = Some(helper.files(signals)?);
+            self.view = Some(helper.files((!self.go_sent).then_some(signals))?);
         }
         self.send_go(timings)?;
         self.let_go = true;
@@ -331,6 +335,14 @@ impl Running<'_> {
         self.view = None;
     }
 
+    /// Why the start failed of which this side saw `error`: a signal first.
+    fn cause(&mut self, error: anyhow::Error, signals: &Signals) -> Result<anyhow::Error> {
+        Ok(match signals.ended_by()? {
+            Some(signal) => self.interrupted_by(signal),
+            None => self.first_failure(error),
+        })
+    }
+
     /// When the child reported a failure, or the process that attends to pasta, that is the cause of whatever this side saw.
     fn first_failure(&mut self, error: anyhow::Error) -> anyhow::Error {
         // Asked before the child is killed, which that process would see as a failure.
@@ -345,15 +357,17 @@ impl Running<'_> {
         helpers.or(network).unwrap_or(error)
     }
 
-    /// The same, when a signal ended the start: the child, told to go as soon as it is ready, may have been that before it was killed.
+    /// A signal ended the start: the child, told to go as soon as it is ready, may have been that before it was killed.
     fn interrupted_by(&mut self, signal: nix::sys::signal::Signal) -> anyhow::Error {
         self.kill();
-        while let (true, Ok(Some(message))) = (self.go_sent, self.end.receive()) {
-            if let ToParent::Ready(_) = message {
-                return interrupted_as(signal, "as the command began");
-            }
+        while self.go_sent
+            && !self.ready
+            && let Ok(Some(message)) = self.end.receive()
+        {
+            self.ready = matches!(message, ToParent::Ready(_));
         }
-        interrupted(signal)
+        let began = self.go_sent && self.ready;
+        interrupted_as(signal, if began { "as the command began" } else { NOT_RUN })
     }
 
     /// Stays until the payload has ended.

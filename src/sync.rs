@@ -15,7 +15,7 @@
 //!                     ◀── Executed ─────────────     the payload's execve succeeded, where Go asked for that
 //!   Signal n | Stop   ── relayed ──────────────▶
 //!                     ◀── Exited status ────────     the payload ended
-//!   (closes its half) ── nothing more is said ─▶     the stub ends, and with it the unit
+//!   (closes its half) ── nothing more is said ─▶     the stub ends, and with it the unit; in a scope the launcher just ends
 //!                     ◀── Failed ───────────────     at any time: the payload never runs
 //! ```
 //! An end that closes early is seen on the other side: the launcher dying ends the child, the child dying ends

@@ -63,12 +63,16 @@ impl Server {
         }
     }
 
-    /// Answers what is asked now and returns. Without a reader only names can be looked up: that is all a start needs.
+    /// Answers what is asked now and returns. Without a reader only names can be looked up: that is all a start needs, and what is asked
+    /// after that waits for who has one.
     ///
     /// # Errors
     /// When the connection is broken.
     pub(crate) fn serve(&mut self, mut reader: Option<&mut Reader>) -> io::Result<Served> {
         for _ in 0..IN_A_ROW {
+            if reader.is_none() && self.was_listed {
+                break;
+            }
             match self.channel.receive()? {
                 Received::Nothing => break,
                 Received::Gone => return Ok(Served::Ended),
@@ -97,6 +101,11 @@ impl Server {
             }
         }
         Ok(())
+    }
+
+    /// Whether the child of a start has found all that it binds.
+    pub(super) fn was_listed(&self) -> bool {
+        self.was_listed
     }
 
     fn turn(&mut self, length: usize, reader: Option<&mut Reader>) -> io::Result<()> {
@@ -196,7 +205,7 @@ fn mode(tree: &Tree, node: u64) -> Result<u32, Errno> {
     }
 }
 
-/// The CPUs that are seen. While there is no reader the start goes on, and nobody asks.
+/// The CPUs that are seen. While there is no reader nobody is answered who asks for them.
 fn seen(reader: Option<&Reader>) -> Vec<u32> {
     reader.map(Reader::visible).unwrap_or_default()
 }
@@ -242,6 +251,8 @@ fn list(tree: &mut Tree, node: u64, part: (u64, u32), seen: &[u32]) -> Result<Ve
 
 #[cfg(test)]
 mod tests {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+
     use super::*;
 
     #[test]
@@ -267,5 +278,31 @@ mod tests {
             }
             assert_eq!(names, super::super::bound().count(), "{size}");
         }
+    }
+
+    fn request(opcode: u32, unique: u64, node: u64, body: &[u8]) -> Vec<u8> {
+        let mut bytes = u32::try_from(40 + body.len()).unwrap().to_ne_bytes().to_vec();
+        bytes.extend(opcode.to_ne_bytes());
+        [unique, node, 0, 0].iter().for_each(|word| bytes.extend(word.to_ne_bytes()));
+        bytes.extend(body);
+        bytes
+    }
+
+    #[test]
+    fn what_is_asked_after_the_start_waits_for_a_reader() {
+        let (kernel, device) =
+            socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::NONBLOCK, None).unwrap();
+        let mut server = Server::new(device);
+        rustix::io::write(&kernel, &request(29, 7, ROOT, &[0; 24])).unwrap();
+        rustix::io::write(&kernel, &request(15, 8, ROOT + 1, &[0; 24])).unwrap();
+        assert_eq!(server.serve(None).unwrap(), Served::All);
+        server.serve_names().unwrap();
+        assert!(server.was_listed());
+        let mut answer = [0; 64];
+        assert_eq!(rustix::io::read(&kernel, &mut answer), Ok(16));
+        assert_eq!(answer.get(8..16), Some(&7_u64.to_ne_bytes()[..]));
+        assert_eq!(rustix::io::read(&kernel, &mut answer), Err(Errno::AGAIN), "the second was answered, too");
+        // Still there for who has a reader.
+        assert!(matches!(server.channel.receive(), Ok(Received::Request(64))));
     }
 }

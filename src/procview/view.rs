@@ -130,6 +130,11 @@ impl View {
         self.files.as_ref().map(|server| PollFd::from_borrowed_fd(server.as_fd(), PollFlags::IN))
     }
 
+    /// The same as long as the child of a start looks up names: what is asked after that is for [`View::turn`].
+    pub(crate) fn names(&self) -> Option<PollFd<'_>> {
+        self.files.as_ref().filter(|server| !server.was_listed()).and_then(|_| self.files())
+    }
+
     /// Answers the child, which looks up the names that it binds.
     ///
     /// # Errors

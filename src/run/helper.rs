@@ -100,16 +100,18 @@ impl Helper {
         Ok(Helper { thread: ManuallyDrop::new(thread.context("start the helper that makes the root")?), files })
     }
 
-    /// The sandbox's own /proc files; asked for when the child is ready, since from then on nothing is for the helper to answer.
+    /// The sandbox's own /proc files; asked for when the child is ready, since from then on the helper answers nothing. A payload that
+    /// runs already waits with what it asks.
     ///
     /// # Errors
-    /// When the helper could not answer the child, or a signal ends the start.
-    pub(super) fn files(&self, signals: &Signals) -> Result<View> {
+    /// When the helper could not answer the child, or one of `signals` ends the start.
+    pub(super) fn files(&self, signals: Option<&Signals>) -> Result<View> {
         let deadline = Instant::now() + HAND_OVER;
         loop {
             match self.files.recv_timeout(Duration::from_millis(5)) {
                 Ok(files) => return files,
-                Err(RecvTimeoutError::Timeout) if Instant::now() < deadline && !signals.has_ending()? => {}
+                Err(RecvTimeoutError::Timeout)
+                    if Instant::now() < deadline && !signals.map_or(Ok(false), Signals::has_ending)? => {}
                 Err(_) => return Err(fault("the helper did not hand over the sandbox's own /proc files").into()),
             }
         }

@@ -6,6 +6,7 @@ use anyhow::Context;
 use rustix::event::{PollFd, PollFlags};
 
 use crate::error::{Result, fault};
+use crate::layer::Namespace;
 use crate::procview::{Server, View};
 use crate::signals::Signals;
 use crate::sync::ToParent;
@@ -35,8 +36,8 @@ impl Running<'_> {
         }
         let master = loop {
             let heard = self.hear(signals)?;
-            // One that comes when the payload may run already is for that.
-            if heard.signal && !(self.go_sent && heard.child) {
+            // One that comes when the payload may run already is for that, where it has a parent that is there to obey.
+            if heard.signal && !(self.go_sent && heard.child && !self.plan.process.as_pid1) {
                 return Err(self.interrupted());
             }
             if heard.files
@@ -53,6 +54,7 @@ impl Running<'_> {
                 break master;
             }
         };
+        self.ready = true;
         timings.mark("child ready");
         let warnings = match warnings {
             Some(warnings) => warnings,
@@ -89,7 +91,7 @@ impl Running<'_> {
         ];
         let systemd = self.unit.as_ref().and_then(Unit::answer);
         fds.extend(systemd.iter().map(|(fd, _)| PollFd::from_borrowed_fd(*fd, PollFlags::IN)));
-        fds.extend(self.view.iter().filter_map(View::files));
+        fds.extend(self.view.iter().filter_map(View::names));
         let is_late = match rustix::event::poll(&mut fds, systemd.as_ref().map(|(_, patience)| patience)) {
             Ok(count) => count == 0,
             Err(rustix::io::Errno::INTR) => false,
@@ -127,12 +129,19 @@ impl Running<'_> {
         let warnings = self.stand(timings)?;
         self.write_state();
         self.publish_state();
-        let has_more = self.pasta.is_some() || !(warnings.is_empty() || self.plan.process.quiet);
-        if !has_more && !signals.has_ending()? {
-            self.send_go(timings)?;
+        let is_told = warnings.is_empty() || self.plan.process.quiet;
+        if is_told && self.may_go_by_itself() && !signals.has_ending()? {
+            // Where that fails it has ended, and why is heard next.
+            drop(self.send_go(timings));
         }
         self.unit.iter_mut().for_each(Unit::leave_bus);
         Ok(warnings)
+    }
+
+    /// Whether nothing is to be done between Ready and Go: no network to wait for, no terminal that has to get its size. Nor would the start
+    /// of a payload without a PID namespace be undone by a kill.
+    fn may_go_by_itself(&self) -> bool {
+        self.pasta.is_none() && !self.plan.process.terminal && self.plan.namespaces.has(Namespace::Pid)
     }
 
     /// Takes in what the child says; when it is ready, the master of the sandbox's terminal, if that has one.
