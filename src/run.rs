@@ -227,7 +227,8 @@ impl Drop for Running<'_> {
 }
 
 impl Running<'_> {
-    /// Everything up to the moment that the payload may run, and the launcher is there for it. The child and the helper work while systemd does; the master of the sandbox's terminal is returned.
+    /// Everything up to the moment when the payload may run and the launcher is there for it. The child and the helper work while systemd
+    /// does; the master of the sandbox's terminal is returned.
     fn start(
         &mut self,
         claim: Option<&Claim>,
