@@ -90,23 +90,7 @@ fn steps(plan: &Plan, end: &ChildEnd, streams: &Streams, kept: &[BorrowedFd<'_>]
     drop(listed);
     end.send(&ToParent::Ready(master)).context("tell the launcher")?;
     let tell = told.wait_for_go()?;
-    go(plan, end, payload, &prepared, terminal, tell)
-}
-
-/// What is left to do when the unit is known to stand.
-fn go(
-    plan: &Plan,
-    end: &ChildEnd,
-    payload: Payload<'_>,
-    prepared: &Prepared,
-    terminal: Option<OwnedFd>,
-    tell: bool,
-) -> Result<u8> {
-    // Until here a launcher that died is seen as the end of the socket; one that had said this long before may have died since.
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("tie the child to its launcher")?;
-    if end.launcher_is_gone() {
-        return Err(unexpected(None));
-    }
+    tie_to_launcher(end)?;
     // The process is in its unit now: its cgroup becomes the root of what it sees.
     plan.namespaces.enter_cgroup()?;
     if plan.kernel_mounts.cgroup {
@@ -114,9 +98,9 @@ fn go(
     }
     if plan.process.as_pid1 {
         leave_descriptors(plan, &[end.as_fd()], terminal.as_ref())?;
-        return Err(payload.become_it(prepared, terminal.as_ref(), Origin::First(end)));
+        return Err(payload.become_it(&prepared, terminal.as_ref(), Origin::First(end)));
     }
-    pid1::supervise(plan, end, payload, prepared, terminal, tell)
+    pid1::supervise(plan, end, payload, &prepared, terminal, tell)
 }
 
 /// Closes, in the process that becomes the payload, what it does not need for that: by way of /proc/self/fd its working directory or its
@@ -230,6 +214,12 @@ impl Told<'_> {
             other => Err(unexpected(other)),
         }
     }
+}
+
+/// Until here a launcher that died is seen as the end of the socket; one that had said Go long before may have died since.
+fn tie_to_launcher(end: &ChildEnd) -> Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).context("tie the child to its launcher")?;
+    if end.launcher_is_gone() { Err(unexpected(None)) } else { Ok(()) }
 }
 
 /// How long systemd is waited for, which may put the child into its unit, once nobody hears from it: by a child without a launcher, and by a
