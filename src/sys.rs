@@ -95,6 +95,14 @@ pub(crate) fn mount_setattr(mount: BorrowedFd<'_>, flags: libc::c_uint, attribut
     change_mount(mount, flags, libc::mount_attr { attr_set: attributes, attr_clr: 0, propagation: 0, userns_fd: 0 })
 }
 
+/// Lets the device nodes on the mount that `mount` is the root of be opened (not `nodev`).
+///
+/// # Errors
+/// ENOSYS before Linux 5.12; EPERM where whoever made the mount had more rights.
+pub(crate) fn let_devices_be_opened(mount: BorrowedFd<'_>) -> io::Result<()> {
+    change_mount(mount, 0, libc::mount_attr { attr_set: 0, attr_clr: attr::NODEV, propagation: 0, userns_fd: 0 })
+}
+
 /// Lets a copy of a mount be one that nothing spreads from or to (`MS_PRIVATE`), adds `attributes` ([`attr`]), and with `userns` maps its
 /// owners through that user namespace.
 ///

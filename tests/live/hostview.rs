@@ -9,7 +9,7 @@ use crate::tree::{self, Tree};
 use crate::{Test, alone, test};
 use rustix::fs::{XattrFlags, setxattr};
 use std::fs;
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::Path;
 
 pub(crate) fn tests() -> Vec<Test> {
@@ -225,9 +225,19 @@ fn dev(bed: &Bed) {
     assert_eq!(text, "4\n4\nfull\nin\n0\n1\n2\npts/ptmx\n1777");
     // For another user, too.
     bed.run(["--uid", "33"], "echo x > /dev/null; head -c 1 /dev/zero > /dev/shm/y").output().succeeded();
-    // No device can be made.
-    let outcome = bed.run([""; 0], "mknod /tmp/null c 1 3").output();
-    assert!(outcome.status != 0 && outcome.errors().contains("not permitted"), "{}", outcome.errors());
+    // No device can be made, not even with the capability, which counts inside only.
+    for (flags, place) in [(vec![], "/tmp"), (vec![], "/dev"), (vec!["--cap-add", "MKNOD"], "/dev")] {
+        let outcome = bed.run(flags, &format!("mknod {place}/made c 1 3")).output();
+        assert!(outcome.status != 0 && outcome.errors().contains("not permitted"), "{}", outcome.errors());
+    }
+    // What is done to one is done to it alone.
+    let before = fs::metadata("/dev/null").unwrap();
+    bed.run([""; 0], "chmod 600 /dev/null; chown 33 /dev/null; mv /dev/null /dev/zero; rm /dev/full; :")
+        .output()
+        .succeeded();
+    let after = fs::metadata("/dev/null").unwrap();
+    assert_eq!((after.mode(), after.uid(), after.ino()), (before.mode(), before.uid(), before.ino()));
+    assert!(fs::metadata("/dev/full").is_ok() && fs::metadata("/dev/zero").unwrap().rdev() == 0x105);
 }
 
 fn proc(bed: &Bed) {

@@ -184,6 +184,16 @@ fn null_device(root: BorrowedFd<'_>) -> Result<OwnedFd> {
     if is_null { Ok(null) } else { Err(fault("/dev/null in the root is not the null device").into()) }
 }
 
+/// A mount of a device alone that nobody can change the owner or mode of.
+fn read_only_copy(device: &OwnedFd) -> Result<OwnedFd> {
+    let mount = clone_mount(device)?;
+    match sys::mount_setattr(mount.as_fd(), 0, sys::attr::RDONLY | sys::attr::NOSUID | sys::attr::NOEXEC) {
+        // Before Linux 5.12 it is a bind of the host's, which has these.
+        Err(error) if error.raw_os_error() == Some(libc::ENOSYS) => Ok(mount),
+        result => Ok(result.map(|()| mount)?),
+    }
+}
+
 /// What masked paths are covered with, each found once: files with /dev/null, directories with an empty one.
 #[derive(Default)]
 pub(super) struct Covers<'a> {
@@ -220,7 +230,7 @@ impl<'a> Covers<'a> {
         }
         let mount = match kind {
             FileType::Directory => empty_directory(inside)?,
-            _ => clone_mount(&null_device(inside.tree)?)?,
+            _ => read_only_copy(&null_device(inside.tree)?)?,
         };
         target.cover(&mount)?;
         *cover = Some(Cover { mount, first: target });

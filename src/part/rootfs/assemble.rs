@@ -110,7 +110,8 @@ fn enter(inside: BorrowedFd<'_>) -> Result<bool> {
 fn mount_points<'a>(operations: &'a [Operation], sources: &[Vec<Source>]) -> Vec<(&'a Path, bool)> {
     let is_directory = |source: &Source| FileType::from_raw_mode(source.stat.st_mode) == FileType::Directory;
     let point = |(operation, sources): (&'a Operation, &Vec<Source>)| match operation {
-        Operation::Directory(_) | Operation::Link { .. } | Operation::File { .. } => None,
+        // Where it is mounted after all, it is on a tmpfs.
+        Operation::Node(_) | Operation::Directory(_) | Operation::Link { .. } | Operation::File { .. } => None,
         Operation::Bind(bind) => Some((bind.at.as_path(), is_directory(sources.first()?))),
         Operation::Overlay(_) | Operation::Tmpfs(_) | Operation::Sysfs | Operation::Copy { .. } => {
             Some((operation.at(), true))
@@ -142,9 +143,7 @@ impl Scratch {
         // Relative paths keep option strings short; absolute ones could be covered.
         rustix::process::fchdir(&directory).context("enter the scratch tmpfs")?;
         let scratch = Scratch { directory, kept: upper.is_some() };
-        for name in ["root", "layers"] {
-            scratch.make_directory(name)?;
-        }
+        scratch.make_directory("root")?;
         if !plan.many_layers {
             scratch.make_directory("overlay")?;
         }
@@ -205,6 +204,7 @@ impl Assembly<'_> {
             }
             Operation::Bind(bind) => self.bind(bind, sources),
             Operation::Tmpfs(tmpfs) => self.tmpfs(tmpfs),
+            Operation::Node(at) => self.node(at),
             Operation::Directory(at) => self.target(at, Make::Directory).map(drop),
             Operation::Sysfs => sources.iter().try_for_each(|source| self.attach(&source.mount, at, Make::Directory)),
             Operation::Link { at, target } => self.link(at, target),
@@ -235,7 +235,7 @@ impl Assembly<'_> {
     }
 
     /// The directory of `at`, and its name there, if that directory is one that only this process has seen.
-    fn in_fresh<'p>(&self, at: &'p Path) -> Option<(BorrowedFd<'_>, &'p OsStr)> {
+    pub(super) fn in_fresh<'p>(&self, at: &'p Path) -> Option<(BorrowedFd<'_>, &'p OsStr)> {
         let (place, directory) = self.last_fresh.as_ref()?;
         (at.parent() == Some(place)).then(|| Some((directory.as_fd(), at.file_name()?)))?
     }
@@ -309,7 +309,11 @@ impl Assembly<'_> {
                 let place = self.last_fresh_place();
                 self.make_directory(&place, (self.ids.base, self.ids.base), tmpfs.mode)?;
                 let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-                rustix::mount::open_tree(CWD, &place, flags)?
+                let mount = rustix::mount::open_tree(CWD, &place, flags)?;
+                if tmpfs.devices {
+                    sys::let_devices_be_opened(mount.as_fd())?;
+                }
+                mount
             }
         })
     }
@@ -322,7 +326,7 @@ impl Assembly<'_> {
     /// Copies, since the file system of credentials (ramfs) cannot be idmapped, and root inside could not read root's own.
     fn copy(&mut self, at: &Path, sources: &[Source]) -> Result<()> {
         let Some(source) = sources.first() else { return Ok(()) };
-        let mount = self.new_tmpfs(&Tmpfs { at: at.to_owned(), mode: 0o555, size: None })?;
+        let mount = self.new_tmpfs(&Tmpfs::new(at, 0o555, None))?;
         let place = self.last_fresh_place();
         let files = format!("/proc/self/fd/{}", source.mount.as_raw_fd());
         self.actor.as_self();
@@ -339,7 +343,7 @@ impl Assembly<'_> {
         mounts::restrict(mount.as_fd(), attributes, false)
     }
 
-    fn bind(&mut self, bind: &BindPlan, sources: Vec<Source>) -> Result<()> {
+    pub(super) fn bind(&mut self, bind: &BindPlan, sources: Vec<Source>) -> Result<()> {
         let Some(source) = sources.into_iter().next() else {
             return Ok(());
         };

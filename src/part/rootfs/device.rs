@@ -8,10 +8,31 @@ use anyhow::Context;
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, Uid};
 use rustix::mount::{MountAttrFlags, MoveMountFlags, OpenTreeFlags};
 
-use super::Operation;
-use super::assemble::{Ids, new_file_system};
+use super::assemble::{Assembly, Ids, new_file_system};
 use super::source::{Source, Wanted};
+use super::{BindPlan, Operation};
 use crate::error::Result;
+
+impl Assembly<'_> {
+    /// Makes a node for the device of the host that is called `at`, with its mode, or binds that one where the root's /dev is none that was
+    /// just made, or none may be made: in a service whose DeviceAllow= has no `m`, or a container.
+    pub(super) fn node(&mut self, at: &Path) -> Result<()> {
+        let stat = rustix::fs::stat(at)?;
+        let (kind, mode) = (FileType::from_raw_mode(stat.st_mode), Mode::from_raw_mode(stat.st_mode & 0o777));
+        if let Some((directory, name)) = self.in_fresh(at).filter(|_| kind == FileType::CharacterDevice) {
+            self.actor.as_owner();
+            match rustix::fs::mknodat(directory, name, kind, mode, stat.st_rdev) {
+                // The mask of this process has cut it.
+                Ok(()) => return Ok(rustix::fs::chmodat(directory, name, mode, AtFlags::empty())?),
+                Err(rustix::io::Errno::PERM) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        let bind = BindPlan::device(at.to_owned());
+        let source = Wanted::of(&bind).open(self.ids)?;
+        self.bind(&bind, vec![source])
+    }
+}
 
 /// The node of a device that gets one of its own. Made where things may be attached.
 pub(super) fn own_device(operation: &Operation, ids: &Ids<'_>) -> Result<Option<Source>> {

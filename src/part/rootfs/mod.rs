@@ -62,6 +62,8 @@ pub(crate) enum Operation {
     Bind(BindPlan),
     /// An empty directory in memory.
     Tmpfs(Tmpfs),
+    /// A node for a device of the host's that has the same name there.
+    Node(PathBuf),
     /// A directory, where it is missing.
     Directory(PathBuf),
     /// /sys of the network namespace that is joined, read-only.
@@ -151,6 +153,20 @@ impl BindPlan {
         sys::attr::NOSUID | kind | if self.read_only { sys::attr::RDONLY } else { 0 }
     }
 
+    /// Of a device of the host's, with nothing of it changed.
+    fn device(path: PathBuf) -> BindPlan {
+        BindPlan {
+            source: path.clone(),
+            at: path,
+            // A read-only mount still lets data through a device node; what it stops is chmod and the like, on the host's own.
+            read_only: true,
+            recursive: false,
+            device: true,
+            idmap: false,
+            optional: false,
+        }
+    }
+
     /// Whether it is a node of our own for the same device: what holds the host's nodes cannot be idmapped.
     fn is_own_node(&self) -> bool {
         self.device && self.idmap
@@ -166,9 +182,17 @@ pub(crate) struct Tmpfs {
     pub(crate) mode: u32,
     /// Size in bytes; `None`: what [`RootPlan::memory`] leaves.
     pub(crate) size: Option<u64>,
+    /// Nodes in it may be opened; who may make them has a right on the host.
+    pub(crate) devices: bool,
 }
 
-/// Device nodes that every sandbox has, by bind.
+impl Tmpfs {
+    fn new(at: impl Into<PathBuf>, mode: u32, size: Option<u64>) -> Tmpfs {
+        Tmpfs { at: at.into(), mode, size, devices: false }
+    }
+}
+
+/// Devices that every sandbox has.
 const DEVICES: &[&str] = &["null", "zero", "full", "random", "urandom", "tty"];
 
 /// Links in /dev.
@@ -232,7 +256,7 @@ pub(crate) fn plan(
         let own = operations.iter_mut().filter(|operation| operation.at() == Path::new("/sys"));
         own.for_each(|operation| *operation = Operation::Sysfs);
     }
-    operations.extend(devices());
+    operations.extend(devices(host, owners));
     operations.extend(spec.root.directories.iter().cloned().map(Operation::Directory));
     operations.extend(asked(spec, host, owners)?);
     let no_user_xattrs = rootless && host.kernel < (6, 6);
@@ -394,21 +418,14 @@ fn kernel_directories(share_sys: bool, share_proc: bool) -> Vec<Operation> {
         .collect()
 }
 
-fn devices() -> Vec<Operation> {
-    let tmpfs = |at: &str, mode| Operation::Tmpfs(Tmpfs { at: at.into(), mode, size: None });
-    let mut operations = vec![tmpfs("/dev", 0o755)];
+/// /dev. Where owners are mapped nobody inside has MKNOD on the host, and the devices are nodes in it: a bind of each takes five times as
+/// long. Its mount could not be told to let them be opened before Linux 5.12.
+fn devices(host: &Host, owners: Owners) -> Vec<Operation> {
+    let nodes = owners == Owners::Mapped && host.uid == 0 && host.kernel >= (5, 12);
+    let mut operations = vec![Operation::Tmpfs(Tmpfs { devices: nodes, ..Tmpfs::new("/dev", 0o755, None) })];
     operations.extend(DEVICES.iter().map(|name| {
         let path = Path::new("/dev").join(name);
-        Operation::Bind(BindPlan {
-            source: path.clone(),
-            at: path,
-            // A read-only mount still lets data through a device node; what it stops is chmod and the like, on the host's own.
-            read_only: true,
-            recursive: false,
-            device: true,
-            idmap: false,
-            optional: false,
-        })
+        if nodes { Operation::Node(path) } else { Operation::Bind(BindPlan::device(path)) }
     }));
     operations.extend(
         DEVICE_LINKS
@@ -416,7 +433,7 @@ fn devices() -> Vec<Operation> {
             .map(|(name, target)| Operation::Link { at: Path::new("/dev").join(name), target: target.into() }),
     );
     operations.extend(["/dev/pts", "/dev/mqueue"].map(|path| Operation::Directory(path.into())));
-    operations.push(tmpfs("/dev/shm", 0o1777));
+    operations.push(Operation::Tmpfs(Tmpfs::new("/dev/shm", 0o1777, None)));
     operations
 }
 
@@ -449,9 +466,7 @@ fn asked(spec: &Spec, host: &Host, owners: Owners) -> Result<Vec<Operation>> {
             optional: false,
         })
     }));
-    operations.extend(
-        spec.root.tmpfs.iter().map(|(at, size)| Operation::Tmpfs(Tmpfs { at: at.clone(), mode: 0o1777, size: *size })),
-    );
+    operations.extend(spec.root.tmpfs.iter().map(|(at, size)| Operation::Tmpfs(Tmpfs::new(at, 0o1777, *size))));
     operations.sort_by_key(|operation| operation.at().components().count());
     Ok(operations)
 }
@@ -464,7 +479,8 @@ impl Operation {
             Operation::Bind(bind) => &bind.at,
             Operation::Tmpfs(tmpfs) => &tmpfs.at,
             Operation::Sysfs => Path::new("/sys"),
-            Operation::Directory(at)
+            Operation::Node(at)
+            | Operation::Directory(at)
             | Operation::File { at, .. }
             | Operation::Link { at, .. }
             | Operation::Copy { at, .. } => at,

@@ -16,7 +16,7 @@ use crate::part::inside::Make;
 impl Assembly<'_> {
     pub(super) fn overlay(&mut self, overlay: &Overlay, layers: Vec<Source>) -> Result<OwnedFd> {
         let number = self.overlays.len().to_string();
-        let below = Path::new("layers").join(&number);
+        let below = layers_of(&number);
         self.scratch.make_directory(&below)?;
         let top = layers.last().map(|layer| layer.stat).ok_or_else(|| fault("an overlay needs a layer"))?;
         let mut lowers = Vec::new();
@@ -98,7 +98,7 @@ impl Assembly<'_> {
     /// Before 6.5: mount(2) takes one page of options, an fsconfig value only 255 bytes. From within the directory of the layers
     /// their names are numbers, so some 800 fit.
     fn mount_overlay_by_string(&self, number: &str, lowers: &[PathBuf], options: &[(&str, String)]) -> Result<OwnedFd> {
-        let below = Path::new("layers").join(number);
+        let below = layers_of(number);
         let name = |lower: &PathBuf| match lower.strip_prefix(&below) {
             Ok(name) => display(name),
             Err(_) => from_below(&display(lower)),
@@ -124,9 +124,14 @@ impl Assembly<'_> {
     }
 }
 
-/// A path of the scratch directory as seen from `layers/N`.
+/// Where the layers of an overlay are attached.
+fn layers_of(number: &str) -> PathBuf {
+    PathBuf::from(format!("layers-{number}"))
+}
+
+/// A path of the scratch directory as seen from [`layers_of`] an overlay.
 fn from_below(path: &str) -> String {
-    format!("../../{path}")
+    format!("../{path}")
 }
 
 fn display(path: &Path) -> String {

@@ -61,6 +61,7 @@ impl fmt::Display for Operation {
                 Some(size) => write!(f, "{at}: tmpfs of {size} bytes"),
                 None => write!(f, "{at}: tmpfs"),
             },
+            Operation::Node(_) => write!(f, "{at}: node of its own"),
             Operation::Directory(_) => write!(f, "{at}: directory"),
             Operation::Sysfs => write!(f, "{at}: of the network that is joined, read-only"),
             Operation::File { .. } => write!(f, "{at}: the sandbox's own file"),

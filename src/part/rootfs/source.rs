@@ -39,9 +39,11 @@ pub(super) fn sources(operation: &Operation, ids: &Ids<'_>) -> Result<Vec<Source
             let stat = rustix::fs::fstat(&mount).context("look at sysfs")?;
             Ok(vec![Source { mount, stat, is_restricted: false }])
         }
-        Operation::Tmpfs(_) | Operation::Directory(_) | Operation::Link { .. } | Operation::File { .. } => {
-            Ok(Vec::new())
-        }
+        Operation::Tmpfs(_)
+        | Operation::Node(_)
+        | Operation::Directory(_)
+        | Operation::Link { .. }
+        | Operation::File { .. } => Ok(Vec::new()),
         Operation::Copy { source, .. } => {
             let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
             let context = || format!("open {}", source.display());
@@ -68,7 +70,7 @@ impl<'a> Wanted<'a> {
         Wanted { path, what, recursive: false, idmap: false, attributes: 0 }
     }
 
-    fn of(bind: &'a BindPlan) -> Wanted<'a> {
+    pub(super) fn of(bind: &'a BindPlan) -> Wanted<'a> {
         let attributes = bind.attributes();
         Wanted { recursive: bind.recursive, attributes, ..Wanted::new(&bind.source, "bind").idmapped(bind.idmap) }
     }

@@ -60,8 +60,7 @@ impl<'a> View<'a> {
     /// What makes it.
     pub(super) fn operations(&self) -> Vec<Operation> {
         let mut operations = if self.host.uid == 0 { self.by_mount() } else { self.by_entry() };
-        operations
-            .extend(FRESH.iter().map(|(at, mode)| Operation::Tmpfs(Tmpfs { at: at.into(), mode: *mode, size: None })));
+        operations.extend(FRESH.iter().map(|(at, mode)| Operation::Tmpfs(Tmpfs::new(*at, *mode, None))));
         operations
     }
 
@@ -188,7 +187,7 @@ impl<'a> View<'a> {
     /// A plain user's overlay cannot have a layer with mounts below it (they are locked, and the kernel refuses to show what is
     /// under them), so directories with mounts are made anew and what they hold is brought one by one.
     fn by_entry(&self) -> Vec<Operation> {
-        let mut operations = vec![Operation::Tmpfs(Tmpfs { at: "/".into(), mode: 0o755, size: None })];
+        let mut operations = vec![Operation::Tmpfs(Tmpfs::new("/", 0o755, None))];
         for (directory, entries) in &self.host.view.entries {
             if is_elsewhere(directory) || self.is_hidden(directory) {
                 continue;
