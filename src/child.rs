@@ -154,7 +154,7 @@ fn own_files(end: &ChildEnd) -> Result<OwnFiles> {
 /// The root that a plain user makes, and where wanted the mount of the /proc files.
 fn own_root(root: &RootPlan, end: &ChildEnd, wants_view: bool) -> Result<(Root, Option<OwnFiles>)> {
     let view = wants_view.then(|| own_files(end)).transpose()?;
-    let (tree, _) = assemble(root, &Ids { base: 0, userns: None, inside: None })?;
+    let (tree, _) = assemble(root, &Ids { base: 0, userns: None, inside: None }, || {})?;
     Ok((Root { tree, is_ours: false }, view))
 }
 

@@ -153,12 +153,8 @@ impl Plan {
         }
         let own_cgroup = namespaces.has(Namespace::Cgroup) && host.cgroup == Some(CgroupMode::Unified);
         check_nesting(spec, &users)?;
-        let kernel_mounts = KernelMounts::plan(
-            spec,
-            |namespace| !namespaces.has(namespace),
-            own_cgroup && root.is_some(),
-            users.maps_tty_group(),
-        );
+        let kernel_mounts =
+            KernelMounts::plan(spec, |namespace| !namespaces.has(namespace), own_cgroup && root.is_some(), &users);
         let quota = unit.as_ref().is_some_and(UnitPlan::may_have_quota);
         let procview = procview::plan(spec, host, root.is_some(), quota, &mut warnings)?;
         let unit = unit.map(|unit| UnitPlan { own_devices: unit.needs(&network, procview.is_some()), ..unit });

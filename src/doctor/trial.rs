@@ -155,7 +155,7 @@ pub(super) fn root(plan: &RootPlan, users: &UserPlan) -> Trial {
 /// A plain user's root is made by the child itself.
 fn own_root(plan: &RootPlan, users: &UserPlan) -> Result<()> {
     let ids = Ids { base: 0, userns: None, inside: None };
-    Child::start_mapped(users, libc::CLONE_NEWNS, || assemble(plan, &ids).map(drop))?.answer()
+    Child::start_mapped(users, libc::CLONE_NEWNS, || assemble(plan, &ids, || {}).map(drop))?.answer()
 }
 
 /// Root's is made by a helper outside the user namespace, which exists only to have a map.
@@ -169,7 +169,7 @@ fn helpers_root(plan: &RootPlan, users: &UserPlan) -> Result<()> {
         userns: mapped.as_ref().map(|(_, file)| file.as_fd()),
         inside: None,
     };
-    Child::start(libc::CLONE_NEWNS, |_| assemble(plan, &ids).map(drop))?.answer()
+    Child::start(libc::CLONE_NEWNS, |_| assemble(plan, &ids, || {}).map(drop))?.answer()
 }
 
 /// A user namespace with the map of `users`; it lives as long as the file is open.

@@ -32,7 +32,7 @@ fn a_mountinfo_line_is_read_with_its_escapes_and_optional_fields() {
 #[test]
 fn covered_mounts_are_not_visible() {
     let host = Host {
-        mounts: visible(&[
+        mounts: visible(vec![
             mount(1, 0, "/", "rootfs"),
             mount(2, 1, "/", "ext4"),
             mount(3, 2, "/srv/data", "xfs"),

@@ -14,6 +14,7 @@ use crate::host::parse_mountinfo;
 use crate::layer::Namespace;
 use crate::part::inside::{Make, open_existing, open_or_make};
 use crate::part::rootfs::assemble::new_file_system;
+use crate::part::users::UserPlan;
 use crate::procview;
 use crate::spec::Spec;
 use crate::sys;
@@ -57,9 +58,6 @@ const MASKED: &[&str] = &[
     "/proc/keys",
     "/proc/key-users",
     "/proc/kmsg",
-    "/proc/kpagecgroup",
-    "/proc/kpagecount",
-    "/proc/kpageflags",
     "/proc/latency_stats",
     "/proc/sched_debug",
     "/proc/scsi",
@@ -68,10 +66,13 @@ const MASKED: &[&str] = &[
     "/sys/devices/virtual/powercap",
     "/sys/devices/virtual/thermal",
     "/sys/firmware",
-    "/sys/kernel/debug",
-    "/sys/kernel/security",
-    "/sys/kernel/tracing",
 ];
+
+/// The same in a /proc in which the host's root is somebody: they are that one's, and nobody else may read them.
+const MASKED_OF_ROOT: &[&str] = &["/proc/kpagecgroup", "/proc/kpagecount", "/proc/kpageflags"];
+
+/// The same in the host's /sys: in a new one they are mount points, in which there can never be anything.
+const MASKED_OF_THE_HOST: &[&str] = &["/sys/kernel/debug", "/sys/kernel/security", "/sys/kernel/tracing"];
 
 /// Read-only as in the OCI runtime specification's defaults.
 const READ_ONLY: &[&str] = &["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
@@ -84,8 +85,15 @@ pub(crate) const CPUS: &str = "/sys/devices/system/cpu";
 
 impl KernelMounts {
     /// Decides what is mounted: `shares` tells which namespaces are the host's.
-    pub(crate) fn plan(spec: &Spec, shares: impl Fn(Namespace) -> bool, cgroup: bool, tty_group: bool) -> KernelMounts {
-        let mut masked: Vec<PathBuf> = MASKED.iter().map(PathBuf::from).collect();
+    pub(crate) fn plan(
+        spec: &Spec,
+        shares: impl Fn(Namespace) -> bool,
+        cgroup: bool,
+        users: &UserPlan,
+    ) -> KernelMounts {
+        let of_root = MASKED_OF_ROOT.iter().filter(|_| !users.own_range());
+        let of_the_host = MASKED_OF_THE_HOST.iter().filter(|_| shares(Namespace::Net));
+        let mut masked: Vec<PathBuf> = MASKED.iter().chain(of_root).chain(of_the_host).map(PathBuf::from).collect();
         if shares(Namespace::Net) && !cgroup && !shares(Namespace::Cgroup) {
             // The host's /sys, with the host's whole tree in it.
             masked.push("/sys/fs/cgroup".into());
@@ -96,7 +104,7 @@ impl KernelMounts {
             sysfs: !shares(Namespace::Net),
             mqueue: !shares(Namespace::Ipc),
             cgroup,
-            tty_group,
+            tty_group: users.maps_tty_group(),
             masked,
             read_only: READ_ONLY.iter().map(PathBuf::from).collect(),
             nesting: spec.nesting,

@@ -1,9 +1,10 @@
 //! What the host view hides unless `--host-secrets` asks for it: the list is data, what of it exists is a fact of the host.
 
-use std::collections::HashMap;
-use std::ffi::OsString;
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags};
@@ -139,9 +140,9 @@ struct Look<'a> {
     /// `/`, where it is a local file system.
     root: Option<OwnedFd>,
     /// The directories in which most of the list would be, [`CROWDED`].
-    crowded: Vec<(&'static Path, OwnedFd)>,
-    /// By the text of the path: to hash a path takes longer than to look at the place.
-    seen: HashMap<OsString, Option<Kind>>,
+    crowded: Vec<(&'static str, OwnedFd)>,
+    /// By the text of the path: to compare paths takes longer than to look at the place.
+    seen: BTreeMap<OsString, Option<Kind>>,
 }
 
 impl<'a> Look<'a> {
@@ -150,8 +151,8 @@ impl<'a> Look<'a> {
         let local = host.is_local(root) && host.mount_of(root).is_some_and(|m| !is_kernel(&m.fstype));
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = local.then(|| rustix::fs::open(root, flags, Mode::empty()).ok()).flatten();
-        let mut look = Look { host, root, crowded: Vec::new(), seen: HashMap::new() };
-        let open = |name| Some((Path::new(name), look.open(Path::new(name), OFlags::DIRECTORY).ok()?));
+        let mut look = Look { host, root, crowded: Vec::new(), seen: BTreeMap::new() };
+        let open = |name| Some((name, look.open(Path::new(name), OFlags::DIRECTORY).ok()?));
         look.crowded = CROWDED.into_iter().filter_map(open).collect();
         look
     }
@@ -170,7 +171,8 @@ impl<'a> Look<'a> {
     /// # Errors
     /// When the path is not so, or the kernel has no such step.
     fn plain(&self, path: &Path) -> std::result::Result<Option<bool>, Errno> {
-        let below = path.strip_prefix("/").map_err(|_| Errno::INVAL)?;
+        let below = path.as_os_str().as_bytes().strip_prefix(b"/").ok_or(Errno::INVAL)?;
+        let below = Path::new(OsStr::from_bytes(below));
         if self.is_missing(path, below) {
             return Ok(None);
         }
@@ -193,9 +195,16 @@ impl<'a> Look<'a> {
 
     /// Whether a name is not in a crowded directory. It is asked as a link, which starts no automount; what is mounted may hang.
     fn is_missing(&self, path: &Path, below: &Path) -> bool {
-        let (Some(parent), Some(name)) = (below.parent(), below.file_name()) else { return false };
-        let Some((_, directory)) = self.crowded.iter().find(|(path, _)| *path == parent) else { return false };
-        // As text: to take both apart for each name and each mount takes longer than what is asked here saves.
+        // As text: to take paths apart, for each name and each mount, takes longer than what is asked here saves.
+        let text = below.as_os_str().as_bytes();
+        let Some(slash) = text.iter().rposition(|b| *b == b'/') else { return false };
+        let (parent, name) = (&text[..slash], &text[slash + 1..]);
+        if name.is_empty() {
+            return false;
+        }
+        let Some((_, directory)) = self.crowded.iter().find(|(path, _)| path.as_bytes() == parent) else {
+            return false;
+        };
         if self.host.mounts.iter().any(|mount| mount.point.as_os_str() == path.as_os_str()) {
             return false;
         }

@@ -37,7 +37,7 @@ fn host() -> Host {
         cgroup: Some(CgroupMode::Unified),
         id: "0a1b2c".into(),
         booted_by_systemd: true,
-        mounts: visible(&parse_mountinfo(MOUNTS.as_bytes())),
+        mounts: visible(parse_mountinfo(MOUNTS.as_bytes())),
         environment: [("TERM".into(), "xterm".into()), ("LANG".into(), "C.UTF-8".into())].into(),
         view: crate::host::HostView {
             secrets: vec![("/boot".into(), true), ("/etc/shadow".into(), false), ("/var/log".into(), true)],
@@ -150,20 +150,20 @@ fn mounts_that_cannot_be_idmapped() {
     let more = "40 20 0:60 / /var rw - zfs pool/var rw\n41 20 0:61 / /opt/mem rw - tmpfs tmpfs rw\n\
                 42 20 0:62 / /opt/ro ro - zfs pool/ro ro\n43 20 0:63 / /tmp rw - tmpfs tmpfs rw\n";
     let data = more.replace("/var rw", "/srv/data rw");
-    host.mounts = visible(&parse_mountinfo([MOUNTS, &data].concat().as_bytes()));
+    host.mounts = visible(parse_mountinfo([MOUNTS, &data].concat().as_bytes()));
     check("zfs-data", "true", &host);
     host.kernel = (6, 1);
     check("zfs-data-6.1", "true", &host);
     check("zfs-data-identity", "--userns identity true", &host);
     // Something is hidden in /var and in /etc, which only an overlay does.
     host.kernel = (6, 12);
-    host.mounts = visible(&parse_mountinfo([MOUNTS, more].concat().as_bytes()));
+    host.mounts = visible(parse_mountinfo([MOUNTS, more].concat().as_bytes()));
     check("zfs-var", "true", &host);
     let etc = "40 20 0:60 / /etc ro - overlay overlay ro\n";
-    host.mounts = visible(&parse_mountinfo([MOUNTS, etc].concat().as_bytes()));
+    host.mounts = visible(parse_mountinfo([MOUNTS, etc].concat().as_bytes()));
     check("etc-overlay", "true", &host);
     let etc = "40 20 0:60 / /etc rw - vfat /dev/sdb1 rw\n";
-    host.mounts = visible(&parse_mountinfo([MOUNTS, etc].concat().as_bytes()));
+    host.mounts = visible(parse_mountinfo([MOUNTS, etc].concat().as_bytes()));
     check("etc-vfat", "true", &host);
 }
 

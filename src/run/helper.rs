@@ -176,16 +176,16 @@ impl Work {
         let Some(root) = &self.plan.root else { return Ok(()) };
         let namespaces = self.map_ids()?;
         // Back there at the end, whoever waits for this thread finds its mounts gone.
-        let host = std::fs::File::open("/proc/thread-self/ns/mnt").context("open the host's mount namespace")?;
+        let host = std::fs::File::open("/proc/self/ns/mnt").context("open the host's mount namespace")?;
         let inside = namespaces.mount.as_ref().map(AsFd::as_fd);
         match inside {
             Some(_) => sys::unshare(libc::CLONE_FS).context("have a root directory of its own")?,
             None => sys::unshare(libc::CLONE_NEWNS).context("make a mount namespace")?,
         }
         // First, so that the child can ask for their names as soon as the root is made.
-        let server = namespaces.view.as_ref().map(|_| self.mount_files()).transpose()?;
+        let mut server = namespaces.view.as_ref().map(|_| self.mount_files()).transpose()?;
         let told = self
-            .make_root(root, &namespaces)
+            .make_root(root, &namespaces, server.as_mut())
             .and_then(|root| self.end.send(&ToChild::Root(root)).context("tell the child"))
             // Not to be returned: the child hears of it when its questions have been answered.
             .inspect_err(|error| self.tell_failure(error));
@@ -206,14 +206,17 @@ impl Work {
         drop(self.end.send(&ToChild::Failed(Failure::from_error(error))));
     }
 
-    fn make_root(&self, root: &RootPlan, namespaces: &Namespaces) -> Result<Root> {
+    /// Makes the root. The child, which waits for that, may ask for names of the /proc files before.
+    fn make_root(&self, root: &RootPlan, namespaces: &Namespaces, mut server: Option<&mut Server>) -> Result<Root> {
         // What is made for the root is for everybody in it, whatever the caller's mask.
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
         // What of /sys is made here shows the network.
         self.joined.as_ref().map_or(Ok(()), Joined::enter)?;
         let inside = namespaces.mount.as_ref().map(AsFd::as_fd);
         let ids = Ids { base: self.base, userns: namespaces.user.as_ref().map(AsFd::as_fd), inside };
-        let (tree, is_attached) = assemble(root, &ids)?;
+        // What goes wrong does so again when nothing else is to be done.
+        let answer = || drop(server.as_mut().map(|server| server.serve(None)));
+        let (tree, is_attached) = assemble(root, &ids, answer)?;
         // Not under a child that may still have to open its network in the host's /proc.
         // Nor into a directory that is for the sandbox's own root alone, and this process has no right to pass that over.
         let is_ours = is_attached && self.plan.network.pasta().is_none() && rustix::process::fchdir(&tree).is_ok();

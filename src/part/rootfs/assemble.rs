@@ -51,11 +51,12 @@ impl Ids<'_> {
 }
 
 /// Makes the root and returns it as a tree of mounts, and whether it is attached: in the mount namespace `ids.inside`, where this thread
-/// then is. Where that one may not be entered (setns(2) wants SYS_CHROOT), this thread then is in one of its own.
+/// then is. Where that one may not be entered (setns(2) wants SYS_CHROOT), this thread then is in one of its own. `meanwhile` is called
+/// after each step.
 ///
 /// # Errors
 /// With the object and the kernel's reason, when anything of the plan cannot be had.
-pub(crate) fn assemble(plan: &RootPlan, ids: &Ids<'_>) -> Result<(OwnedFd, bool)> {
+pub(crate) fn assemble(plan: &RootPlan, ids: &Ids<'_>, mut meanwhile: impl FnMut()) -> Result<(OwnedFd, bool)> {
     let make_private = || {
         rustix::mount::mount_change("/", MountPropagationFlags::PRIVATE | MountPropagationFlags::REC)
             .context("make / private")
@@ -90,6 +91,7 @@ pub(crate) fn assemble(plan: &RootPlan, ids: &Ids<'_>) -> Result<(OwnedFd, bool)
     };
     for (operation, sources) in plan.operations.iter().zip(sources) {
         assembly.add(operation, sources)?;
+        meanwhile();
     }
     assembly.finish()
 }
