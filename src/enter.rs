@@ -368,6 +368,7 @@ pub(crate) fn process(entry: &Entry, asked: &Asked) -> ProcessPlan {
     ProcessPlan {
         command: asked.command.clone(),
         environment,
+        identity: None,
         user: asked.user.clone().unwrap_or_else(|| entry.user.clone()),
         group: if asked.user.is_some() {
             asked.group.clone()

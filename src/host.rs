@@ -13,6 +13,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::retry_on_intr;
 
 mod entries;
+mod file_systems;
 pub(crate) mod network;
 
 use crate::error::Result;
@@ -22,6 +23,7 @@ use crate::spec::network::NetworkSpec;
 use crate::systemd::CgroupMode;
 pub(crate) use entries::Kind;
 use entries::entries;
+pub(crate) use file_systems::{is_kernel, is_remote};
 use network::NetworkFacts;
 
 /// What was read of this machine.
@@ -59,6 +61,10 @@ pub(crate) struct Host {
     pub(crate) resolv_conf: Vec<u8>,
     /// What is known of the network; read only for a sandbox that is connected to it.
     pub(crate) network: NetworkFacts,
+    /// Text of /etc/passwd.
+    pub(crate) passwd: String,
+    /// Text of /etc/group.
+    pub(crate) group: String,
     /// What the host view needs to know; read only when it is the root.
     pub(crate) view: HostView,
     /// The service whose main process the launcher is.
@@ -161,6 +167,8 @@ impl Host {
             no_fuse: crate::procview::mount::obstacle(),
             resolv_conf: std::fs::read("/etc/resolv.conf").unwrap_or_default(),
             network: NetworkFacts::default(),
+            passwd,
+            group,
             view: HostView::default(),
         })
     }
@@ -313,63 +321,6 @@ pub(crate) fn visible(mut mounts: Vec<Mount>) -> Vec<Mount> {
     // As bytes: a mount comes before those below it all the same.
     mounts.sort_by(|a, b| a.point.as_os_str().cmp(b.point.as_os_str()));
     mounts
-}
-
-/// File systems whose server may be dead or elsewhere: touching one can hang for ever, so nothing below one is ever looked at.
-pub(crate) fn is_remote(fstype: &str) -> bool {
-    const REMOTE: &[&str] = &[
-        "nfs",
-        "nfs4",
-        "cifs",
-        "smb3",
-        "smbfs",
-        "ceph",
-        "afs",
-        "9p",
-        "gfs2",
-        "ocfs2",
-        "glusterfs",
-        "lustre",
-        "autofs",
-        "ncpfs",
-        "coda",
-        "orangefs",
-        "virtiofs",
-        "fuse",
-        "fuseblk",
-        "beegfs",
-        "gpfs",
-    ];
-    fstype.starts_with("fuse.") || REMOTE.contains(&fstype)
-}
-
-/// File systems that are no files: the kernel's own views.
-pub(crate) fn is_kernel(fstype: &str) -> bool {
-    const KERNEL: &[&str] = &[
-        "proc",
-        "sysfs",
-        "devtmpfs",
-        "devpts",
-        "cgroup",
-        "cgroup2",
-        "mqueue",
-        "hugetlbfs",
-        "debugfs",
-        "tracefs",
-        "securityfs",
-        "pstore",
-        "bpf",
-        "efivarfs",
-        "configfs",
-        "fusectl",
-        "selinuxfs",
-        "binfmt_misc",
-        "nsfs",
-        "rpc_pipefs",
-        "smackfs",
-        "nfsd",
-    ];
-    KERNEL.contains(&fstype)
 }
 
 /// Whether newuidmap(1) and newgidmap(1) are there and can be more than their caller: with no_new_privs, as in a sandbox, they cannot.

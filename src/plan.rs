@@ -158,7 +158,7 @@ impl Plan {
         let quota = unit.as_ref().is_some_and(UnitPlan::may_have_quota);
         let procview = procview::plan(spec, host, root.is_some(), quota, &mut warnings)?;
         let unit = unit.map(|unit| UnitPlan { own_devices: unit.needs(&network, procview.is_some()), ..unit });
-        let process = process::plan(spec, host, &users, &service);
+        let process = process::plan(spec, host, &users, &service, root.as_ref());
         let circumstances = Circumstances::new(spec, host.kernel);
         let seccomp = Filter::plan(&spec.seccomp, circumstances, &mut warnings)?;
         let names = unit.as_ref().map(|unit| (unit.name.as_str(), unit.user));

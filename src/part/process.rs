@@ -11,6 +11,7 @@ use serde::{Serialize, Serializer};
 use crate::error::{Result, fault};
 use crate::host::{Host, IdRange};
 use crate::part::account;
+use crate::part::rootfs::RootPlan;
 use crate::part::service::{Listen, ServicePlan};
 use crate::part::users::UserPlan;
 use crate::spec::{RootSource, Spec};
@@ -27,6 +28,9 @@ const UMASK: u32 = 0o022;
 
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
+const PASSWD: &str = "/etc/passwd";
+const GROUP: &str = "/etc/group";
+
 /// How the payload starts, decided.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub(crate) struct ProcessPlan {
@@ -40,6 +44,9 @@ pub(crate) struct ProcessPlan {
     pub(crate) user: String,
     /// Group, by name or number; `None`: the user's.
     pub(crate) group: Option<String>,
+    /// Who that is, where it is known before the root is made: it has the host's own accounts.
+    #[serde(skip)]
+    pub(crate) identity: Option<Identity>,
     /// Where it starts: the first that exists inside.
     pub(crate) directories: Vec<PathBuf>,
     /// It is PID 1 itself.
@@ -93,7 +100,13 @@ fn limit((resource, limit): &(u32, Rlimit)) -> String {
 }
 
 /// Decides how the payload starts.
-pub(crate) fn plan(spec: &Spec, host: &Host, users: &UserPlan, service: &ServicePlan) -> ProcessPlan {
+pub(crate) fn plan(
+    spec: &Spec,
+    host: &Host,
+    users: &UserPlan,
+    service: &ServicePlan,
+    root: Option<&RootPlan>,
+) -> ProcessPlan {
     let process = &spec.process;
     // A map without root has one user and one group, which need not be the group that the account has inside.
     let only = users.only_ids();
@@ -105,7 +118,7 @@ pub(crate) fn plan(spec: &Spec, host: &Host, users: &UserPlan, service: &Service
         None => vec!["/".into()],
     };
     let rlimits = process.rlimits.iter().map(|l| (l.resource, Rlimit { soft: l.soft, hard: l.hard })).collect();
-    ProcessPlan {
+    let mut plan = ProcessPlan {
         command: spec.command.clone(),
         environment: environment(spec, host, service),
         listen: service.listen.clone(),
@@ -124,7 +137,14 @@ pub(crate) fn plan(spec: &Spec, host: &Host, users: &UserPlan, service: &Service
         missing_id_hint: users.missing_id_hint(),
         host_view,
         quiet: process.quiet,
+        identity: None,
+    };
+    let has_accounts = |root: &RootPlan| [PASSWD, GROUP].iter().all(|path| root.has_the_hosts(Path::new(path)));
+    if root.is_some_and(has_accounts) {
+        // What is wrong with it is said by who looks inside.
+        plan.identity = Identity::find(&plan, &host.passwd, &host.group).ok();
     }
+    plan
 }
 
 /// PATH, TERM and container, then what was asked; a later value replaces an earlier one.
@@ -285,7 +305,8 @@ impl ProcessPlan {
     /// # Errors
     /// When there is no such user or group.
     pub(crate) fn prepare(&self) -> Result<Prepared> {
-        let identity = Identity::find(self, &read_accounts("/etc/passwd"), &read_accounts("/etc/group"))?;
+        let found = || Identity::find(self, &read_accounts(PASSWD), &read_accounts(GROUP));
+        let identity = self.identity.clone().map_or_else(found, Ok)?;
         let execution = self.execution(&identity);
         Ok(Prepared { identity, execution })
     }

@@ -50,7 +50,7 @@ impl OwnService {
         if get("INVOCATION_ID").is_none() || is_main == Some(false) {
             return Ok(None);
         }
-        let found = UnitOfProcess::try_read("self")?.filter(|found| found.unit.ends_with(".service"));
+        let found = UnitOfProcess::of_this_process()?.filter(|found| found.unit.ends_with(".service"));
         let Some(found) = found else { return Ok(None) };
         let is_main = match is_main {
             Some(is_main) => is_main,

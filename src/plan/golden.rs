@@ -73,10 +73,14 @@ fn plain_user() -> Host {
     host
 }
 
-fn plan(words: &str, host: &Host) -> String {
+fn made(words: &str, host: &Host) -> crate::error::Result<Plan> {
     let layer = parse(words);
     let layer = if layer.image.is_some() { crate::image::under(layer, &image()) } else { Ok(layer) };
-    match layer.and_then(Spec::from_layer).and_then(|spec| Plan::new(&spec, host)) {
+    layer.and_then(Spec::from_layer).and_then(|spec| Plan::new(&spec, host))
+}
+
+fn plan(words: &str, host: &Host) -> String {
+    match made(words, host) {
         Ok(plan) => plan.to_string(),
         Err(error) => crate::report_text(&error).0,
     }
@@ -382,4 +386,29 @@ fn in_a_service_already() {
         [("NOTIFY_SOCKET", "/run/systemd/notify"), ("CREDENTIALS_DIRECTORY", "/run/credentials/sandbox@web.service")];
     host.environment.extend(variables.map(|(name, value)| (name.into(), value.into())));
     check("own-service", "--unit=web --slice=test -m 1G -p TimeoutStopSec=5 -- nginx", &host);
+}
+
+/// Who the payload is, is known of a root in which the accounts are certainly the host's.
+#[test]
+fn the_accounts_of_the_host() {
+    let mut host = host();
+    host.passwd = "root:x:0:0::/root:/bin/sh\nweb:x:7:8::/srv:/bin/sh\n".into();
+    let identity = |words: &str| made(words, &host).unwrap().process.identity;
+    for words in ["true", "--uid web true", "--read-only true", "--bind /usr:/etc/passwd.d true", "--tmpfs /etc/x true"]
+    {
+        assert!(identity(words).is_some(), "{words}");
+    }
+    let same = identity("--uid web true").map(|found| (found.uid, found.gid));
+    assert_eq!(same, Some((7, 8)));
+    for words in [
+        "--uid nobody true",
+        "--bind /usr:/etc/group true",
+        "--bind /usr:/etc true",
+        "--tmpfs /etc true",
+        "--upper /srv/up true",
+        "--rootfs /usr true",
+        "--share mount true",
+    ] {
+        assert_eq!(identity(words), None, "{words}");
+    }
 }

@@ -4,6 +4,7 @@
 //! relies on the same places.
 
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use anyhow::Context;
 use serde::Serialize;
@@ -102,6 +103,19 @@ impl CgroupPaths {
         Some(Path::new(path.strip_prefix('/').unwrap_or(path)))
     }
 
+    /// Those of this process when it began: while others move it nobody may read them again, see [`super::grace`].
+    ///
+    /// # Errors
+    /// When they cannot be looked at.
+    pub(super) fn of_this_process() -> std::io::Result<&'static CgroupPaths> {
+        static OWN: OnceLock<CgroupPaths> = OnceLock::new();
+        if let Some(own) = OWN.get() {
+            return Ok(own);
+        }
+        let own = CgroupPaths::of("self")?;
+        Ok(OWN.get_or_init(|| own))
+    }
+
     /// Reads those of a process, by number or `self`.
     ///
     /// # Errors
@@ -181,8 +195,19 @@ impl UnitOfProcess {
     /// # Errors
     /// When it is gone, or cannot be looked at.
     pub(crate) fn try_read(process: &str) -> std::io::Result<Option<UnitOfProcess>> {
-        let paths = CgroupPaths::of(process)?;
-        Ok(paths.of_systemd().and_then(|(_, path)| UnitOfProcess::of_path(Path::new(path))))
+        Ok(UnitOfProcess::of_paths(&CgroupPaths::of(process)?))
+    }
+
+    /// That of this process when it began; `None` where it is in none.
+    ///
+    /// # Errors
+    /// When it cannot be looked at.
+    pub(crate) fn of_this_process() -> std::io::Result<Option<UnitOfProcess>> {
+        Ok(UnitOfProcess::of_paths(CgroupPaths::of_this_process()?))
+    }
+
+    fn of_paths(paths: &CgroupPaths) -> Option<UnitOfProcess> {
+        paths.of_systemd().and_then(|(_, path)| UnitOfProcess::of_path(Path::new(path)))
     }
 
     fn of_path(path: &Path) -> Option<UnitOfProcess> {

@@ -30,7 +30,7 @@ impl Grace {
 
 /// The `cgroup.procs` of the cgroup that this process is in, in whichever hierarchy systemd mounts; all share the one lock.
 fn own_procs() -> Option<OwnedFd> {
-    let paths = CgroupPaths::of("self").ok()?;
+    let paths = CgroupPaths::of_this_process().ok()?;
     let (below, path) = paths.of_systemd()?;
     let file = format!("/sys/fs/cgroup/{below}{path}/cgroup.procs");
     rustix::fs::open(file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()).ok()

@@ -14,7 +14,7 @@ fn planned(words: &[&str], caller: u32) -> ProcessPlan {
     let host = Host { uid: caller, gid: caller, kernel: (6, 12), mounts, ..Host::default() };
     let spec = Spec::from_layer(layer).unwrap();
     let (users, _) = crate::part::users::plan(&spec, &host).unwrap();
-    plan(&spec, &host, &users, &ServicePlan::default())
+    plan(&spec, &host, &users, &ServicePlan::default(), None)
 }
 
 #[test]

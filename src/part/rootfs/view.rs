@@ -5,7 +5,9 @@ use std::collections::HashMap;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::{BindPlan, INIT_FILES, InitEntry, InitKind, Operation, Overlay, Owners, Tmpfs, can_idmap, init_files};
+use super::{
+    BindPlan, INIT_FILES, InitEntry, InitKind, Operation, Overlay, Owners, RootPlan, Tmpfs, can_idmap, init_files,
+};
 use crate::host::{Host, Kind, Mount, is_below, is_kernel};
 use crate::spec::Spec;
 
@@ -267,4 +269,18 @@ fn is_init_file(path: &Path) -> bool {
 /// Whether something at `path` would be under a directory that is made anew.
 fn is_elsewhere(path: &Path) -> bool {
     OTHERS.iter().chain(FRESH.iter().map(|(fresh, _)| fresh)).any(|other| is_below(path, Path::new(other)))
+}
+
+impl RootPlan {
+    /// Whether the file `path` inside is certainly the host's of that name: nothing else is laid over it, and nobody has written before.
+    pub(crate) fn has_the_hosts(&self, path: &Path) -> bool {
+        let around = self.operations.iter().filter(|operation| is_below(path, operation.at()));
+        match around.max_by_key(|operation| operation.at().as_os_str().len()) {
+            Some(Operation::Overlay(overlay)) if self.upper.is_none() => {
+                let is_own = |entry: &InitEntry| is_below(path, &overlay.at.join(&entry.path));
+                overlay.layers == [overlay.at.as_path()] && !overlay.init.iter().any(is_own)
+            }
+            _ => false,
+        }
+    }
 }
