@@ -65,6 +65,8 @@ pub(crate) struct Host {
     pub(crate) passwd: String,
     /// Text of /etc/group.
     pub(crate) group: String,
+    /// No link leads to these two.
+    pub(crate) accounts_are_plain: bool,
     /// What the host view needs to know; read only when it is the root.
     pub(crate) view: HostView,
     /// The service whose main process the launcher is.
@@ -169,6 +171,7 @@ impl Host {
             network: NetworkFacts::default(),
             passwd,
             group,
+            accounts_are_plain: are_plain_accounts(),
             view: HostView::default(),
         })
     }
@@ -249,6 +252,11 @@ pub(crate) fn is_booted_by_systemd() -> std::io::Result<bool> {
 /// Whether nothing is at a path, or nothing that this user could reach; any other error says nothing of what is there.
 pub(crate) fn is_absent(error: &std::io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOENT | libc::ENOTDIR | libc::EACCES))
+}
+
+fn are_plain_accounts() -> bool {
+    let is_link = |path| std::fs::symlink_metadata(path).is_ok_and(|meta: std::fs::Metadata| meta.is_symlink());
+    !["/etc", "/etc/passwd", "/etc/group"].into_iter().any(is_link)
 }
 
 /// The text of a file; none where there is no such file.

@@ -190,13 +190,14 @@ pub(crate) fn set_controlling_terminal(terminal: BorrowedFd<'_>) -> io::Result<(
     check(unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSCTTY as _, 0) } as libc::c_long).map(drop)
 }
 
-/// Leaves the namespaces in `flags` (`CLONE_NEW*`) for new ones; unshare(2). Never used by the launcher's first thread. With a mount
+/// Leaves the namespaces in `flags` (`CLONE_NEW*`) for new ones; unshare(2). Not for the launcher's first thread. With a mount
 /// namespace, or with `CLONE_FS`, the calling thread gets a root, a working directory and an umask of its own.
 ///
 /// # Errors
 /// EINVAL for a user namespace with several threads, and what unshare(2) says.
 pub(crate) fn unshare(flags: libc::c_int) -> io::Result<()> {
-    // SAFETY: no flag that is passed here (namespaces and CLONE_FS, never CLONE_FILES or CLONE_VM) shares or unshares memory.
+    // SAFETY: no flag that is passed here (namespaces, CLONE_FS, and CLONE_THREAD, which only asks; never CLONE_FILES or CLONE_VM) shares or
+    // unshares memory.
     check(unsafe { libc::unshare(flags) } as libc::c_long).map(drop)
 }
 

@@ -139,8 +139,12 @@ pub(crate) fn plan(
         quiet: process.quiet,
         identity: None,
     };
-    let has_accounts = |root: &RootPlan| [PASSWD, GROUP].iter().all(|path| root.has_the_hosts(Path::new(path)));
-    if root.is_some_and(has_accounts) {
+    // What was asked for may be anywhere, by way of a link or of dots.
+    let asked = &spec.root;
+    let is_default =
+        asked.binds.is_empty() && asked.tmpfs.is_empty() && asked.devices.is_empty() && asked.directories.is_empty();
+    let has_accounts = |root: &RootPlan| [PASSWD, GROUP].iter().all(|path| root.has_the_hosts(Path::new(path), host));
+    if is_default && host.accounts_are_plain && root.is_some_and(has_accounts) {
         // What is wrong with it is said by who looks inside.
         plan.identity = Identity::find(&plan, &host.passwd, &host.group).ok();
     }

@@ -392,10 +392,10 @@ fn in_a_service_already() {
 #[test]
 fn the_accounts_of_the_host() {
     let mut host = host();
+    host.accounts_are_plain = true;
     host.passwd = "root:x:0:0::/root:/bin/sh\nweb:x:7:8::/srv:/bin/sh\n".into();
     let identity = |words: &str| made(words, &host).unwrap().process.identity;
-    for words in ["true", "--uid web true", "--read-only true", "--bind /usr:/etc/passwd.d true", "--tmpfs /etc/x true"]
-    {
+    for words in ["true", "--uid web true", "--read-only true"] {
         assert!(identity(words).is_some(), "{words}");
     }
     let same = identity("--uid web true").map(|found| (found.uid, found.gid));
@@ -403,6 +403,9 @@ fn the_accounts_of_the_host() {
     for words in [
         "--uid nobody true",
         "--bind /usr:/etc/group true",
+        "--bind /usr:/etc/ true",
+        "--bind /usr:/srv/../etc true",
+        "--tmpfs //etc true",
         "--bind /usr:/etc true",
         "--tmpfs /etc true",
         "--upper /srv/up true",
@@ -410,5 +413,12 @@ fn the_accounts_of_the_host() {
         "--share mount true",
     ] {
         assert_eq!(identity(words), None, "{words}");
+    } // What is mounted there is left out, so that what lies beneath is seen.
+    for more in ["43 20 0:60 / /etc rw - nfs4 server:/etc rw\n", "43 20 0:60 / /etc/passwd rw - fuse.x x rw\n"] {
+        let mut host = host.clone();
+        host.mounts = visible(parse_mountinfo([MOUNTS, more].concat().as_bytes()));
+        assert_eq!(made("true", &host).unwrap().process.identity, None, "{more}");
     }
+    host.accounts_are_plain = false;
+    assert_eq!(made("true", &host).unwrap().process.identity, None);
 }

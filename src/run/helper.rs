@@ -185,7 +185,7 @@ impl Work {
         // First, so that the child can ask for their names as soon as the root is made.
         let mut server = namespaces.view.as_ref().map(|_| self.mount_files()).transpose()?;
         let told = self
-            .make_root(root, &namespaces, server.as_mut())
+            .make_root(root, &namespaces, &mut server)
             .and_then(|root| self.end.send(&ToChild::Root(root)).context("tell the child"))
             // Not to be returned: the child hears of it when its questions have been answered.
             .inspect_err(|error| self.tell_failure(error));
@@ -207,15 +207,19 @@ impl Work {
     }
 
     /// Makes the root. The child, which waits for that, may ask for names of the /proc files before.
-    fn make_root(&self, root: &RootPlan, namespaces: &Namespaces, mut server: Option<&mut Server>) -> Result<Root> {
+    fn make_root(&self, root: &RootPlan, namespaces: &Namespaces, server: &mut Option<Server>) -> Result<Root> {
         // What is made for the root is for everybody in it, whatever the caller's mask.
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(0o022));
         // What of /sys is made here shows the network.
         self.joined.as_ref().map_or(Ok(()), Joined::enter)?;
         let inside = namespaces.mount.as_ref().map(AsFd::as_fd);
         let ids = Ids { base: self.base, userns: namespaces.user.as_ref().map(AsFd::as_fd), inside };
-        // What goes wrong does so again when nothing else is to be done.
-        let answer = || drop(server.as_mut().map(|server| server.serve(None)));
+        // A server that is gone the child sees as a failure, and says what it was at.
+        let answer = || {
+            if server.as_mut().is_some_and(|server| server.serve(None).is_err()) {
+                *server = None;
+            }
+        };
         let (tree, is_attached) = assemble(root, &ids, answer)?;
         // Not under a child that may still have to open its network in the host's /proc.
         // Nor into a directory that is for the sandbox's own root alone, and this process has no right to pass that over.

@@ -272,13 +272,15 @@ fn is_elsewhere(path: &Path) -> bool {
 }
 
 impl RootPlan {
-    /// Whether the file `path` inside is certainly the host's of that name: nothing else is laid over it, and nobody has written before.
-    pub(crate) fn has_the_hosts(&self, path: &Path) -> bool {
+    /// Whether the file `path` inside, to which no link leads, is certainly the host's of that name: nothing else is laid over it, it is on
+    /// the mount that is the layer, and nobody has written before. All operations have to be at plain paths.
+    pub(crate) fn has_the_hosts(&self, path: &Path, host: &Host) -> bool {
         let around = self.operations.iter().filter(|operation| is_below(path, operation.at()));
         match around.max_by_key(|operation| operation.at().as_os_str().len()) {
             Some(Operation::Overlay(overlay)) if self.upper.is_none() => {
                 let is_own = |entry: &InitEntry| is_below(path, &overlay.at.join(&entry.path));
-                overlay.layers == [overlay.at.as_path()] && !overlay.init.iter().any(is_own)
+                let is_on_layer = host.mount_of(path).is_some_and(|mount| mount.point == overlay.at);
+                is_on_layer && overlay.layers == [overlay.at.as_path()] && !overlay.init.iter().any(is_own)
             }
             _ => false,
         }
